@@ -1,0 +1,98 @@
+"""What every console script shares: flags from dataclasses, TOML defaults, `--json`, exit codes.
+
+A command is a function of one dataclass: the docstring is the command's help, the fields are the flags, and the same
+names (with `-` or `_`) are the keys of a `--config FILE.toml`, over which flags win.
+"""
+
+import dataclasses
+import inspect
+import json
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from arwkv_store.errors import ArwkvError, UsageError
+
+# Each command takes its own configuration dataclass, which a common type cannot name.
+Command = Callable[[Any], Mapping[str, Any] | None]
+
+
+def main(prog: str, description: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> None:
+    """Parse, call one command, exit with its code.
+
+    A command prints its own readable output and returns a JSON-ready mapping (or None), which is printed as the one
+    document on stdout when its configuration has `json=True`. Raises SystemExit: 0 ok, 1 failed, 2 usage, 3 corrupt
+    data, 75 try again later.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = _expand_config_file(arguments, commands)
+        name, config = _parse(prog, description, commands, arguments)
+        document = commands[name](config)
+    except ArwkvError as error:
+        print(f"{prog}: {type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt:
+        print(f"{prog}: stopped; the same command continues", file=sys.stderr)
+        raise SystemExit(75) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(0) from None
+    if document is not None and getattr(config, "json", False):
+        print(json.dumps(document, indent=2, default=str))
+    raise SystemExit(0)
+
+
+def _parse(prog: str, description: str, commands: Mapping[str, Command], arguments: list[str]) -> tuple[str, Any]:
+    config_types: dict[str, Callable[..., Any]] = {name: _config_type(command) for name, command in commands.items()}
+    config = tyro.extras.subcommand_cli_from_dict(
+        config_types,
+        prog=prog,
+        description=description,
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+    )
+    return next(name for name in arguments if name in commands), config
+
+
+def _config_type(command: Command) -> type:
+    (parameter,) = inspect.signature(command, eval_str=True).parameters.values()
+    config_type = parameter.annotation
+    assert dataclasses.is_dataclass(config_type), f"{command} takes no configuration dataclass"
+    return config_type
+
+
+def _expand_config_file(arguments: list[str], commands: Mapping[str, Command]) -> list[str]:
+    """Replace `--config FILE` by the flags it stands for, ahead of the flags that were typed, so that those win."""
+    at = next((i for i, word in enumerate(arguments) if word == "--config" or word.startswith("--config=")), None)
+    if at is None or not arguments or arguments[0] not in commands:
+        return arguments
+    if "=" in arguments[at]:
+        path, rest = arguments[at].split("=", 1)[1], arguments[1:at] + arguments[at + 1 :]
+    elif at + 1 < len(arguments):
+        path, rest = arguments[at + 1], arguments[1:at] + arguments[at + 2 :]
+    else:
+        raise UsageError("--config: no file named; write --config FILE.toml")
+    typed = {word.split("=", 1)[0].replace("_", "-") for word in rest if word.startswith("--")}
+    return [arguments[0], *_flags_from_toml(Path(path), _config_type(commands[arguments[0]]), typed), *rest]
+
+
+def _flags_from_toml(path: Path, config_type: type, typed: set[str]) -> list[str]:
+    try:
+        table = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"--config {path}: {error}; name a readable TOML file") from error
+    known = {field.name for field in dataclasses.fields(config_type)}
+    flags: list[str] = []
+    for key, value in table.items():
+        if key.replace("-", "_") not in known:
+            raise UsageError(f"--config {path}: unknown key {key!r}; known keys: {', '.join(sorted(known))}")
+        flag = "--" + key.replace("_", "-")
+        if flag in typed or value is False:
+            continue
+        flags += [flag] if value is True else [flag, *map(str, value if isinstance(value, list) else [value])]
+    return flags

@@ -1,0 +1,74 @@
+"""A bar on a terminal; off a terminal, one line every 30 seconds."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self, TextIO
+
+from tqdm import tqdm
+
+LINE_EVERY_S = 30.0
+
+
+class Progress:
+    """Counts tokens and bytes of long work towards `total_tokens` on stderr.
+
+    Shows tokens/s, MB/s (of `size_bytes` handed to `advance`) and the time left. Work done before a resume is given as
+    `done_tokens`: it moves the bar and does not count as speed.
+    """
+
+    def __init__(
+        self, title: str, total_tokens: int | None, *, done_tokens: int = 0, stream: TextIO | None = None
+    ) -> None:
+        self._title, self._total, self._before = title, total_tokens, done_tokens
+        self._stream = stream or sys.stderr
+        self._tokens = self._size_bytes = 0
+        self._started = self._last_line = time.monotonic()
+        self._bar: tqdm | None = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total_tokens, initial=done_tokens, desc=title, unit="tok", unit_scale=True, file=self._stream
+            )
+
+    def advance(self, tokens: int, size_bytes: int = 0, note: str = "") -> None:
+        """Count `tokens` and `size_bytes` more; `note` (a loss, a shard's name) is shown beside the rates."""
+        self._tokens += tokens
+        self._size_bytes += size_bytes
+        if self._bar is not None:
+            megabytes = f"{self.size_bytes_per_s / 1e6:.1f} MB/s" if self._size_bytes else ""
+            self._bar.set_postfix_str(" ".join(filter(None, (megabytes, note))), refresh=False)
+            self._bar.update(tokens)
+        elif time.monotonic() - self._last_line >= LINE_EVERY_S:
+            self._print_line(note)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens advanced by this process per second since it began."""
+        return self._tokens / max(time.monotonic() - self._started, 1e-9)
+
+    @property
+    def size_bytes_per_s(self) -> float:
+        """Bytes advanced by this process per second since it began."""
+        return self._size_bytes / max(time.monotonic() - self._started, 1e-9)
+
+    def _print_line(self, note: str) -> None:
+        self._last_line = time.monotonic()
+        done = self._before + self._tokens
+        parts = [f"{done:,} tokens", f"{self.tokens_per_s:,.0f} tokens/s"]
+        if self._total:
+            parts[0] = f"{done:,} of {self._total:,} tokens"
+            parts.append(f"{max(self._total - done, 0) / max(self.tokens_per_s, 1e-9):,.0f} s left")
+        if self._size_bytes:
+            parts.append(f"{self.size_bytes_per_s / 1e6:.1f} MB/s")
+        print(f"{self._title}: {', '.join(filter(None, [*parts, note]))}", file=self._stream, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self._tokens:
+            self._print_line("done" if error is None else "stopped")
