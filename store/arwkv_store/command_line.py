@@ -59,9 +59,9 @@ def _parse(prog: str, description: str, commands: Mapping[str, Command], argumen
     return next(name for name in arguments if name in commands), config
 
 
-def _config_type(command: Command) -> type:
+def _config_type(command: Command) -> type[Any]:
     (parameter,) = inspect.signature(command, eval_str=True).parameters.values()
-    config_type = parameter.annotation
+    config_type: type[Any] = parameter.annotation
     assert dataclasses.is_dataclass(config_type), f"{command} takes no configuration dataclass"
     return config_type
 

@@ -1,4 +1,4 @@
-"""The errors a user can meet: each says what, where, the value and the way out, and owns its exit code and HTTP status."""
+"""The errors a user can meet: each says what, where, the value and the way out, and owns its exit code."""
 
 from typing import ClassVar
 
