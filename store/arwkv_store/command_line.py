@@ -21,18 +21,18 @@ from arwkv_store.errors import ArwkvError, UsageError
 Command = Callable[[Any], Mapping[str, Any] | None]
 
 
-def main(prog: str, description: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> None:
-    """Parse, call one command, exit with its code.
+def main(
+    prog: str, description: str, commands: Mapping[str, Command] | Command, argv: Sequence[str] | None = None
+) -> None:
+    """Parse, call one command (or the only one), exit with its code.
 
     A command prints its own readable output and returns a JSON-ready mapping (or None), which is printed as the one
     document on stdout when its configuration has `json=True`. Raises SystemExit: 0 ok, 1 failed, 2 usage, 3 corrupt
     data, 75 try again later.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = _expand_config_file(arguments, commands)
-        name, config = _parse(prog, description, commands, arguments)
-        document = commands[name](config)
+        command, config = _parse(prog, description, commands, list(sys.argv[1:] if argv is None else argv))
+        document = command(config)
     except ArwkvError as error:
         print(f"{prog}: {type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
@@ -47,16 +47,20 @@ def main(prog: str, description: str, commands: Mapping[str, Command], argv: Seq
     raise SystemExit(0)
 
 
-def _parse(prog: str, description: str, commands: Mapping[str, Command], arguments: list[str]) -> tuple[str, Any]:
-    config_types: dict[str, Callable[..., Any]] = {name: _config_type(command) for name, command in commands.items()}
-    config = tyro.extras.subcommand_cli_from_dict(
-        config_types,
-        prog=prog,
-        description=description,
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-    )
-    return next(name for name in arguments if name in commands), config
+def _parse(
+    prog: str, description: str, commands: Mapping[str, Command] | Command, words: list[str]
+) -> tuple[Command, Any]:
+    description += " Flags can also come from a file: --config FILE.toml; typed flags win."
+    markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+    if not isinstance(commands, Mapping):
+        config_type = _config_type(commands)
+        words = _expand_config_file(words, config_type)
+        return commands, tyro.cli(config_type, prog=prog, description=description, args=words, config=markers)
+    types: dict[str, Callable[..., Any]] = {name: _config_type(command) for name, command in commands.items()}
+    if words and words[0] in commands:
+        words = [words[0], *_expand_config_file(words[1:], _config_type(commands[words[0]]))]
+    config = tyro.extras.subcommand_cli_from_dict(types, prog=prog, description=description, args=words, config=markers)
+    return commands[words[0]], config
 
 
 def _config_type(command: Command) -> type[Any]:
@@ -66,19 +70,19 @@ def _config_type(command: Command) -> type[Any]:
     return config_type
 
 
-def _expand_config_file(arguments: list[str], commands: Mapping[str, Command]) -> list[str]:
+def _expand_config_file(words: list[str], config_type: type[Any]) -> list[str]:
     """Replace `--config FILE` by the flags it stands for, ahead of the flags that were typed, so that those win."""
-    at = next((i for i, word in enumerate(arguments) if word == "--config" or word.startswith("--config=")), None)
-    if at is None or not arguments or arguments[0] not in commands:
-        return arguments
-    if "=" in arguments[at]:
-        path, rest = arguments[at].split("=", 1)[1], arguments[1:at] + arguments[at + 1 :]
-    elif at + 1 < len(arguments):
-        path, rest = arguments[at + 1], arguments[1:at] + arguments[at + 2 :]
+    at = next((i for i, word in enumerate(words) if word == "--config" or word.startswith("--config=")), None)
+    if at is None:
+        return words
+    if "=" in words[at]:
+        path, rest = words[at].split("=", 1)[1], words[:at] + words[at + 1 :]
+    elif at + 1 < len(words):
+        path, rest = words[at + 1], words[:at] + words[at + 2 :]
     else:
         raise UsageError("--config: no file named; write --config FILE.toml")
     typed = {word.split("=", 1)[0].replace("_", "-") for word in rest if word.startswith("--")}
-    return [arguments[0], *_flags_from_toml(Path(path), _config_type(commands[arguments[0]]), typed), *rest]
+    return [*_flags_from_toml(Path(path), config_type, typed), *rest]
 
 
 def _flags_from_toml(path: Path, config_type: type, typed: set[str]) -> list[str]:

@@ -1,0 +1,276 @@
+"""Train a small real teacher: a Qwen2-architecture model with its own BPE tokenizer, on text that is on the machine.
+
+    python examples/teacher.py --out runs/teacher
+
+By default the text is the Python standard library's sources; every twentieth file or so is held out. The folder that
+comes out is an ordinary Hugging Face checkpoint, with the training and held-out text beside it as JSONL. The same
+command with the same settings finds its earlier result and returns at once.
+
+Shape legend: B batch, T time, V vocabulary.
+"""
+
+import dataclasses
+import glob
+import hashlib
+import itertools
+import json
+import math
+import random
+import sys
+import sysconfig
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from arwkv_store.command_line import main
+from arwkv_store.errors import UsageError
+from arwkv_store.progress import Progress
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """Train a small Qwen2 teacher and its tokenizer on real text."""
+
+    out: str = "runs/teacher"
+    """Folder of the checkpoint, train.jsonl, heldout.jsonl and teacher.json."""
+    text: str | None = None
+    """Glob of text files (** for subfolders); default: the Python standard library's sources."""
+    max_seconds: float = 240.0
+    """Upper bound on training time; the learning rate reaches zero when it or `steps` is used up."""
+    steps: int = 900
+    """Optimiser steps of 4,096 tokens each."""
+    vocab_size: int = 2000
+    """Token ids of the tokenizer; the head is padded to the next multiple of 64, as the large models' are."""
+    hidden_size: int = 192
+    """Model width."""
+    layers: int = 4
+    """Decoder layers."""
+    context: int = 128
+    """Tokens of a training sequence."""
+    learning_rate: float = 3e-3
+    """Peak learning rate of AdamW, cosine to zero."""
+    seed: int = 0
+    """Seed of weights and data order."""
+    json: bool = False
+    """Print the summary as one JSON document."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Documents split by file: no line of a held-out file is ever trained on."""
+
+    train: list[dict[str, str]]
+    heldout: list[dict[str, str]]
+
+
+def train_teacher(config: TeacherConfig) -> dict[str, Any]:
+    """Train, or return the summary of the earlier run with the same settings and text."""
+    out = Path(config.out)
+    text = read_text(config.text)
+    fingerprint = _fingerprint(config, text)
+    summary_path = out / "teacher.json"
+    if summary_path.exists():
+        summary: dict[str, Any] = json.loads(summary_path.read_text())
+        if summary["fingerprint"] == fingerprint:
+            _print_summary(summary, out)
+            return summary
+    out.mkdir(parents=True, exist_ok=True)
+    summary_path.unlink(missing_ok=True)
+    for name, documents in (("train", text.train), ("heldout", text.heldout)):
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    summary = {"fingerprint": fingerprint, **_train(config, text, out)}
+    summary_path.write_text(json.dumps(summary, indent=2) + "\n")
+    _print_summary(summary, out)
+    return summary
+
+
+def read_text(pattern: str | None) -> Text:
+    """Read UTF-8 files of at least 200 characters; the hash of its relative path decides whether a file is held out."""
+    if pattern is None:
+        root = Path(sysconfig.get_path("stdlib"))
+        paths = [path for path in root.rglob("*.py") if "site-packages" not in path.parts]
+    else:
+        root = Path(pattern.split("*", 1)[0] or ".")
+        paths = [Path(name) for name in glob.glob(pattern, recursive=True)]
+    text = Text([], [])
+    for path in sorted(paths):
+        try:
+            content = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, IsADirectoryError):
+            continue
+        if len(content) < 200:
+            continue
+        source = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+        held_out = hashlib.sha256(source.encode()).digest()[0] < 13  # 13/256: one file in twenty
+        (text.heldout if held_out else text.train).append({"text": content, "source": source})
+    if not text.train or not text.heldout:
+        raise UsageError(
+            f"--text {pattern}: {len(text.train)} training and {len(text.heldout)} held-out files of 200 characters "
+            "or more; name a glob that matches some dozens of text files"
+        )
+    return text
+
+
+def _fingerprint(config: TeacherConfig, text: Text) -> str:
+    digest = hashlib.sha256()
+    settings = dataclasses.asdict(config) | {"out": "", "json": False}
+    for part in (settings, text.train, text.heldout):
+        digest.update(json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _train(config: TeacherConfig, text: Text, out: Path) -> dict[str, Any]:
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = _train_tokenizer(config.vocab_size, (document["text"] for document in text.train))
+    tokenizer.save_pretrained(out)
+    train_ids = _encode(tokenizer, text.train)
+    heldout_ids = _encode(tokenizer, text.heldout)
+    torch.manual_seed(config.seed)
+    heads = max(1, config.hidden_size // 64)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=math.ceil(len(tokenizer) / 64) * 64,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.hidden_size * 8 // 3,
+            num_hidden_layers=config.layers,
+            num_attention_heads=heads,
+            num_key_value_heads=1,
+            max_position_embeddings=max(2048, config.context),
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    started = time.monotonic()
+    tokens = _optimise(model, train_ids, config)
+    seconds = time.monotonic() - started
+    model.save_pretrained(out)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "train_files": len(text.train),
+        "heldout_files": len(text.heldout),
+        "train_tokens_available": len(train_ids),
+        "tokens": tokens,
+        "seconds": round(seconds, 1),
+        "tokens_per_s": round(tokens / seconds),
+        "heldout_perplexity": round(_perplexity(model, heldout_ids, config.context), 3),
+        "bigram_perplexity": round(bigram_perplexity(train_ids, heldout_ids, len(tokenizer)), 3),
+    }
+
+
+def _train_tokenizer(vocab_size: int, documents: Iterable[str]) -> Any:  # transformers publishes no types
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+
+
+def _encode(tokenizer: Any, documents: Sequence[dict[str, str]]) -> list[int]:
+    """One stream of token ids, the documents in a fixed shuffled order, each closed by the end-of-text token."""
+    order = list(documents)
+    random.Random(0).shuffle(order)
+    ids: list[int] = []
+    for encoding in tokenizer.backend_tokenizer.encode_batch([document["text"] for document in order]):
+        ids += encoding.ids
+        ids.append(tokenizer.eos_token_id)
+    return ids
+
+
+def _batches(ids: Sequence[int], context: int, seed: int) -> Iterator[Any]:
+    """Endless [B, T+1] batches of B·T = 4,096 tokens at random offsets."""
+    import torch
+
+    stream = torch.tensor(ids)
+    batch = max(1, 4096 // context)
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        starts_B1 = torch.randint(len(stream) - context - 1, (batch, 1), generator=generator)
+        yield stream[starts_B1 + torch.arange(context + 1)]
+
+
+def _optimise(model: Any, ids: Sequence[int], config: TeacherConfig) -> int:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
+    started, tokens = time.monotonic(), 0
+    with Progress("teacher", config.steps * 4096) as progress:
+        for step, ids_BT in enumerate(_batches(ids, config.context, config.seed)):
+            done = max(step / config.steps, (time.monotonic() - started) / config.max_seconds)
+            if done >= 1:
+                break
+            rate = config.learning_rate * min(1.0, (step + 1) / 40) * (0.5 + 0.5 * math.cos(math.pi * done))
+            optimizer.param_groups[0]["lr"] = rate
+            with torch.autocast("cpu", torch.bfloat16):
+                logits_BTV = model(ids_BT[:, :-1], use_cache=False).logits
+            loss = cross_entropy(logits_BTV.flatten(0, 1).float(), ids_BT[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            tokens += ids_BT.numel() - len(ids_BT)
+            progress.advance(ids_BT.numel() - len(ids_BT), note=f"loss {loss.item():.3f}")
+    return tokens
+
+
+def _perplexity(model: Any, ids: Sequence[int], context: int, limit: int = 120_000) -> float:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    nll, count = 0.0, 0
+    with torch.no_grad():
+        for start in range(0, min(limit, len(ids)) - context * 32 - 1, context * 32):
+            ids_BT = torch.tensor(ids[start : start + context * 32]).view(32, context)
+            logits_BTV = model(ids_BT[:, :-1], use_cache=False).logits
+            nll += cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="sum").item()
+            count += 32 * (context - 1)
+    return math.exp(nll / count)
+
+
+def bigram_perplexity(train: Sequence[int], heldout: Sequence[int], vocab_size: int) -> float:
+    """Held-out perplexity of an interpolated bigram model, its interpolation weight chosen on the held-out text.
+
+    p(b | a) = (n(a, b) + m·p(b)) / (n(a) + m), with add-one unigrams p(b); the most favourable m is taken, so that the
+    comparison flatters the bigram, not the teacher.
+    """
+    unigrams = Counter(train)
+    bigrams = Counter(itertools.pairwise(train))
+    pairs = Counter(itertools.pairwise(heldout))
+    total = len(train) + vocab_size
+
+    def nll(weight: float) -> float:
+        return -sum(
+            count * math.log((bigrams[a, b] + weight * (unigrams[b] + 1) / total) / (unigrams[a] + weight))
+            for (a, b), count in pairs.items()
+        ) / max(1, sum(pairs.values()))
+
+    return math.exp(min(nll(weight) for weight in (1, 3, 10, 30, 100)))
+
+
+def _print_summary(summary: dict[str, Any], out: Path) -> None:
+    print(
+        f"teacher: {out}: {summary['parameters']:,} parameters, {summary['tokens']:,} tokens in "
+        f"{summary['seconds']} s; held-out perplexity {summary['heldout_perplexity']} "
+        f"(bigram {summary['bigram_perplexity']})",
+        file=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    main("teacher.py", "Train a small real teacher on real text.", train_teacher)

@@ -1,0 +1,83 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from arwkv_store.command_line import main
+from arwkv_store.errors import CorruptShard, TryAgain, UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Bake:
+    """Bake one cake."""
+
+    name: tyro.conf.Positional[str]
+    """What to call it."""
+    eggs: int = 2
+    """How many eggs."""
+    layers: tuple[int, ...] = ()
+    """Heights in centimetres."""
+    vegan: bool = False
+    """Leave the eggs out."""
+    json: bool = False
+    """Print JSON."""
+
+
+def bake(config: Bake) -> dict[str, Any]:
+    if config.name == "corrupt":
+        raise CorruptShard("cake.arrow: batch 1: mouldy")
+    if config.name == "later":
+        raise TryAgain("oven busy")
+    if config.eggs < 0:
+        raise UsageError(f"--eggs {config.eggs}: must not be negative")
+    return dataclasses.asdict(config)
+
+
+def run(*words: str, single: bool = False) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main("baker", "Bakes.", bake if single else {"bake": bake}, list(words))
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+def test_json_prints_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("bake", "plain", "--layers", "1", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["layers"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(("corrupt",), 3), (("later",), 75), (("x", "--eggs", "-1"), 2), (("x", "--eggs", "q"), 2)]
+)
+def test_exit_code_says_what_kind_of_failure(words: tuple[str, ...], code: int) -> None:
+    assert run("bake", *words) == code
+
+
+def test_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    run("bake", "x", "--eggs", "-1")
+    assert capsys.readouterr().err == "baker: UsageError: --eggs -1: must not be negative\n"
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_config_file_gives_flags_and_typed_flags_win(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], single: bool
+) -> None:
+    (tmp_path / "c.toml").write_text("eggs = 5\nlayers = [3, 4]\nvegan = true\n")
+    words = ["plain", "--config", str(tmp_path / "c.toml"), "--eggs", "7", "--json"]
+    assert run(*([] if single else ["bake"]), *words, single=single) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["eggs"], document["layers"], document["vegan"]) == (7, [3, 4], True)
+
+
+@pytest.mark.parametrize("text", ["spoons = 1\n", "eggs = = 2\n"])
+def test_bad_config_file_is_a_usage_error(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    assert run("bake", "plain", f"--config={tmp_path / 'c.toml'}") == 2
+    assert "c.toml" in capsys.readouterr().err
+
+
+def test_missing_config_file_is_a_usage_error() -> None:
+    assert run("bake", "plain", "--config", "nowhere.toml") == 2
+    assert run("bake", "plain", "--config") == 2
