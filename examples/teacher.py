@@ -3,29 +3,28 @@
     python examples/teacher.py --out runs/teacher
 
 By default the text is the Python standard library's sources; every twentieth file or so is held out. The folder that
-comes out is an ordinary Hugging Face checkpoint, with the training and held-out text beside it as JSONL. The same
-command with the same settings finds its earlier result and returns at once.
+comes out is an ordinary Hugging Face checkpoint. The same command with the same settings finds its earlier result and
+returns at once.
 
 Shape legend: B batch, T time, V vocabulary.
 """
 
 import dataclasses
-import glob
 import hashlib
 import itertools
 import json
 import math
 import random
 import sys
-import sysconfig
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from corpus import Corpus, read_corpus
+
 from arwkv_store.command_line import main
-from arwkv_store.errors import UsageError
 from arwkv_store.progress import Progress
 
 END_OF_TEXT = "<|endoftext|>"
@@ -36,7 +35,7 @@ class TeacherConfig:
     """Train a small Qwen2 teacher and its tokenizer on real text."""
 
     out: str = "runs/teacher"
-    """Folder of the checkpoint, train.jsonl, heldout.jsonl and teacher.json."""
+    """Folder of the checkpoint and of teacher.json, its summary."""
     text: str | None = None
     """Glob of text files (** for subfolders); default: the Python standard library's sources."""
     max_seconds: float = 240.0
@@ -59,19 +58,11 @@ class TeacherConfig:
     """Print the summary as one JSON document."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """Documents split by file: no line of a held-out file is ever trained on."""
-
-    train: list[dict[str, str]]
-    heldout: list[dict[str, str]]
-
-
 def train_teacher(config: TeacherConfig) -> dict[str, Any]:
     """Train, or return the summary of the earlier run with the same settings and text."""
     out = Path(config.out)
-    text = read_text(config.text)
-    fingerprint = _fingerprint(config, text)
+    corpus = read_corpus(config.text)
+    fingerprint = _fingerprint(config, corpus)
     summary_path = out / "teacher.json"
     if summary_path.exists():
         summary: dict[str, Any] = json.loads(summary_path.read_text())
@@ -80,57 +71,28 @@ def train_teacher(config: TeacherConfig) -> dict[str, Any]:
             return summary
     out.mkdir(parents=True, exist_ok=True)
     summary_path.unlink(missing_ok=True)
-    for name, documents in (("train", text.train), ("heldout", text.heldout)):
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
-    summary = {"fingerprint": fingerprint, **_train(config, text, out)}
+    summary = {"fingerprint": fingerprint, **_train(config, corpus, out)}
     summary_path.write_text(json.dumps(summary, indent=2) + "\n")
     _print_summary(summary, out)
     return summary
 
 
-def read_text(pattern: str | None) -> Text:
-    """Read UTF-8 files of at least 200 characters; the hash of its relative path decides whether a file is held out."""
-    if pattern is None:
-        root = Path(sysconfig.get_path("stdlib"))
-        paths = [path for path in root.rglob("*.py") if "site-packages" not in path.parts]
-    else:
-        root = Path(pattern.split("*", 1)[0] or ".")
-        paths = [Path(name) for name in glob.glob(pattern, recursive=True)]
-    text = Text([], [])
-    for path in sorted(paths):
-        try:
-            content = path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, IsADirectoryError):
-            continue
-        if len(content) < 200:
-            continue
-        source = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-        held_out = hashlib.sha256(source.encode()).digest()[0] < 13  # 13/256: one file in twenty
-        (text.heldout if held_out else text.train).append({"text": content, "source": source})
-    if not text.train or not text.heldout:
-        raise UsageError(
-            f"--text {pattern}: {len(text.train)} training and {len(text.heldout)} held-out files of 200 characters "
-            "or more; name a glob that matches some dozens of text files"
-        )
-    return text
-
-
-def _fingerprint(config: TeacherConfig, text: Text) -> str:
+def _fingerprint(config: TeacherConfig, corpus: Corpus) -> str:
     digest = hashlib.sha256()
     settings = dataclasses.asdict(config) | {"out": "", "json": False}
-    for part in (settings, text.train, text.heldout):
+    for part in (settings, corpus.train, corpus.heldout):
         digest.update(json.dumps(part, sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def _train(config: TeacherConfig, text: Text, out: Path) -> dict[str, Any]:
+def _train(config: TeacherConfig, corpus: Corpus, out: Path) -> dict[str, Any]:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    tokenizer = _train_tokenizer(config.vocab_size, (document["text"] for document in text.train))
+    tokenizer = _train_tokenizer(config.vocab_size, (document["text"] for document in corpus.train))
     tokenizer.save_pretrained(out)
-    train_ids = _encode(tokenizer, text.train)
-    heldout_ids = _encode(tokenizer, text.heldout)
+    train_ids = _encode(tokenizer, corpus.train)
+    heldout_ids = _encode(tokenizer, corpus.heldout)
     torch.manual_seed(config.seed)
     heads = max(1, config.hidden_size // 64)
     model = Qwen2ForCausalLM(
@@ -153,8 +115,8 @@ def _train(config: TeacherConfig, text: Text, out: Path) -> dict[str, Any]:
     model.save_pretrained(out)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "train_files": len(text.train),
-        "heldout_files": len(text.heldout),
+        "train_files": len(corpus.train),
+        "heldout_files": len(corpus.heldout),
         "train_tokens_available": len(train_ids),
         "tokens": tokens,
         "seconds": round(seconds, 1),

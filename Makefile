@@ -1,0 +1,54 @@
+# `make demo` and `make test` each work as the only command typed in a fresh clone.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+# What to install: `gpu` where an NVIDIA driver answers, `cpu` elsewhere; `make EXTRA=cpu …` decides by hand.
+EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+TEACHER ?=
+PRESET ?= arwkv
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed-$(EXTRA)
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup demo test test-all lint bench
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+
+setup: $(INSTALLED)  ## install everything into .venv (a no-op when nothing changed)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "setup: no $(PYTHON); install Python 3.11 to 3.13, or name one: make PYTHON=/path/to/python3 setup" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { echo "setup: $$($(PYTHON) --version) is not 3.11 to 3.13; name another: make PYTHON=/path/to/python3 setup" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "setup: $(PYTHON) lacks the venv module; on Debian: apt-get install python3-venv" >&2; exit 2; }
+	@command -v cc >/dev/null || command -v gcc >/dev/null || { echo "setup: no C compiler (cc or gcc), which Triton and vLLM call; on Debian: apt-get install gcc python3-dev" >&2; exit 2; }
+	echo "setup: installing into .venv with extra '$(EXTRA)'; this takes some minutes the first time"
+	$(PYTHON) -m venv .venv
+	if [ $(EXTRA) = cpu ]; then $(BIN)/pip install -q -c constraints.txt torch 2> >(grep -v 'is ignored: it is neither' >&2); fi
+	$(BIN)/pip install -q $$([ $(EXTRA) = cpu ] && echo -c constraints.txt) -e '.[$(EXTRA),dev]' 2> >(grep -v 'is ignored: it is neither' >&2)
+	if [ $(EXTRA) = cpu ]; then $(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec; fi
+	touch $@
+
+demo: setup  ## teacher -> shards -> HTTP -> student -> evaluation; report in runs/demo/report.html
+	$(BIN)/python examples/demo.py --preset $(PRESET) $(if $(TEACHER),--teacher $(TEACHER))
+
+test: setup  ## the default suite
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/pytest
+
+test-all: setup  ## everything that needs no GPU, slow and crash tests included
+	$(BIN)/pytest -m 'not gpu'
+
+lint: setup  ## formatter, linter and strict type checker
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup  ## every benchmark, one after the other; tables on stdout, JSON in runs/bench
+	mkdir -p runs/bench
+	for script in benchmarks/*.py; do
+		$(BIN)/python $$script --json-out runs/bench/$$(basename $$script .py).json
+	done
