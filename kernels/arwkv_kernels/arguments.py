@@ -1,0 +1,89 @@
+"""What `wkv7`, `wkv7_step` and `linear_sparse_kl` accept, checked once at the edge.
+
+Shape legend: B batch, T time, H heads, D head size (K key side, V value side of a state), N sequences.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class WkvInputs(NamedTuple):
+    """The six inputs of the recurrence, all of one shape: [B, T, H, D], or [B, H, D] for a single step."""
+
+    r: Tensor
+    w: Tensor
+    k: Tensor
+    v: Tensor
+    a: Tensor
+    b: Tensor
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision of state and arithmetic: fp64 for fp64 inputs, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_inputs(inputs: WkvInputs, axes: str) -> None:
+    """Refuse inputs that differ in shape or device, or are not floating point; `axes` is "BTHD" or "BHD"."""
+    r = inputs.r
+    if r.dim() != len(axes):
+        raise ValueError(f"wkv7: r has shape {tuple(r.shape)}; expected [{', '.join(axes)}]")
+    for name, tensor in zip(inputs._fields, inputs, strict=True):
+        if tensor.shape != r.shape:
+            raise ValueError(f"wkv7: {name} has shape {tuple(tensor.shape)}, r has {tuple(r.shape)}; make them equal")
+        if tensor.device != r.device:
+            raise ValueError(f"wkv7: {name} is on {tensor.device}, r on {r.device}; move them to one device")
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise ValueError(f"wkv7: {name} is {tensor.dtype}; pass one of fp32, bf16, fp16, fp64")
+
+
+def sequence_offsets(shape: torch.Size, cu_seqlens: Tensor | None) -> list[int] | None:
+    """The packed sequences' bounds as a list [N + 1], or None for a padded batch.
+
+    Raises ValueError unless `cu_seqlens` rises from 0 to T and the batch is 1.
+    """
+    if cu_seqlens is None:
+        return None
+    batch, length = shape[0], shape[1]
+    if batch != 1:
+        raise ValueError(f"wkv7: packed input has batch {batch}; cu_seqlens needs batch 1, with sequences along T")
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2 or cu_seqlens.is_floating_point():
+        raise ValueError(f"wkv7: cu_seqlens is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}; pass integers [N + 1]")
+    offsets = [int(x) for x in cu_seqlens.tolist()]
+    if offsets[0] != 0 or offsets[-1] != length or any(x > y for x, y in pairwise(offsets)):
+        raise ValueError(f"wkv7: cu_seqlens {offsets} must rise from 0 to T={length}")
+    return offsets
+
+
+def starting_state(inputs: WkvInputs, initial_state: Tensor | None, sequences: int) -> Tensor:
+    """The state [N, H, K, V] before the first token, in the compute dtype; zeros where none was given."""
+    heads, size = inputs.r.shape[-2:]
+    shape = (sequences, heads, size, size)
+    dtype = compute_dtype(inputs.r.dtype)
+    if initial_state is None:
+        return torch.zeros(shape, dtype=dtype, device=inputs.r.device)
+    if tuple(initial_state.shape) != shape:
+        raise ValueError(f"wkv7: state has shape {tuple(initial_state.shape)}; expected [N, H, K, V] = {shape}")
+    if initial_state.device != inputs.r.device:
+        raise ValueError(f"wkv7: state is on {initial_state.device}, inputs on {inputs.r.device}")
+    return initial_state.to(dtype)
+
+
+def lowest_log_decay(w: Tensor) -> float:
+    """The smallest log decay, after refusing positive and NaN ones. Reads the tensor: on a GPU this waits for it."""
+    if w.numel() == 0:
+        return 0.0
+    lowest, highest = (float(x) for x in torch.aminmax(w.detach()))
+    if not highest <= 0.0:
+        raise ValueError(
+            f"wkv7: w reaches {highest:g}, but a log decay is at most 0; RWKV's CUDA kernels take log(-log decay) x, "
+            "from which w = -exp(x)"
+        )
+    return lowest
