@@ -1,0 +1,250 @@
+"""RWKV-7 time mixing: the module that takes an attention block's place.
+
+Shape legend: B batch, T time, C model width, H receptance heads, G key-value heads, D head size, W = H·D, U = G·D.
+Formulas: arXiv 2503.14456 (RWKV-7), 2501.15570 (ARWKV), 2505.03005 (RADLADS, where the options say so).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from arwkv_kernels import wkv7
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from arwkv_student.config import TimeMixOptions
+
+LOWEST_LOG_DECAY = -math.exp(-0.5)
+GROUP_NORM_EPS = 64e-5
+
+
+class TimeMixState(NamedTuple):
+    """All that later tokens need of earlier ones, per sequence."""
+
+    last_input_BC: Tensor
+    """The last token's input, for the token shift."""
+    wkv_BHDD: Tensor
+    """The recurrent state, fp32, key side before value side."""
+
+
+class TimeMixContext(NamedTuple):
+    """What every layer of one forward pass shares."""
+
+    cos_sin_BTD: tuple[Tensor, Tensor] | None = None
+    """Rotary embedding of the positions; needed where the options ask for rope."""
+    mask_BT1: Tensor | None = None
+    """1 for tokens, 0 for padding, which then leaves every state as it was; None: no padding before a token."""
+    cu_seqlens: Tensor | None = None
+    """Bounds [n + 1] of documents packed along T (with B = 1): nothing passes from one to the next."""
+
+
+class LowRank(nn.Module):
+    """bias + φ(x·down)·up, the data-dependent vectors of RWKV-7: (w0, w1, w2), (a0, a1, a2), (v0, v1, v2), (g1, g2)."""
+
+    def __init__(self, width_in: int, rank: int, width_out: int, *, activation: str, bias: bool = True) -> None:
+        super().__init__()
+        self.down = nn.Linear(width_in, rank, bias=False)
+        self.up = nn.Linear(rank, width_out, bias=False)
+        self.bias = nn.Parameter(torch.zeros(width_out)) if bias else None
+        self.activation = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "none": nn.Identity()}[activation]
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """[B, T, width_out] in fp32: what follows is an exponential's argument, which bf16 is too coarse for."""
+        y = self.up(self.activation(self.down(x_BTC))).float()
+        return y if self.bias is None else y + self.bias.float()
+
+
+class TimeMix(nn.Module):
+    """One time mixer. `forward` takes what the attention block takes: the normed input of the layer."""
+
+    def __init__(self, options: TimeMixOptions, hidden_size: int, layer: int, num_layers: int) -> None:
+        super().__init__()
+        self.options, self.layer, self.num_layers = options, layer, num_layers
+        C, W, U = hidden_size, options.width, options.key_value_width
+        self.receptance = nn.Linear(C, W, bias=options.qkv_bias)
+        self.key = nn.Linear(C, U, bias=options.qkv_bias)
+        self.value = nn.Linear(C, U, bias=options.qkv_bias)
+        self.output = nn.Linear(W, C, bias=False)
+        self.decay = LowRank(C, options.decay_rank, W, activation="tanh")
+        self.rate = LowRank(C, options.rate_rank, W, activation="none")
+        self.removal_scale = nn.Parameter(torch.ones(W))
+        if not options.state_balancing:
+            self.rate_scale = nn.Parameter(torch.ones(W))
+        if options.value_residual != "none" and layer > 0:
+            self.value_mix = LowRank(C, options.value_rank, U, activation="none")
+        if options.gate != "none":
+            self.gate = LowRank(C, options.gate_rank, W, activation="sigmoid", bias=False)
+        if options.token_shift:
+            self.shift_mix = nn.Parameter(torch.zeros(6, C))
+        if options.bonus:
+            self.bonus = nn.Parameter(torch.zeros(options.num_heads, options.head_dim))
+        if options.output_norm == "group":
+            self.norm = nn.GroupNorm(options.num_heads, W, eps=GROUP_NORM_EPS)
+
+    def forward(
+        self, x_BTC: Tensor, v_first_BTU: Tensor | None, context: TimeMixContext, state: TimeMixState | None = None
+    ) -> tuple[Tensor, Tensor, TimeMixState | None]:
+        """Returns (output [B, T, C], value of layer 0 [B, T, U], state after the last token where one was given).
+
+        `v_first_BTU` is layer 0's value (None in layer 0), never changed in place.
+        """
+        options = self.options
+        if context.mask_BT1 is not None:
+            x_BTC = x_BTC * context.mask_BT1.to(x_BTC.dtype)
+        x_r, x_w, x_k, x_v, x_a, x_g = self._shifted(x_BTC, context, state)
+        r, k, v = self.receptance(x_r), self.key(x_k), self.value(x_v)
+        log_decay = LOWEST_LOG_DECAY * torch.sigmoid(self.decay(x_w))
+        rate = torch.sigmoid(self.rate(x_a))
+        if v_first_BTU is None:
+            v_first_BTU = v.detach() if options.value_residual == "detached" else v
+        elif options.value_residual != "none":
+            v = torch.lerp(v.float(), v_first_BTU.float(), torch.sigmoid(self.value_mix(x_v)))
+
+        heads = (-1, options.head_dim)
+        r, k, v, log_decay, rate = (y.float().unflatten(-1, heads) for y in (r, k, v, log_decay, rate))
+        if options.rope:
+            r, k = self._rotated(r, k, context)
+        repeats = options.num_heads // options.num_key_value_heads
+        if repeats > 1:
+            k, v = k.repeat_interleave(repeats, dim=2), v.repeat_interleave(repeats, dim=2)
+        removal = F.normalize(k * self.removal_scale.float().view(heads), dim=-1)
+        if options.state_balancing:
+            k = k * (1.0 - log_decay.exp() + rate)
+        else:
+            k = k * (1.0 + (rate - 1.0) * self.rate_scale.float().view(heads))
+
+        y, wkv = self._recurrence(r, log_decay, k, v, removal, rate, context, state)
+        if options.output_norm == "group":
+            y = self.norm(y.flatten(0, 1).flatten(1)).view_as(y)
+        if options.bonus:
+            y = y + (r * k * self.bonus.float()).sum(-1, keepdim=True) * v
+        y = y.flatten(-2)
+        if options.gate != "none":
+            gate = self.gate(x_g)
+            y = y * (1.0 + gate if options.gate == "residual" else gate)
+        after = None
+        if state is not None:
+            assert wkv is not None, "a recurrence that was given a state returned none"
+            after = TimeMixState(_last_input(x_BTC, state, context), wkv)
+        return self.output(y.to(x_BTC.dtype)), v_first_BTU, after
+
+    def _shifted(self, x_BTC: Tensor, context: TimeMixContext, state: TimeMixState | None) -> tuple[Tensor, ...]:
+        """The six inputs x + (x₋₁ − x)⊙μ for r, w, k, v, a, g; without token shift, x itself."""
+        if not self.options.token_shift:
+            return (x_BTC,) * 6
+        first_B1C = torch.zeros_like(x_BTC[:, :1]) if state is None else state.last_input_BC[:, None].to(x_BTC.dtype)
+        previous = torch.cat([first_B1C, x_BTC[:, :-1]], dim=1)
+        if context.cu_seqlens is not None:
+            previous[:, context.cu_seqlens[1:-1].long()] = 0.0
+        difference = previous - x_BTC
+        return tuple(torch.addcmul(x_BTC, difference, mix_C.to(x_BTC.dtype)) for mix_C in self.shift_mix)
+
+    def _rotated(self, r_BTHD: Tensor, k_BTGD: Tensor, context: TimeMixContext) -> tuple[Tensor, Tensor]:
+        from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
+
+        assert context.cos_sin_BTD is not None, "a time mixer with rope was given no rotary embedding"
+        cos, sin = context.cos_sin_BTD
+        r, k = apply_rotary_pos_emb(r_BTHD, k_BTGD, cos.float(), sin.float(), unsqueeze_dim=2)
+        return r, k
+
+    def _recurrence(
+        self,
+        r: Tensor,
+        log_decay: Tensor,
+        k: Tensor,
+        v: Tensor,
+        removal: Tensor,
+        rate: Tensor,
+        context: TimeMixContext,
+        state: TimeMixState | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The recurrence over [B, T, H, D] in fp32; padding decays nothing, removes nothing and adds nothing."""
+        rate = removal * rate
+        if context.mask_BT1 is not None:
+            keep = context.mask_BT1[..., None].to(k.dtype)
+            log_decay, k, rate = log_decay * keep, k * keep, rate * keep
+        scale = self.options.head_dim**-0.5 if self.options.state_balancing else 1.0
+        y, wkv = wkv7(
+            r.contiguous(),
+            log_decay.contiguous(),
+            k.contiguous(),
+            v.contiguous(),
+            -removal,
+            rate,
+            initial_state=None if state is None else state.wkv_BHDD,
+            output_final_state=state is not None,
+            cu_seqlens=context.cu_seqlens,
+            scale=scale,
+        )
+        return y, wkv
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """RWKV-7's start for a mixer that learns from nothing: slow and fast channels, a silent output.
+
+        Goes through `transformers.initialization`, which leaves weights that were loaded from a file alone.
+        """
+        depth = self.layer / max(self.num_layers - 1, 1)
+        C = self.receptance.in_features
+        for linear, bound in ((self.receptance, 0.5), (self.key, 0.05), (self.value, 0.5)):
+            init.uniform_(linear.weight, -bound / math.sqrt(C), bound / math.sqrt(C))
+            if linear.bias is not None:
+                init.zeros_(linear.bias)
+        init.zeros_(self.output.weight)
+        self._initialise_decay_and_rate(depth)
+        init.constant_(self.removal_scale, 1.0 if self.options.state_balancing else 0.7)
+        if not self.options.state_balancing:
+            init.constant_(self.rate_scale, 1.02)
+        if hasattr(self, "value_mix"):
+            self._initialise_low_rank(self.value_mix)
+            init.constant_(self.value_mix.bias, 0.73)
+        if self.options.gate != "none":
+            self._initialise_gate()
+        if self.options.token_shift:
+            self._initialise_shift_mix(depth)
+        if self.options.bonus:
+            init.constant_(self.bonus, -0.04)
+        if self.options.output_norm == "group":
+            init.ones_(self.norm.weight)
+            init.zeros_(self.norm.bias)
+
+    def _initialise_decay_and_rate(self, depth: float) -> None:
+        W = self.options.width
+        ramp = torch.linspace(0.0, 1.0, W)
+        self._initialise_low_rank(self.decay)
+        init.copy_(self.decay.bias, -5.5 + 6.0 * ramp ** (1.0 + depth**0.3))
+        self._initialise_low_rank(self.rate)
+        init.copy_(self.rate.bias, 0.4 * (ramp - 0.5) - 0.19)
+
+    def _initialise_low_rank(self, low_rank: LowRank) -> None:
+        init.zeros_(low_rank.down.weight)
+        init.orthogonal_(low_rank.up.weight, gain=0.1)
+
+    def _initialise_gate(self) -> None:
+        """`residual` starts as the identity; `low-rank` as a near constant: σ(0) = ½ summed over the rank is 1."""
+        rank = self.options.gate_rank
+        init.normal_(self.gate.down.weight, std=0.02)
+        if self.options.gate == "residual":
+            init.zeros_(self.gate.up.weight)
+        else:
+            init.constant_(self.gate.up.weight, 2.0 / rank)
+
+    def _initialise_shift_mix(self, depth: float) -> None:
+        """μ of r, w, k, v, a, g: deeper layers and later channels look back less."""
+        C = self.shift_mix.shape[1]
+        ramp = torch.arange(C) / C
+        late = 1.0 - self.layer / self.num_layers
+        powers = [0.2 * late, 0.9 * late, 0.7 * late, 0.7 * late, 0.9 * late, 0.2 * late]
+        init.copy_(self.shift_mix, torch.stack([1.0 - ramp**power for power in powers]))
+
+
+def _last_input(x_BTC: Tensor, before: TimeMixState, context: TimeMixContext) -> Tensor:
+    """Each sequence's last input that is a token; the one before this call where all is padding."""
+    if context.mask_BT1 is None:
+        return x_BTC[:, -1]
+    mask_BT = context.mask_BT1[..., 0] > 0
+    positions_T = torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
+    last_B = (mask_BT * positions_T).amax(dim=1)
+    last_BC = x_BTC[torch.arange(len(last_B), device=last_B.device), (last_B - 1).clamp_min(0)]
+    return torch.where(last_B[:, None] > 0, last_BC, before.last_input_BC.to(x_BTC.dtype))
