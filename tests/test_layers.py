@@ -1,0 +1,77 @@
+"""The house's rules that no type checker sees: which way imports flow, and what may not be imported where."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "kernels": set[str](),
+    "store": set[str](),
+    "producer": {"store", "kernels"},
+    "student": {"store", "kernels"},
+    "api": {"store"},
+}
+
+
+def imported_modules(folder: str) -> Iterator[tuple[Path, str]]:
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                yield file, node.module or ""
+            elif isinstance(node, ast.Import):
+                yield from ((file, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_imports_flow_one_way(folder: str) -> None:
+    allowed = MAY_IMPORT[folder] | {folder}
+    for file, module in imported_modules(folder):
+        top = module.split(".")[0]
+        if top.startswith("arwkv_"):
+            assert top.removeprefix("arwkv_") in allowed, f"{file.relative_to(ROOT)} imports {module}"
+
+
+@pytest.mark.parametrize("folder", [folder for folder in MAY_IMPORT if folder != "producer"])
+def test_vllm_is_imported_in_the_producer_only(folder: str) -> None:
+    assert not [file for file, module in imported_modules(folder) if module.split(".")[0] == "vllm"]
+
+
+@pytest.mark.parametrize("folder", ["store", "api"])
+def test_store_and_api_need_no_torch(folder: str) -> None:
+    heavy = {"torch", "vllm", "transformers", "datasets"}
+    at_top = [file for file, module in imported_modules(folder) if module.split(".")[0] in heavy]
+    assert not at_top
+
+
+@pytest.mark.parametrize("folder", [".", "kernels", "store", "tests"])
+def test_import_kernels_is_never_ours(folder: str) -> None:
+    """A top-level package `kernels` of ours would shadow the one that transformers imports."""
+    code = (
+        "import importlib.util as u; s = u.find_spec('kernels'); "
+        "print(s.origin if s is not None and s.origin is not None else '')"
+    )
+    origin = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / folder, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert not (origin and Path(origin).is_relative_to(ROOT) and ".venv" not in Path(origin).parts)
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("command", ["producer", "store", "student", "api"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    """`--help` answers in under a second because torch, transformers, vLLM and datasets stay unloaded."""
+    code = (
+        f"import sys; sys.argv = ['{command}', '--help']\n"
+        f"from arwkv_{command}.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stopped:\n    assert not stopped.code\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'datasets', 'numba', 'sqlalchemy', 'fastapi'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert command in done.stdout
