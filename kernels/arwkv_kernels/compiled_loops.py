@@ -1,30 +1,221 @@
 """The recurrence and its gradient as loops that numba compiles; one call handles a range of (sequence, head) pairs.
 
-A state row i (a key) is contiguous over the values j, so every inner loop is one vector operation; rows go four at a
-time to keep the accumulators in registers. Forward keeps the state of every 16th token; backward replays 16 tokens
-from it, then walks them in reverse with dS:
+A state row i (a key) is contiguous over the values j, so every inner loop is a vector operation; rows go two at a time
+to halve the traffic of the sums over i. Forward keeps the state before every 16th token; backward replays 16 tokens
+from it, then walks them in reverse with dS, the gradient of the state after the token (S before it, u = Sᵀ a):
 
-    dS += r doᵀ;  dr = S do;  dk = dS v;  dv = dSᵀ k;  db = dS u;  dw = exp(w)⊙rowsum(dS⊙S');  du = dSᵀ b
-    da = S' du;   dS = diag(exp w) dS + a duᵀ              (S' the state before the token, u = S'ᵀ a)
+    dS += r doᵀ;  dr = S_after do;  dk = dS v;  dv = dSᵀ k;  db = dS u;  dw = exp w ⊙ rowsum(dS ⊙ S);  du = dSᵀ b
+    da = S du;    dS = diag(exp w) dS + a duᵀ
 
-All arrays are C-contiguous and of one dtype: tokens [M, H, D] with M all sequences' tokens end to end, states
-[N, H, K, V], checkpoints [P, H, K, V] where sequence n owns the rows from `first_checkpoint[n]`.
+Arrays are C-contiguous and of one dtype: tokens [M, H, D], all sequences end to end; states [N, H, K, V]; checkpoints
+[P, H, K, V], those of sequence n from row `first_checkpoint[n]` on. Loops are built once per head size, because LLVM
+vectorises fixed lengths well; the rows they work on live on the stack, because LLVM must know they do not overlap.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import numba
-import numpy as np
-from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    Floats = NDArray[np.floating[Any]]  # Any: fp32 or fp64, chosen by the caller
-    Ints = NDArray[np.int64]
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 
 STEPS_PER_CHECKPOINT = 16
+ROWS_AT_ONCE = 2
 
-# Reassociation lets sums vectorise. NaN and infinity keep their meaning: a poisoned input stays visible.
-_FLAGS = {"reassoc", "contract", "nsz", "arcp"}
-_compile = numba.njit(fastmath=_FLAGS, cache=True, nogil=True, error_model="numpy", boundscheck=False)
+# Reassociation lets sums vectorise. NaN keeps its meaning, so that a poisoned input stays visible.
+_FAST = {"reassoc", "contract", "nsz", "arcp"}
+
+# Any, here and below: numba's dispatchers, types and builders publish no types.
+Loop = Callable[..., None]
+
+
+def _stack_space(_: Any, length: Any, like: Any) -> Any:
+    """For numba: a pointer to `length` (a constant) uninitialised elements of `like`'s dtype on the caller's stack."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        element = context.get_value_type(like.dtype)
+        with builder.goto_entry_block():
+            space = builder.alloca(ir.ArrayType(element, length.literal_value))
+            space.align = 64
+        return builder.bitcast(space, element.as_pointer())
+
+    if not isinstance(length, types.IntegerLiteral):
+        return None
+    return types.CPointer(like.dtype)(length, like), generate
+
+
+stack_space = intrinsic(_stack_space)
+
+
+def _compile(loop: Callable[..., None]) -> Loop:
+    """Compiled on first call; kept on disk beside this file or in the user's cache folder, if either can be written."""
+    options = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
+    try:
+        compiled: Loop = numba.njit(loop, cache=True, **options)
+    except RuntimeError:  # numba found no folder to write to
+        compiled = numba.njit(loop, **options)
+    return compiled
+
+
+@cache
+def forward_loop(head_size: int) -> Loop:
+    """Writes o, the final states and, with `keep`, the checkpoints of pairs first..last-1; `w` holds decays exp(w)."""
+    D = head_size
+    square = D * D
+
+    def forward(  # type: ignore[no-untyped-def]  # compiled by numba
+        r, w, k, v, a, b, initial, final, o, checkpoints, keep, offsets, first_checkpoint, first, last
+    ):
+        heads = r.shape[1]
+        S = numba.carray(stack_space(square, r), (D, D))
+        u = numba.carray(stack_space(D, r), (D,))
+        v_now = numba.carray(stack_space(D, r), (D,))
+        o_now = numba.carray(stack_space(D, r), (D,))
+        for pair in range(first, last):
+            n, h = pair // heads, pair % heads
+            for i in range(D):
+                for j in range(D):
+                    S[i, j] = initial[n, h, i, j]
+            for t in range(offsets[n], offsets[n + 1]):
+                step = t - offsets[n]
+                if keep and step % STEPS_PER_CHECKPOINT == 0:
+                    row = first_checkpoint[n] + step // STEPS_PER_CHECKPOINT
+                    for i in range(D):
+                        for j in range(D):
+                            checkpoints[row, h, i, j] = S[i, j]
+                for j in range(D):
+                    u[j] = 0
+                    o_now[j] = 0
+                    v_now[j] = v[t, h, j]
+                for i in range(0, D, 2):
+                    a0, a1 = a[t, h, i], a[t, h, i + 1]
+                    for j in range(D):
+                        u[j] += a0 * S[i, j] + a1 * S[i + 1, j]
+                for i in range(0, D, 2):
+                    w0, b0, k0, r0 = w[t, h, i], b[t, h, i], k[t, h, i], r[t, h, i]
+                    w1, b1, k1, r1 = w[t, h, i + 1], b[t, h, i + 1], k[t, h, i + 1], r[t, h, i + 1]
+                    for j in range(D):
+                        s0 = w0 * S[i, j] + b0 * u[j] + k0 * v_now[j]
+                        s1 = w1 * S[i + 1, j] + b1 * u[j] + k1 * v_now[j]
+                        S[i, j] = s0
+                        S[i + 1, j] = s1
+                        o_now[j] += r0 * s0 + r1 * s1
+                for j in range(D):
+                    o[t, h, j] = o_now[j]
+            for i in range(D):
+                for j in range(D):
+                    final[n, h, i, j] = S[i, j]
+
+    return _compile(forward)
+
+
+@cache
+def backward_loop(head_size: int) -> Loop:
+    """Writes the gradients of pairs first..last-1; `history` is scratch [STEPS_PER_CHECKPOINT, K, V]."""
+    D = head_size
+    square = D * D
+    replayed = D * STEPS_PER_CHECKPOINT
+
+    def backward(  # type: ignore[no-untyped-def]  # compiled by numba
+        r, w, k, v, a, b, d_o, d_final, checkpoints, history,
+        dr, dw, dk, dv, da, db, d_initial, offsets, first_checkpoint, first, last,
+    ):  # fmt: skip
+        heads = r.shape[1]
+        zero = r.dtype.type(0)
+        S = numba.carray(stack_space(square, r), (D, D))
+        dS = numba.carray(stack_space(square, r), (D, D))
+        us = numba.carray(stack_space(replayed, r), (STEPS_PER_CHECKPOINT, D))
+        u = numba.carray(stack_space(D, r), (D,))
+        du = numba.carray(stack_space(D, r), (D,))
+        v_now = numba.carray(stack_space(D, r), (D,))
+        dv_now = numba.carray(stack_space(D, r), (D,))
+        do_now = numba.carray(stack_space(D, r), (D,))
+        for pair in range(first, last):
+            n, h = pair // heads, pair % heads
+            length = offsets[n + 1] - offsets[n]
+            for i in range(D):
+                for j in range(D):
+                    dS[i, j] = d_final[n, h, i, j]
+            for part in range((length - 1) // STEPS_PER_CHECKPOINT, -1, -1):
+                start = offsets[n] + part * STEPS_PER_CHECKPOINT
+                steps = min(STEPS_PER_CHECKPOINT, offsets[n + 1] - start)
+                for i in range(D):
+                    for j in range(D):
+                        S[i, j] = checkpoints[first_checkpoint[n] + part, h, i, j]
+                for step in range(steps):
+                    t = start + step
+                    for j in range(D):
+                        u[j] = 0
+                        v_now[j] = v[t, h, j]
+                        do_now[j] = d_o[t, h, j]
+                    for i in range(0, D, 2):
+                        a0, a1 = a[t, h, i], a[t, h, i + 1]
+                        for j in range(D):
+                            u[j] += a0 * S[i, j] + a1 * S[i + 1, j]
+                            history[step, i, j] = S[i, j]
+                            history[step, i + 1, j] = S[i + 1, j]
+                    for j in range(D):
+                        us[step, j] = u[j]
+                    for i in range(0, D, 2):
+                        w0, b0, k0, dr0 = w[t, h, i], b[t, h, i], k[t, h, i], zero
+                        w1, b1, k1, dr1 = w[t, h, i + 1], b[t, h, i + 1], k[t, h, i + 1], zero
+                        for j in range(D):
+                            s0 = w0 * S[i, j] + b0 * u[j] + k0 * v_now[j]
+                            s1 = w1 * S[i + 1, j] + b1 * u[j] + k1 * v_now[j]
+                            S[i, j] = s0
+                            S[i + 1, j] = s1
+                            dr0 += s0 * do_now[j]
+                            dr1 += s1 * do_now[j]
+                        dr[t, h, i] = dr0
+                        dr[t, h, i + 1] = dr1
+                for step in range(steps - 1, -1, -1):
+                    t = start + step
+                    for j in range(D):
+                        u[j] = us[step, j]
+                        du[j] = 0
+                        dv_now[j] = 0
+                        v_now[j] = v[t, h, j]
+                        do_now[j] = d_o[t, h, j]
+                    for i in range(0, D, 2):
+                        r0, b0, k0, dk0, db0, dw0 = r[t, h, i], b[t, h, i], k[t, h, i], zero, zero, zero
+                        r1, b1, k1, dk1, db1, dw1 = r[t, h, i + 1], b[t, h, i + 1], k[t, h, i + 1], zero, zero, zero
+                        for j in range(D):
+                            d0 = dS[i, j] + r0 * do_now[j]
+                            d1 = dS[i + 1, j] + r1 * do_now[j]
+                            dS[i, j] = d0
+                            dS[i + 1, j] = d1
+                            dk0 += d0 * v_now[j]
+                            dk1 += d1 * v_now[j]
+                            db0 += d0 * u[j]
+                            db1 += d1 * u[j]
+                            dw0 += d0 * history[step, i, j]
+                            dw1 += d1 * history[step, i + 1, j]
+                            du[j] += b0 * d0 + b1 * d1
+                            dv_now[j] += k0 * d0 + k1 * d1
+                        dk[t, h, i] = dk0
+                        dk[t, h, i + 1] = dk1
+                        db[t, h, i] = db0
+                        db[t, h, i + 1] = db1
+                        dw[t, h, i] = dw0 * w[t, h, i]
+                        dw[t, h, i + 1] = dw1 * w[t, h, i + 1]
+                    for i in range(0, D, 2):
+                        w0, a0, da0 = w[t, h, i], a[t, h, i], zero
+                        w1, a1, da1 = w[t, h, i + 1], a[t, h, i + 1], zero
+                        for j in range(D):
+                            da0 += history[step, i, j] * du[j]
+                            da1 += history[step, i + 1, j] * du[j]
+                            dS[i, j] = w0 * dS[i, j] + a0 * du[j]
+                            dS[i + 1, j] = w1 * dS[i + 1, j] + a1 * du[j]
+                        da[t, h, i] = da0
+                        da[t, h, i + 1] = da1
+                    for j in range(D):
+                        dv[t, h, j] = dv_now[j]
+            for i in range(D):
+                for j in range(D):
+                    d_initial[n, h, i, j] = dS[i, j]
+
+    return _compile(backward)

@@ -12,12 +12,15 @@ from arwkv_kernels.arguments import (
     WkvInputs,
     check_inputs,
     compute_dtype,
+    lowest_log_decay,
     sequence_offsets,
     starting_state,
 )
 from arwkv_kernels.chunked import wkv7_chunked
 from arwkv_kernels.reference import wkv7_reference, wkv7_step_torch
 
+# Two states of this size lie on a thread's stack: 1 MiB in fp64.
+LARGEST_COMPILED_HEAD = 256
 BACKENDS = ("auto", "reference", "torch", "cpu", "triton")
 
 
@@ -59,6 +62,8 @@ def _obstacle(backend: str, x: Tensor, operation: str) -> str | None:
             return f"the tensor is on {x.device.type}"
         if operation != "wkv7":
             return f"{operation} has no compiled loop"
+        if x.shape[-1] % 2 or x.shape[-1] > LARGEST_COMPILED_HEAD:
+            return f"head size {x.shape[-1]} is odd or above {LARGEST_COMPILED_HEAD}"
         return None if importlib.util.find_spec("numba") else "numba is not installed (pip install numba)"
     if backend == "triton":
         return "not built"
@@ -108,6 +113,11 @@ def _run(
     if backend == "reference":
         o, final_state = wkv7_reference(inputs, state, offsets, scale)
         return o, final_state.to(state.dtype)
+    if backend == "cpu":
+        from arwkv_kernels.compiled import wkv7_compiled
+
+        lowest_log_decay(inputs.w)
+        return wkv7_compiled(inputs, state, offsets, scale)
     inputs = WkvInputs(*(x.to(state.dtype) for x in inputs))
     return wkv7_chunked(inputs, state, offsets, scale)
 

@@ -1,0 +1,132 @@
+"""The compiled CPU path: numba's loops under autograd, spread over as many threads as torch uses.
+
+The loops release the interpreter lock, so plain threads run them side by side; numba's own thread pool would not follow
+torch's thread count and ends the process when two threads enter it at once.
+N sequences, M tokens in all, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from arwkv_kernels.arguments import WkvInputs
+from arwkv_kernels.compiled_loops import ROWS_AT_ONCE, STEPS_PER_CHECKPOINT, backward_loop, forward_loop
+
+# More parts than threads, so that sequences of unlike lengths spread evenly.
+PARTS_PER_THREAD = 4
+
+__all__ = ["ROWS_AT_ONCE", "wkv7_compiled"]
+
+
+def wkv7_compiled(
+    inputs: WkvInputs, state_NHKV: Tensor, offsets: list[int] | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Inputs [B, T, H, D] of any float dtype, state fp32 or fp64; correct for every log decay.
+
+    D must be a multiple of ROWS_AT_ONCE. Returns (o in the state's dtype, final state).
+    """
+    batch, length = inputs.r.shape[:2]
+    bounds = [n * length for n in range(batch + 1)] if offsets is None else offsets
+    o, final = _Compiled.apply(*inputs, state_NHKV, bounds, scale)  # type: ignore[no-untyped-call]  # torch
+    return o, final
+
+
+class _Layout(NamedTuple):
+    """Where each sequence's tokens and checkpoints begin."""
+
+    offsets: NDArray[np.int64]
+    first_checkpoint: NDArray[np.int64]
+    checkpoints: int
+
+    @classmethod
+    def of(cls, offsets: list[int]) -> _Layout:
+        counts = [-(-(stop - start) // STEPS_PER_CHECKPOINT) for start, stop in pairwise(offsets)]
+        first = np.cumsum([0, *counts], dtype=np.int64)
+        return cls(np.array(offsets, dtype=np.int64), first[:-1], int(first[-1]))
+
+
+class _Compiled(torch.autograd.Function):
+    @staticmethod
+    # Any: autograd's context has no public type, and its arguments are the six inputs, the state, offsets and scale.
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        inputs, state, offsets, scale = WkvInputs(*arguments[:6]), *arguments[6:]
+        layout = _Layout.of(offsets)
+        heads, size = inputs.r.shape[2:]
+        keep = any(ctx.needs_input_grad)
+        o = torch.empty(inputs.r.shape, dtype=state.dtype)
+        final = torch.empty_like(state, memory_format=torch.contiguous_format)
+        checkpoints = torch.empty(layout.checkpoints if keep else 0, heads, size, size, dtype=state.dtype)
+        tokens = _tokens(inputs, state.dtype, scale)
+        arrays = [*tokens, _array(state), _array(final), _array(o, tokens=True), _array(checkpoints)]
+        loop = forward_loop(size)
+        _spread(
+            lambda first, last: loop(*arrays, keep, layout.offsets, layout.first_checkpoint, first, last),
+            pairs=state.shape[0] * heads,
+        )
+        if keep:
+            ctx.save_for_backward(*inputs, checkpoints)
+            ctx.layout, ctx.scale = layout, scale
+        return o, final
+
+    @staticmethod
+    def backward(ctx: Any, d_o: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
+        *saved, checkpoints = ctx.saved_tensors
+        inputs = WkvInputs(*saved)
+        heads, size = inputs.r.shape[2:]
+        dtype = checkpoints.dtype
+        gradients = WkvInputs(*(torch.empty(x.shape, dtype=dtype) for x in inputs))
+        d_initial = torch.empty(d_final.shape, dtype=dtype)
+        arrays = [*_tokens(inputs, dtype, ctx.scale), _array(d_o, tokens=True), _array(d_final), _array(checkpoints)]
+        results = [*(_array(x, tokens=True) for x in gradients), _array(d_initial)]
+        loop = backward_loop(size)
+
+        def run(first: int, last: int) -> None:
+            history = np.empty((STEPS_PER_CHECKPOINT, size, size), dtype=arrays[0].dtype)
+            loop(*arrays, history, *results, ctx.layout.offsets, ctx.layout.first_checkpoint, first, last)
+
+        _spread(run, pairs=d_final.shape[0] * heads)
+        if ctx.scale != 1.0:
+            gradients.r.mul_(ctx.scale)
+        return *(g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)), d_initial, None, None
+
+
+# Any: fp32 or fp64, as the state.
+def _array(x: Tensor, *, tokens: bool = False) -> NDArray[Any]:
+    """The tensor's memory as a C-contiguous array; token tensors [B, T, H, D] as [M, H, D]."""
+    x = x.detach().contiguous()
+    array: NDArray[Any] = (x.flatten(0, 1) if tokens else x).numpy()
+    return array
+
+
+def _tokens(inputs: WkvInputs, dtype: torch.dtype, scale: float) -> list[NDArray[Any]]:
+    """r, exp(w), k, v, a, b as arrays, r scaled."""
+    raised = WkvInputs(*(x.detach().to(dtype) for x in inputs))
+    raised = raised._replace(w=raised.w.exp(), r=raised.r if scale == 1.0 else raised.r * scale)
+    return [_array(x, tokens=True) for x in raised]
+
+
+def _spread(run: Callable[[int, int], None], pairs: int) -> None:
+    """Call `run(first, last)` over ranges that cover 0..pairs-1, on torch's number of threads."""
+    threads = min(torch.get_num_threads(), pairs)
+    if threads <= 1:
+        run(0, pairs)
+        return
+    edges = np.linspace(0, pairs, min(pairs, threads * PARTS_PER_THREAD) + 1).astype(int).tolist()
+    for done in [_threads(threads, os.getpid()).submit(run, *edge) for edge in pairwise(edges)]:
+        done.result()
+
+
+@lru_cache(maxsize=4)
+def _threads(count: int, process: int) -> ThreadPoolExecutor:
+    """Kept between calls. The process number is part of the key because a forked child inherits no threads."""
+    return ThreadPoolExecutor(count, thread_name_prefix=f"wkv7-{process}")
