@@ -1,0 +1,49 @@
+"""vLLM's plugin entry point: names the capturing model classes, imports none of them.
+
+Every process that starts vLLM in this environment calls `register`, ours or not, so it must cost nothing: the classes
+are registered by module path and load only when an engine asks for one of these architectures.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+CAPTURED_ARCHITECTURES = {
+    "Qwen2ForCausalLM": "CapturingQwen2ForCausalLM",
+    "Qwen3ForCausalLM": "CapturingQwen3ForCausalLM",
+    "LlamaForCausalLM": "CapturingLlamaForCausalLM",
+}
+"""The teacher's architecture in its config.json → our class in `capture_models`, also its registered architecture."""
+
+
+@dataclass(frozen=True)
+class CaptureSettings:
+    """What the worker captures; travels to it as JSON in vLLM's `additional_config["arwkv_capture"]`."""
+
+    top_k: int
+    """Candidates kept per token; 0 captures no distributions."""
+    vocab_size: int
+    """The tokenizer's token ids: head rows from here on are padding."""
+    attention_layers: tuple[int, ...] = ()
+    boundary_layers: tuple[int, ...] = ()
+    final: bool = False
+    logits_chunk_bytes: int = 1 << 26
+    """Logits live this many bytes (fp32) at a time."""
+    handover_folder: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "CaptureSettings":
+        layers = {name: tuple(document[name]) for name in ("attention_layers", "boundary_layers")}
+        return cls(**{**document, **layers})
+
+
+def register() -> None:
+    """Make vLLM know the capturing architectures (entry point `vllm.general_plugins`)."""
+    from vllm import ModelRegistry
+
+    known = ModelRegistry.get_supported_archs()
+    for name in CAPTURED_ARCHITECTURES.values():
+        if name not in known:
+            ModelRegistry.register_model(name, f"arwkv_producer.capture_models:{name}")

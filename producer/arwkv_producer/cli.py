@@ -1,0 +1,52 @@
+"""The `producer` command."""
+
+import sys
+from typing import Any
+
+from arwkv_producer.config import GenerateConfig, PlanConfig
+from arwkv_store import command_line
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    command_line.main(
+        "producer", "Run a teacher once and keep what it said of every token.", {"generate": generate, "plan": plan}
+    )
+
+
+def generate(config: GenerateConfig) -> dict[str, Any]:
+    """Run the teacher over a corpus and write shards; the same command continues where it stopped."""
+    if config.dry_run:
+        return _dry_run(config)
+    from arwkv_producer.run import generate
+
+    summary = generate(config)
+    if not config.json:
+        print(
+            f"{summary['shards']:,} shards, {summary['samples']:,} samples, {summary['tokens']:,} tokens at "
+            f"{summary['tokens_per_s']:,.0f} tokens/s, {summary['size_bytes'] / 1e6:,.1f} MB in {summary['dataset']}",
+            file=sys.stderr,
+        )
+    return summary
+
+
+def plan(config: PlanConfig) -> dict[str, Any]:
+    """Say what a capture would cost in bytes, shards and time, from the teacher's config.json alone."""
+    from arwkv_producer.plan import plan, print_plan
+
+    document = plan(config)
+    if not config.json:
+        print_plan(document)
+    return document
+
+
+def _dry_run(config: GenerateConfig) -> dict[str, Any]:
+    from arwkv_producer.job import prepare, report_corpus
+    from arwkv_producer.plan import costs, print_plan
+
+    job = prepare(config)
+    report_corpus(job)
+    document = costs(config, job.teacher, len(job.corpus.tokens), len(job.corpus), 0.0)
+    if not config.json:
+        print_plan(document)
+    return document

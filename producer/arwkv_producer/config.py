@@ -1,0 +1,105 @@
+"""What can be asked of the producer: each field is a flag, a help text and a TOML key. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from arwkv_store.errors import UsageError
+
+LogitsMode = Literal["top-k", "adaptive", "none"]
+HiddenStates = Literal["none", "attention", "boundaries", "final"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureConfig:
+    """What to capture of which teacher."""
+
+    teacher: str
+    """A local model folder, or a Hub name, with `@revision` if wanted; `Qwen2.5-32B` means `Qwen/Qwen2.5-32B`."""
+    logits: LogitsMode = "top-k"
+    """`top-k` keeps the K likeliest tokens, `adaptive` as many of these as hold `--top-p` of the mass, `none` none."""
+    top_k: int = 64
+    """Candidates kept per token (at most, with `adaptive`)."""
+    top_p: float = 0.98
+    """With `adaptive`: mass after which a position keeps no further candidates."""
+    hidden_states: HiddenStates = "none"
+    """`attention` outputs (stage `align` reads them), `boundaries` (what enters a layer), or the `final` state."""
+    layers: str = "all"
+    """Whose hidden states: `all`, or layer numbers as in `0,4,8`."""
+    hidden_dtype: Literal["bf16", "fp8", "int8"] = "bf16"
+    """How hidden states are stored; bf16 is exact for a bf16 teacher."""
+    max_length: int = 2048
+    """Tokens per sample; longer documents are cut into several samples, none is dropped."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The teacher's arithmetic; `auto` is the checkpoint's own. The head always runs in fp32."""
+    samples_per_shard: int = 0
+    """Samples in one part; 0 chooses so that a part's files stay near 256 MiB."""
+    tensor_parallel: int = 1
+    """Devices that share one copy of the teacher."""
+    json: bool = False
+    """Print one JSON document on stdout."""
+
+    def __post_init__(self) -> None:
+        _require(self.top_k >= 1, f"--top-k {self.top_k}: must be at least 1; use --logits none to keep no tokens")
+        _require(0 < self.top_p <= 1, f"--top-p {self.top_p}: must be above 0 and at most 1")
+        _require(self.max_length >= 2, f"--max-length {self.max_length}: must be at least 2 tokens")
+        _require(self.samples_per_shard >= 0, f"--samples-per-shard {self.samples_per_shard}: must be 0 (auto) or more")
+        _require(self.tensor_parallel >= 1, f"--tensor-parallel {self.tensor_parallel}: must be at least 1")
+        _require(
+            self.logits != "none" or self.hidden_states != "none",
+            "--logits none --hidden-states none: nothing to capture; ask for one of them",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(CaptureConfig):
+    """Run the teacher over a corpus and write shards; the same command continues where it stopped."""
+
+    data: tuple[str, ...]
+    """Text: files, folders or globs of .jsonl and .txt."""
+    out: str
+    """The dataset's folder."""
+    field: str = "text"
+    """The JSON field that holds a document's text."""
+    rank: int = 0
+    """This process's number among `--world-size`; each makes its own parts of the same dataset."""
+    world_size: int = 1
+    """Processes that share the work."""
+    step_tokens: int = 4096
+    """Tokens per engine step: more is faster until memory is short."""
+    gpu_memory_fraction: float = 0.9
+    """Share of each GPU's memory that vLLM may take."""
+    dry_run: bool = False
+    """Check everything and show the plan; start no engine, write nothing."""
+    verbose: bool = False
+    """Show vLLM's own log."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(bool(self.data), "--data: no file named")
+        _require(self.world_size >= 1, f"--world-size {self.world_size}: must be at least 1")
+        _require(
+            0 <= self.rank < self.world_size,
+            f"--rank {self.rank}: must be from 0 to {self.world_size - 1} with --world-size {self.world_size}",
+        )
+        _require(self.step_tokens >= 1, f"--step-tokens {self.step_tokens}: must be at least 1")
+        _require(0 < self.gpu_memory_fraction <= 1, f"--gpu-memory-fraction {self.gpu_memory_fraction}: from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(CaptureConfig):
+    """Say what a capture would cost in bytes, shards, memory and time, from the teacher's config.json alone."""
+
+    tokens: int = 1_000_000_000
+    """Size of the corpus in tokens."""
+    tokens_per_s: float = 0.0
+    """Speed to reckon with, as a run reported it; 0 leaves the time out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.tokens >= 1, f"--tokens {self.tokens}: must be at least 1")
+        _require(self.tokens_per_s >= 0, f"--tokens-per-s {self.tokens_per_s}: must be 0 (unknown) or more")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise UsageError(message)

@@ -1,0 +1,144 @@
+"""The producer's side of vLLM: start a capturing engine, send it token sequences, receive their rows."""
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arwkv_producer.capture import CAPTURED_ARCHITECTURES, CaptureSettings, register
+
+VERIFIED_VLLM = "0.32.0"
+"""The version whose captured values were compared with transformers."""
+
+DEFAULT_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "OMP_WAIT_POLICY": "passive",
+}
+"""Set where the user set nothing. A pooling pass keeps no cache between prompts, so 1 GiB of it is plenty on a CPU."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the teacher runs."""
+
+    model: str
+    """A local folder or a Hub name."""
+    architecture: str
+    """As in the model's config.json; must be one of CAPTURED_ARCHITECTURES."""
+    revision: str | None = None
+    dtype: str = "float32"
+    max_length: int = 2048
+    step_tokens: int = 4096
+    """Tokens per engine step, and so how many rows of hidden states live at a time."""
+    tensor_parallel: int = 1
+    gpu_memory_fraction: float = 0.9
+    verbose: bool = False
+
+
+class TeacherEngine:
+    """A running vLLM engine whose workers capture. Close it (or use `with`) to free its memory and processes.
+
+    With one device everything runs in this process, which spares the way between processes; under tensor parallelism
+    the workers are processes of their own and hand rows over through a folder in memory.
+    """
+
+    def __init__(self, config: EngineConfig, settings: CaptureSettings) -> None:
+        _prepare_environment(config)
+        self._folder: Path | None = None
+        if config.tensor_parallel > 1:
+            memory = Path("/dev/shm")
+            self._folder = Path(tempfile.mkdtemp(prefix="arwkv-", dir=memory if memory.is_dir() else None))
+
+        with warnings.catch_warnings():
+            # The engine's dependencies deprecate each other's names at import; the user can do nothing about it.
+            warnings.simplefilter("ignore")
+            import vllm
+
+        from arwkv_producer.handover import open_handover
+
+        register()
+        folder = None if self._folder is None else str(self._folder)
+        self._handover = open_handover(folder)
+        self._llm = vllm.LLM(
+            model=config.model,
+            tokenizer=config.model,
+            revision=config.revision,
+            tokenizer_revision=config.revision,
+            runner="pooling",
+            dtype=config.dtype,
+            hf_overrides={"architectures": [CAPTURED_ARCHITECTURES[config.architecture]], "head_dtype": "float32"},
+            additional_config={"arwkv_capture": replace(settings, handover_folder=folder).as_json()},
+            max_model_len=config.max_length,
+            max_num_batched_tokens=config.step_tokens,
+            max_num_seqs=256,
+            enable_chunked_prefill=True,
+            enable_prefix_caching=False,
+            enforce_eager=True,
+            tensor_parallel_size=config.tensor_parallel,
+            gpu_memory_utilization=config.gpu_memory_fraction,
+            disable_log_stats=True,
+            use_tqdm_on_load=config.verbose,
+        )
+
+    def capture(self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int]) -> list[dict[str, Any]]:
+        """Run the prompts; answer each one's captured rows (CPU tensors, T rows each) in the order asked.
+
+        `keys` are unique among prompts in flight. A prompt whose rows did not arrive answers an empty mapping.
+        """
+        from vllm import PoolingParams
+
+        from arwkv_producer.capture_models import TASK
+
+        self._llm.encode(
+            [{"prompt_token_ids": prompt.tolist()} for prompt in prompts],
+            [PoolingParams(task=TASK, extra_kwargs={"key": key}) for key in keys],
+            pooling_task=TASK,
+            use_tqdm=False,
+        )
+        return [self._take(key) for key in keys]
+
+    def _take(self, key: int) -> dict[str, Any]:
+        try:
+            return self._handover.take(key)
+        except KeyError:
+            return {}
+
+    def close(self) -> None:
+        """Stop the engine and its workers; free the model and the handover folder."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        engine_core = self._llm.llm_engine.engine_core
+        engine_core.shutdown()
+        del self._llm
+        cleanup_dist_env_and_memory()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _prepare_environment(config: EngineConfig) -> None:
+    """What vLLM reads from the environment at import."""
+    defaults = dict(DEFAULT_ENVIRONMENT)
+    if config.tensor_parallel == 1:
+        defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if not config.verbose:
+        defaults |= {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,72 @@
+"""How captured rows travel from vLLM's worker to the producer: through memory in one process, else through files.
+
+vLLM's own way back (msgpack between processes) halves the speed once hidden states are among the rows, so only an
+acknowledgement goes that way.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+Rows = dict[str, Tensor]
+"""One sample's captured tensors by name, each with T rows on the CPU."""
+
+
+class Handover(Protocol):
+    """One side puts a sample's rows under its key, the other takes them, once."""
+
+    def put(self, key: int, rows: Mapping[str, Tensor]) -> None:
+        """Hand over one sample's rows."""
+
+    def take(self, key: int) -> Rows:
+        """Receive them. Raises KeyError where nothing was put under `key`."""
+
+
+class MemoryHandover:
+    """Worker and producer share a process."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, Rows] = {}
+
+    def put(self, key: int, rows: Mapping[str, Tensor]) -> None:
+        self._rows[key] = dict(rows)
+
+    def take(self, key: int) -> Rows:
+        return self._rows.pop(key)
+
+
+class FileHandover:
+    """Worker and producer share a folder, best one in memory (/dev/shm); one safetensors file per sample."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, key: int, rows: Mapping[str, Tensor]) -> None:
+        from safetensors.torch import save_file
+
+        partial = self._folder / f"{key}.partial"
+        save_file({name: tensor.contiguous() for name, tensor in rows.items()}, partial)
+        os.replace(partial, self._folder / f"{key}.safetensors")
+
+    def take(self, key: int) -> Rows:
+        from safetensors.torch import load
+
+        path = self._folder / f"{key}.safetensors"
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise KeyError(key) from None
+        path.unlink()
+        rows: Rows = load(content)
+        return rows
+
+
+_memory = MemoryHandover()
+
+
+def open_handover(folder: str | None) -> Handover:
+    """The process's own memory, or `folder` where worker and producer are different processes."""
+    return _memory if folder is None else FileHandover(Path(folder))

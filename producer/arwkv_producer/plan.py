@@ -1,0 +1,63 @@
+"""What a capture will cost, before anything is captured."""
+
+from typing import Any
+
+from arwkv_producer.config import CaptureConfig, PlanConfig
+from arwkv_producer.identity import bytes_per_token, capture_info, samples_per_part
+from arwkv_producer.teacher import Teacher, find_teacher
+from arwkv_store.schema import CaptureInfo
+
+FULL_HIDDEN_TOKENS = 20_000_000
+"""Hidden states of every layer are worth their bytes for about this many tokens; more call for fewer layers."""
+
+
+def plan(config: PlanConfig) -> dict[str, Any]:
+    """Bytes per token by column, total, shards and time, for a corpus of `config.tokens` full-length samples."""
+    teacher = find_teacher(config.teacher)
+    samples = -(-config.tokens // config.max_length)
+    return costs(config, teacher, config.tokens, samples, config.tokens_per_s)
+
+
+def costs(config: CaptureConfig, teacher: Teacher, tokens: int, samples: int, tokens_per_s: float) -> dict[str, Any]:
+    """The same for a corpus of known size."""
+    capture = capture_info(config, teacher)
+    columns = bytes_per_token(capture, teacher.width)
+    per_part = samples_per_part(config, capture, teacher.width)
+    return {
+        "teacher": teacher.name,
+        "tokens": tokens,
+        "samples": samples,
+        "shards": -(-samples // per_part),
+        "samples_per_shard": per_part,
+        "bytes_per_token": sum(columns.values()),
+        "bytes_per_token_by_column": columns,
+        "total_bytes": sum(columns.values()) * tokens,
+        "seconds": tokens / tokens_per_s if tokens_per_s else None,
+        "advice": advice(capture, columns, tokens),
+    }
+
+
+def advice(capture: CaptureInfo, columns: dict[str, float], tokens: int) -> str:
+    """What to choose instead where full hidden states cost more than they bring; empty where nothing is amiss."""
+    hidden = sum(size for name, size in columns.items() if name.startswith("hidden."))
+    if hidden * tokens <= FULL_HIDDEN_TOKENS * 60_000 or len(capture.layers) <= 1:
+        return ""
+    return (
+        f"hidden states of {len(capture.layers)} layers take {hidden * tokens / 1e12:,.1f} TB: capture them for a "
+        f"part of the corpus (about {FULL_HIDDEN_TOKENS // 1_000_000} million tokens align the time mixers) and "
+        "--hidden-states none for the rest"
+    )
+
+
+def print_plan(document: dict[str, Any]) -> None:
+    """The plan as a table."""
+    print(f"{document['teacher']}: {document['tokens']:,} tokens in {document['samples']:,} samples")
+    for column, size in document["bytes_per_token_by_column"].items():
+        print(f"  {column:<22} {size:>10,.1f} bytes/token {size * document['tokens'] / 1e9:>12,.3f} GB")
+    together, total = document["bytes_per_token"], document["total_bytes"] / 1e9
+    print(f"  {'together':<22} {together:>10,.1f} bytes/token {total:>12,.3f} GB")
+    print(f"  {document['shards']:,} shards of {document['samples_per_shard']} samples")
+    if document["seconds"]:
+        print(f"  {document['seconds'] / 3600:,.1f} hours at the given speed")
+    if document["advice"]:
+        print(document["advice"])

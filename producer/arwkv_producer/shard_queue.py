@@ -1,0 +1,55 @@
+"""Encodes and writes parts on a thread of its own, while the engine captures the next."""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+from arwkv_store import Sample, ShardManifest, Writer
+
+PARTS_WAITING = 1
+"""Parts that may wait for the writer. A slow disk then holds the engine back, and memory does not grow."""
+
+
+class ShardQueue:
+    """Hand parts over with `put`; `committed` is called (on the writer's thread) after each one's commit.
+
+    A failed write is raised by the next `put`, or on leaving the `with` block, which waits for what was handed over.
+    """
+
+    def __init__(self, writer: Writer, committed: Callable[[ShardManifest], None]) -> None:
+        self._writer, self._committed = writer, committed
+        self._parts: queue.Queue[tuple[int, Sequence[Sample]] | None] = queue.Queue(PARTS_WAITING)
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._write_all, name="shard-writer", daemon=True)
+        self._thread.start()
+
+    def put(self, part: int, samples: Sequence[Sample]) -> None:
+        """Wait for room, then hand over one part."""
+        self._raise_failure()
+        self._parts.put((part, samples))
+
+    def _write_all(self) -> None:
+        while (item := self._parts.get()) is not None:
+            if self._failure is not None:
+                continue  # keep the queue moving, so that a waiting `put` comes back and raises
+            try:
+                self._committed(self._writer.write_shard(*item))
+            except BaseException as failure:  # noqa: BLE001  # carried to the main thread, which raises it
+                self._failure = failure
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._parts.put(None)
+        self._thread.join()
+        if error is None:
+            self._raise_failure()
