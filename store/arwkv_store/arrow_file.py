@@ -1,0 +1,71 @@
+"""Reading one Arrow file of a part: nothing is parsed or used before its hash was compared."""
+
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from arwkv_store.errors import CorruptShard
+from arwkv_store.manifest import FileInfo, Region
+
+REMEDY = 'run "store verify --repair DIR" to set the part aside, then make it again'
+
+
+class ArrowFile:
+    """A memory-mapped Arrow file whose regions are verified before their first use."""
+
+    def __init__(self, path: Path, info: FileInfo, *, verify: bool) -> None:
+        self.path, self.info = path, info
+        self._verify = verify
+        self._bytes = _mapped(path, info.size_bytes)
+        self._verified = [not verify] * len(info.batches)
+        if verify:
+            self._compare(info.head, "schema")
+            self._compare(info.footer, "footer")
+        try:
+            self._reader = pa.ipc.open_file(pa.py_buffer(self._bytes))
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptShard(f"{path}: footer: {error}; {REMEDY}") from error
+        if self._reader.num_record_batches != len(info.batches):
+            raise CorruptShard(
+                f"{path}: footer: {self._reader.num_record_batches} record batches, "
+                f"the manifest lists {len(info.batches)}; {REMEDY}"
+            )
+        self.schema: pa.Schema = self._reader.schema
+
+    def batch(self, index: int) -> pa.RecordBatch:
+        """A verified record batch, its buffers views on the file. Raises CorruptShard."""
+        info = self.info.batches[index]
+        if not self._verified[index]:
+            self._compare(info, f"record batch {index}")
+            self._verified[index] = True
+        try:
+            batch = self._reader.get_batch(index)
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptShard(f"{self.path}: record batch {index}: {error}; {REMEDY}") from error
+        if batch.num_rows != info.rows:
+            raise CorruptShard(f"{self.path}: record batch {index}: {batch.num_rows} rows, not {info.rows}; {REMEDY}")
+        return batch
+
+    def _compare(self, region: Region, name: str) -> None:
+        found = xxhash.xxh3_64_hexdigest(self._bytes[region.offset : region.offset + region.length].data)
+        if found != region.xxh3:
+            raise CorruptShard(
+                f"{self.path}: {name}: checksum {found}, committed as {region.xxh3} "
+                f"(bytes {region.offset}..{region.offset + region.length}); {REMEDY}"
+            )
+
+
+def _mapped(path: Path, size_bytes: int) -> NDArray[np.uint8]:
+    try:
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != size_bytes:
+                raise CorruptShard(f"{path}: {found} bytes, committed with {size_bytes}; {REMEDY}")
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except FileNotFoundError as error:
+        raise CorruptShard(f"{path}: missing, though its manifest is there; {REMEDY}") from error

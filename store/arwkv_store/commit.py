@@ -1,0 +1,104 @@
+"""Publishing files so that nothing is visible before it is complete, and nothing acknowledged is ever lost.
+
+A file is written under a temporary name, flushed to the disk, and given its name; then the folder is flushed. A part's
+manifest comes last and is linked, never renamed over: the first commit wins. Publishing is serialised by a lock on
+dataset.json, which the kernel releases when a process dies, so an abandoned data file can be replaced safely.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+from arwkv_store.errors import NotFound, TryAgain
+
+TEMPORARY_PREFIX = ".new-"
+
+
+@contextlib.contextmanager
+def temporary_file(folder: Path) -> Iterator[IO[bytes]]:
+    """A new file in `folder` under a temporary name, locked while in use, removed at the end whatever happens."""
+    path = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    with open(path, "xb", buffering=0) as file:
+        try:
+            # remove_abandoned() leaves locked files alone: this one is being written.
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+            yield file
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def write_once(path: Path, content: bytes) -> bool:
+    """Give `path` this content, durably, unless it exists; returns whether this call made it."""
+    with temporary_file(path.parent) as file:
+        _write_all(file, content)
+        os.fsync(file.fileno())
+        try:
+            os.link(file.name, path)
+        except FileExistsError:
+            return False
+    sync_folder(path.parent)
+    return True
+
+
+def publish(lock_on: Path, data: Mapping[Path, IO[bytes]], manifest_path: Path, manifest: bytes) -> bool:
+    """Commit a part: its complete temporary data files by their final paths, then its manifest.
+
+    Returns False, having changed nothing, when the part is already committed.
+    """
+    for file in data.values():
+        os.fsync(file.fileno())
+    with _locked(lock_on):
+        if manifest_path.exists():
+            return False
+        for path, file in data.items():
+            os.replace(file.name, path)
+        sync_folder(manifest_path.parent)
+        return write_once(manifest_path, manifest)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporary files whose writers have died."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's names durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def storage_faults(what: str) -> Iterator[None]:
+    """Turn the operating system's errors while writing into errors that say what to do."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise NotFound(f"{what}: {error.strerror} ({error.filename}); name a folder this user can write") from error
+    except OSError as error:
+        raise TryAgain(
+            f"{what}: {error.strerror or error}; nothing was committed: make room, and the same command continues"
+        ) from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "rb+", buffering=0) as file:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        yield
+
+
+def _write_all(file: IO[bytes], content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view) :]

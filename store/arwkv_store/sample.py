@@ -1,0 +1,114 @@
+"""One sample: a tokenised sequence and what the teacher said about it.
+
+Shape legend: T tokens of the sample, N stored entries (the sum of the counts), C model width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from arwkv_store.errors import UsageError
+
+
+@dataclass(frozen=True)
+class SparseLogits:
+    """A sparse next-token distribution per position; entry t is the teacher's distribution of token t+1."""
+
+    counts: NDArray[np.int32]
+    """[T] entries kept at each position."""
+    ids: NDArray[np.int32]
+    """[N] token ids, positions in order; top-k entries by descending log-probability, then any sampled tail."""
+    logprobs: NDArray[np.float32]
+    """[N] log-probabilities in nats, normalised over the tokenizer's real vocabulary; finite."""
+    tail_logprob: NDArray[np.float32]
+    """[T] log(1 - sum exp(logprobs)); -inf where the entries hold all the mass."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sequence of a dataset. Optional fields are None (or absent from `hidden`) where not captured or not read."""
+
+    sample_id: int
+    tokens: NDArray[np.int32]
+    """[T]"""
+    loss_mask: NDArray[np.bool_]
+    """[T] whether predicting tokens[t] counts; the loss of entry t uses loss_mask[t+1]."""
+    source: str = ""
+    """Where the text came from: a file, a line, a conversation."""
+    logits: SparseLogits | None = None
+    entropy: NDArray[np.float32] | None = None
+    """[T] entropy in nats of the teacher's full distribution."""
+    true_logprob: NDArray[np.float32] | None = None
+    """[T-1] log p(tokens[t+1] | tokens[..t])."""
+    hidden: Mapping[str, NDArray[ml_dtypes.bfloat16]] = field(default_factory=dict)
+    """"attn.7", "boundary.7" or "final" -> [T, C]."""
+
+
+def hidden_column(name: str) -> str:
+    """The column of a hidden state: "attn.7" is kept in "hidden.attn.007". Raises UsageError for other names."""
+    kind, _, layer = name.partition(".")
+    if name == "final":
+        return "hidden.final"
+    if kind in ("attn", "boundary") and layer.isdecimal() and len(layer) <= 3:
+        return f"hidden.{kind}.{int(layer):03d}"
+    raise UsageError(f'hidden state {name!r}: not "attn.N", "boundary.N" or "final"')
+
+
+def hidden_name(column: str) -> str:
+    """The hidden state kept in a column: "hidden.attn.007" holds "attn.7"."""
+    _, _, name = column.partition(".")
+    kind, _, layer = name.partition(".")
+    return f"{kind}.{int(layer)}" if layer else kind
+
+
+def validate_sample(sample: Sample, vocab_size: int) -> None:
+    """Raise UsageError, naming the sample and the field, unless every shape and value can be stored and trusted."""
+    T = len(sample.tokens)
+    where = f"sample {sample.sample_id}"
+    if T == 0:
+        raise UsageError(f"{where}: no tokens; leave empty samples out")
+    _expect(where, "tokens", sample.tokens, (T,))
+    _expect(where, "loss_mask", sample.loss_mask, (T,))
+    if sample.tokens.min() < 0 or sample.tokens.max() >= vocab_size:
+        raise UsageError(f"{where}: tokens outside 0..{vocab_size - 1}; was it tokenised with the teacher's tokenizer?")
+    if sample.logits is not None:
+        _validate_logits(where, sample.logits, T, vocab_size)
+    if (sample.entropy is None) != (sample.true_logprob is None):
+        raise UsageError(f"{where}: entropy and true_logprob are stored together; give both or neither")
+    if sample.entropy is not None and sample.true_logprob is not None:
+        _expect(where, "entropy", sample.entropy, (T,))
+        _expect(where, "true_logprob", sample.true_logprob, (T - 1,))
+        _expect_no_nan(where, "entropy", sample.entropy)
+        _expect_no_nan(where, "true_logprob", sample.true_logprob)
+    for name, value in sample.hidden.items():
+        if value.ndim != 2 or value.shape[0] != T:
+            raise UsageError(f"{where}: hidden {name!r} has shape {value.shape}, expected ({T}, width)")
+
+
+def _validate_logits(where: str, logits: SparseLogits, T: int, vocab_size: int) -> None:
+    N = int(logits.counts.sum(dtype=np.int64))
+    _expect(where, "logits.counts", logits.counts, (T,))
+    _expect(where, "logits.ids", logits.ids, (N,))
+    _expect(where, "logits.logprobs", logits.logprobs, (N,))
+    _expect(where, "logits.tail_logprob", logits.tail_logprob, (T,))
+    if logits.counts.min() < 0:
+        raise UsageError(f"{where}: logits.counts holds {logits.counts.min()}; counts are at least 0")
+    if N and (logits.ids.min() < 0 or logits.ids.max() >= vocab_size):
+        raise UsageError(f"{where}: logits.ids outside 0..{vocab_size - 1}; mask the padded rows of the teacher's head")
+    if N and not np.isfinite(logits.logprobs).all():
+        raise UsageError(f"{where}: logits.logprobs holds NaN or infinity; look at the teacher's output before storing")
+    _expect_no_nan(where, "logits.tail_logprob", logits.tail_logprob)
+
+
+def _expect(where: str, what: str, value: NDArray[np.generic], shape: tuple[int, ...]) -> None:
+    if value.shape != shape:
+        raise UsageError(f"{where}: {what} has shape {value.shape}, expected {shape}")
+
+
+def _expect_no_nan(where: str, what: str, value: NDArray[np.float32]) -> None:
+    # +inf is as wrong as NaN in a log-probability or an entropy; -inf is a probability of zero.
+    if value.size and not (value < np.inf).all():
+        raise UsageError(f"{where}: {what} holds NaN or infinity; look at the teacher's output before storing")

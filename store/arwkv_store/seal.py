@@ -1,0 +1,42 @@
+"""JSON documents that carry a hash of themselves.
+
+A sealed document is compact JSON whose last member is "self_hash": the SHA-256, in hex, of every byte before the comma
+that introduces it. So one comparison over the raw bytes proves the document before it is parsed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import from_json
+
+from arwkv_store.errors import CorruptShard
+
+MAX_DOCUMENT_BYTES = 64 << 20
+_OPEN, _CLOSE = b',"self_hash":"', b'"}\n'
+_SEAL_BYTES = len(_OPEN) + 64 + len(_CLOSE)
+
+
+def sealed(document: Mapping[str, Any]) -> bytes:
+    """The document as bytes that `unsealed` accepts. The document must have at least one member."""
+    body = json.dumps(document, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()[:-1]
+    return body + _OPEN + hashlib.sha256(body).hexdigest().encode() + _CLOSE
+
+
+def unsealed(raw: bytes, where: str) -> dict[str, Any]:
+    """The verified document, without its seal. Raises CorruptShard when a single bit differs."""
+    body, seal = raw[:-_SEAL_BYTES], raw[-_SEAL_BYTES:]
+    expected = _OPEN + hashlib.sha256(body).hexdigest().encode() + _CLOSE
+    if len(raw) > MAX_DOCUMENT_BYTES or seal != expected:
+        raise CorruptShard(f"{where}: {len(raw)} bytes that do not match their own hash; restore it from a copy")
+    try:
+        document: dict[str, Any] = from_json(body + b"}")
+    except ValueError as error:
+        raise CorruptShard(f"{where}: not JSON ({error}); restore it from a copy") from error
+    return document
+
+
+def self_hash(raw: bytes) -> str:
+    """The hash a sealed document carries."""
+    return raw[-64 - len(_CLOSE) : -len(_CLOSE)].decode()

@@ -1,0 +1,69 @@
+"""Where a dataset's files come from."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from arwkv_store.errors import CorruptShard, NotFound, UsageError
+from arwkv_store.manifest import FileInfo, manifest_name
+from arwkv_store.writer import DATASET_FILE, SHARDS_FOLDER, committed_parts
+
+
+class Source(Protocol):
+    """A dataset's documents and data files, wherever they lie. Survives pickling and forking."""
+
+    uri: str
+
+    def dataset_json(self) -> bytes:
+        """The bytes of dataset.json. Raises NotFound."""
+
+    def manifests(self) -> Iterator[tuple[int, bytes]]:
+        """(part, bytes of its manifest) of every committed part, in order of parts."""
+
+    def manifest(self, part: int) -> bytes:
+        """The bytes of one manifest."""
+
+    def data_path(self, part: int, kind: str, file: FileInfo) -> Path:
+        """A local path of the whole "rows" or "hidden" file, fetched if need be."""
+
+
+class LocalSource:
+    """A folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.uri = str(folder)
+        self._folder = folder
+        self._shards = folder / SHARDS_FOLDER
+
+    def dataset_json(self) -> bytes:
+        """The bytes of dataset.json. Raises NotFound."""
+        try:
+            return (self._folder / DATASET_FILE).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFound(f"{self._folder}: no {DATASET_FILE} there; name a dataset's folder or URI") from error
+
+    def manifests(self) -> Iterator[tuple[int, bytes]]:
+        """(part, bytes) of every committed part, in order."""
+        parts = committed_parts(self._shards) if self._shards.is_dir() else set()
+        for part in sorted(parts):
+            yield part, self.manifest(part)
+
+    def manifest(self, part: int) -> bytes:
+        """The bytes of one manifest."""
+        path = self._shards / manifest_name(part)
+        try:
+            return path.read_bytes()
+        except FileNotFoundError as error:
+            raise CorruptShard(f"{path}: gone since the dataset was opened; open it again") from error
+
+    def data_path(self, part: int, kind: str, file: FileInfo) -> Path:
+        """The file in the folder."""
+        return self._shards / file.name
+
+
+def source_of(uri: str | Path) -> Source:
+    """The source a URI names. Raises UsageError for a scheme nobody reads."""
+    text = str(uri)
+    if "://" not in text:
+        return LocalSource(Path(text))
+    raise UsageError(f"{text}: only folders can be read")
