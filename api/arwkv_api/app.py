@@ -1,0 +1,75 @@
+"""The application: what it is made of, and its life from start to stop."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anyio import to_thread
+from fastapi import FastAPI
+from pydantic import TypeAdapter
+
+from arwkv_api import problems
+from arwkv_api.compact import Compact
+from arwkv_api.config import Settings
+from arwkv_api.database import connect
+from arwkv_api.guard import Guard
+from arwkv_api.keyring import Keyring
+from arwkv_api.observe import Observe, configure_logging
+from arwkv_api.routes import datasets, operations, pages, runs, samples, shards
+from arwkv_api.service import Service
+
+SETTINGS_VARIABLE = "ARWKV_API_SETTINGS"
+# A start waits this long for the first look at the roots; a large one goes on in the background.
+FIRST_SCAN_WAIT_S = 0.5
+
+DESCRIPTION = """
+Index of offline teacher-logit datasets: what is there, how far it is, its statistics, and its shards by range.
+`http(s)://HOST/v1/datasets/NAME` is a dataset's address for `student train --shards`.
+Every error is `application/problem+json`.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service for these settings. Raises UsageError where the index or the key file cannot be opened."""
+    service = Service(connect(settings.database), settings, Keyring(settings.api_key, settings.keys))
+    app = FastAPI(
+        title="ARWKV datasets",
+        version="1",
+        description=DESCRIPTION.strip(),
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+        generate_unique_id_function=lambda route: f"{(route.tags or ['page'])[0]}_{route.name}",
+    )
+    app.state.service = service
+    problems.install(app)
+    for routes in (datasets, shards, samples, runs, operations, pages):
+        app.include_router(routes.router)
+    app.mount("/page", pages.files)
+    app.add_middleware(Guard, settings.request_limit_bytes, settings.requests_per_s)
+    app.add_middleware(Compact)
+    app.add_middleware(Observe)
+    return app
+
+
+def create_app_from_environment() -> FastAPI:
+    """The same in a worker process, which gets its settings through the environment."""
+    settings = TypeAdapter(Settings).validate_json(os.environ[SETTINGS_VARIABLE])
+    configure_logging(settings.log_format)
+    return create_app(settings)
+
+
+def settings_to_environment(settings: Settings) -> None:
+    """Leave the settings for worker processes."""
+    os.environ[SETTINGS_VARIABLE] = TypeAdapter(Settings).dump_json(settings).decode()
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    service.start()
+    await to_thread.run_sync(service.scanned_once.wait, FIRST_SCAN_WAIT_S)
+    try:
+        yield
+    finally:
+        await to_thread.run_sync(service.stop)

@@ -1,0 +1,29 @@
+"""The `api` command."""
+
+import sys
+
+from arwkv_api.config import KeyConfig, ServeConfig
+from arwkv_store.command_line import main as run_command
+
+
+def serve(config: ServeConfig) -> None:
+    """Index dataset folders and serve them over HTTP, with a page for people."""
+    from arwkv_api.server import run
+
+    run(config)
+
+
+def key(config: KeyConfig) -> dict[str, object]:
+    """Make a bearer key, and add its hash to a key file for `api serve --keys`."""
+    from arwkv_api.keys import add_key
+
+    secret = add_key(config.keys, config.name, frozenset(config.scope))
+    if not config.json:
+        print(f"{config.name}: {', '.join(sorted(config.scope))}; shown this once", file=sys.stderr)
+        print(secret)
+    return {"name": config.name, "scopes": sorted(config.scope), "key": secret}
+
+
+def main() -> None:
+    """Run one of the commands."""
+    run_command("api", "The index service of teacher-logit datasets.", {"serve": serve, "key": key})

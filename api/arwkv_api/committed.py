@@ -1,0 +1,127 @@
+"""What the store has committed, as the index takes it in: verified documents, or the reason why they cannot be used."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+
+from arwkv_api.folders import IDENTITY, ShardFiles
+from arwkv_api.transfer import open_inside, read_inside
+from arwkv_store.errors import ArwkvError, CorruptShard, NotFound
+from arwkv_store.manifest import FileInfo, ShardManifest
+from arwkv_store.schema import DatasetInfo
+from arwkv_store.seal import MAX_DOCUMENT_BYTES
+
+# What a BIGINT column keeps.
+LARGEST_INTEGER = (1 << 63) - 1
+
+
+class ShardState(StrEnum):
+    """`committed` is served; `missing` had a manifest and lost it; `corrupt` fails its own manifest."""
+
+    COMMITTED = "committed"
+    MISSING = "missing"
+    CORRUPT = "corrupt"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A dataset.json: the raw bytes and what they say."""
+
+    raw: bytes
+    mtime_ns: int
+    info: DatasetInfo
+
+    @property
+    def dataset_hash(self) -> str:
+        """The hash by which the shards' manifests name their dataset."""
+        return hashlib.sha256(self.raw).hexdigest()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One part as found: its manifest's raw bytes, and the parsed manifest unless that cannot be used."""
+
+    files: ShardFiles
+    raw: bytes
+    manifest: ShardManifest | None
+    problem: str | None
+
+    @property
+    def state(self) -> ShardState:
+        return ShardState.COMMITTED if self.problem is None else ShardState.CORRUPT
+
+
+def read_identity(folder: Path) -> Identity:
+    """Read and verify a dataset's identity. Raises OSError, CorruptShard or UnsupportedVersion."""
+    raw, status = read_inside(folder, IDENTITY, MAX_DOCUMENT_BYTES)
+    return Identity(raw, status.st_mtime_ns, DatasetInfo.from_bytes(raw, f"{folder.name}/{IDENTITY}"))
+
+
+def read_shard(folder: Path, files: ShardFiles, dataset_hash: str) -> Shard:
+    """Read and verify one manifest, and that its data files are there in full size; a bad shard is an answer."""
+    raw = b""
+    where = f"part-{files.part:06d}.json"
+    try:
+        raw, _ = read_inside(folder / "shards", where, MAX_DOCUMENT_BYTES)
+        manifest = ShardManifest.from_bytes(raw, where)
+        _require_same_dataset(manifest, files.part, dataset_hash, where)
+        for kind in manifest.files:
+            _require_full_size(folder, manifest, kind)
+    except (ArwkvError, OSError) as error:
+        return Shard(files, raw, None, one_line(error))
+    return Shard(files, raw, manifest, None)
+
+
+@lru_cache(maxsize=1024)
+def parse_manifest(raw: bytes) -> ShardManifest:
+    """A manifest that was verified when it was indexed."""
+    return ShardManifest.from_bytes(raw, "index")
+
+
+def open_data(folder: Path, manifest: ShardManifest, kind: str) -> tuple[int, FileInfo]:
+    """A descriptor of the part's file `rows` or `hidden`, which is of the size that the manifest says.
+
+    Raises NotFound where the part has no such file, CorruptShard where it is gone or has another size.
+    """
+    info = manifest.files.get(kind)
+    if info is None:
+        raise NotFound(f"file={kind!r}: part {manifest.part} has only {', '.join(manifest.files)}")
+    try:
+        fd = open_inside(folder / "shards", info.name)
+    except OSError as error:
+        raise CorruptShard(f"{info.name}: {error.strerror or error}; make the part again") from error
+    size_bytes = os.fstat(fd).st_size
+    if size_bytes != info.size_bytes:
+        os.close(fd)
+        raise CorruptShard(f"{info.name}: {size_bytes} bytes, {info.size_bytes} were committed; make the part again")
+    return fd, info
+
+
+def _require_same_dataset(manifest: ShardManifest, part: int, dataset_hash: str, where: str) -> None:
+    if manifest.part != part:
+        raise CorruptShard(f"{where}: says that it is part {manifest.part}; it was renamed, make the part again")
+    if manifest.dataset_hash != dataset_hash:
+        raise CorruptShard(f"{where}: belongs to dataset {manifest.dataset_hash[:12]}, this is {dataset_hash[:12]}")
+    numbers = (manifest.rows, manifest.tokens, manifest.first_sample_id, manifest.last_sample_id, manifest.size_bytes)
+    if not all(0 <= number <= LARGEST_INTEGER for number in numbers):
+        raise CorruptShard(f"{where}: counts {numbers} are not all between 0 and 2^63; make the part again")
+
+
+def _require_full_size(folder: Path, manifest: ShardManifest, kind: str) -> None:
+    info = manifest.files[kind]
+    path = folder / "shards" / info.name
+    size_bytes = path.lstat().st_size
+    if size_bytes != info.size_bytes or path.is_symlink():
+        raise CorruptShard(f"{info.name}: {size_bytes} bytes on disk, {info.size_bytes} committed; make the part again")
+
+
+def one_line(error: Exception) -> str:
+    """An expected error in words that name no folder outside the dataset."""
+    return (
+        f"{Path(str(error.filename)).name}: {error.strerror}"
+        if isinstance(error, OSError) and error.strerror
+        else str(error)
+    )

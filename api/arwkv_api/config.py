@@ -1,0 +1,155 @@
+"""What the service is told: flags of `api serve`, and the limits it holds its callers to."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from arwkv_store.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the application needs to know, validated once. Roots and runs are resolved folders."""
+
+    roots: tuple[Path, ...]
+    runs: tuple[Path, ...]
+    database: str
+    api_key: str | None = None
+    keys: Path | None = None
+    scan_interval_s: float = 1.0
+    log_format: Literal["text", "json"] = "text"
+    request_limit_bytes: int = 1 << 20
+    range_limit: int = 16
+    requests_per_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Index dataset folders and serve them over HTTP, with a page for people."""
+
+    root: Annotated[tuple[tuple[Path, ...], ...], tyro.conf.UseAppendAction]
+    """Dataset folder, or folder of dataset folders. Several may follow, and the flag may be repeated."""
+
+    runs: Annotated[tuple[tuple[Path, ...], ...], tyro.conf.UseAppendAction] = ()
+    """Folders of training runs to show; runs inside the roots are found by themselves."""
+
+    database: str | None = None
+    """SQLAlchemy URL of the index, a cache that can be deleted. Default: a SQLite file in the user's cache folder."""
+
+    host: str = "127.0.0.1"
+    """Address to bind. Anything beyond loopback needs a key."""
+
+    port: int = 8000
+    """Port to bind; 0 takes a free one."""
+
+    api_key: str | None = None
+    """Bearer key with read and write scope. Default: the environment's ARWKV_API_KEY, where set."""
+
+    keys: Path | None = None
+    """File of hashed keys with scopes, as written by `api key`."""
+
+    workers: int = 1
+    """Server processes sharing the port and the index."""
+
+    scan_interval_s: float = 1.0
+    """Seconds between two looks at the roots; a slow root is looked at less often."""
+
+    log_format: Literal["text", "json"] = "text"
+    """Form of the log on stderr."""
+
+    request_limit_bytes: int = 1 << 20
+    """Largest request body; a larger one is answered with 413."""
+
+    range_limit: int = 16
+    """Most ranges one download may ask for; more are answered with 416."""
+
+    requests_per_s: float = 0.0
+    """Requests one address may make a second, in bursts of ten seconds' worth; 0: no limit."""
+
+    shutdown_timeout_s: int = 30
+    """Seconds that running transfers get to finish after SIGTERM."""
+
+    json: bool = False
+    """Print one JSON line with the address on stdout when ready."""
+
+    def __post_init__(self) -> None:
+        if not any(self.root):
+            raise UsageError("--root: no folder named; write --root DIR")
+        for name, least in (("workers", 1), ("range_limit", 1), ("request_limit_bytes", 1), ("shutdown_timeout_s", 0)):
+            if getattr(self, name) < least:
+                flag = name.replace("_", "-")
+                raise UsageError(f"--{flag} {getattr(self, name)}: must be at least {least}")
+        if not 0 <= self.port <= 65535:
+            raise UsageError(f"--port {self.port}: must be between 0 and 65535")
+        if not self.scan_interval_s > 0:
+            raise UsageError(f"--scan-interval-s {self.scan_interval_s}: must be greater than 0")
+
+    def settings(self) -> Settings:
+        """Resolve folders and defaults. Raises UsageError for a missing folder or an open bind without a key."""
+        roots = _folders("--root", self.root)
+        api_key = self.api_key or os.environ.get("ARWKV_API_KEY") or None
+        if not is_loopback(self.host) and api_key is None and self.keys is None:
+            raise UsageError(
+                f"--host {self.host}: reachable from other machines and no key is set; "
+                'give --api-key or --keys FILE (made by "api key"), or bind 127.0.0.1'
+            )
+        return Settings(
+            roots=roots,
+            runs=_folders("--runs", self.runs),
+            database=self.database or default_database(roots),
+            api_key=api_key,
+            keys=self.keys,
+            scan_interval_s=self.scan_interval_s,
+            log_format=self.log_format,
+            request_limit_bytes=self.request_limit_bytes,
+            range_limit=self.range_limit,
+            requests_per_s=self.requests_per_s,
+        )
+
+
+@dataclass(frozen=True)
+class KeyConfig:
+    """Make a bearer key, and add its hash to a key file for `api serve --keys`."""
+
+    keys: Path
+    """File to add to; made where it does not exist."""
+
+    name: str
+    """Who or what the key is for; stands in the audit log."""
+
+    scope: tuple[Literal["read", "write"], ...] = ("read",)
+    """What the key may do: read, or read write."""
+
+    json: bool = False
+    """Print one JSON document with the key on stdout."""
+
+
+def is_loopback(host: str) -> bool:
+    """True when only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def default_database(roots: Sequence[Path]) -> str:
+    """SQLite URL in the user's cache folder, one file per set of roots."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arwkv"
+    digest = hashlib.sha256("\0".join(map(str, roots)).encode()).hexdigest()[:16]
+    return f"sqlite:///{cache / f'index-{digest}.sqlite3'}"
+
+
+def _folders(flag: str, groups: Sequence[Sequence[Path]]) -> tuple[Path, ...]:
+    folders = dict.fromkeys(path.expanduser().resolve() for group in groups for path in group)
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"{flag} {folder}: not a folder; name an existing one")
+    return tuple(folders)

@@ -1,0 +1,121 @@
+"""Every request gets an id, a line in the log, its place in the metrics, and the security headers."""
+
+import json
+import logging
+import re
+import secrets
+import time
+from datetime import UTC, datetime
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from arwkv_api.metrics import REQUESTS, SECONDS, SENT_BYTES
+
+log = logging.getLogger("arwkv_api.access")
+
+_ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+class Observe:
+    """Outermost ASGI layer; a caller's own X-Request-ID is kept where it is a plain short word."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = scope["request_id"] = given if _ACCEPTED_ID.fullmatch(given) else secrets.token_hex(8)
+        began, status, sent_bytes = time.perf_counter(), 500, 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status, sent_bytes
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            else:
+                sent_bytes += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            _record(scope, status, sent_bytes, time.perf_counter() - began)
+
+
+def _record(scope: Scope, status: int, sent_bytes: int, took_s: float) -> None:
+    route = getattr(scope.get("route"), "path", None) or "unmatched"
+    REQUESTS.labels(scope["method"], route, status).inc()
+    SECONDS.labels(route).observe(took_s)
+    SENT_BYTES.labels(route).inc(sent_bytes)
+    client = scope.get("client") or ("-", 0)
+    fields = {
+        "request_id": scope["request_id"],
+        "client": client[0],
+        "key": scope.get("key_name"),
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": status,
+        "sent_bytes": sent_bytes,
+        "took_ms": round(took_s * 1000, 2),
+    }
+    log.info("%s %s %d", scope["method"], scope["path"], status, extra={"fields": fields})
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and a request's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class TextLines(logging.Formatter):
+    """One readable line; a line break in what a caller sent cannot start a second one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage().encode("unicode_escape").decode()
+        fields = getattr(record, "fields", None)
+        if fields is not None:
+            message += (
+                f" {fields['sent_bytes']:,} B {fields['took_ms']:.1f} ms {fields['client']} {fields['request_id']}"
+            )
+        if record.exc_info:
+            message += "\n" + self.formatException(record.exc_info)
+        return f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower()}: {message}"
+
+
+def configure_logging(form: str) -> None:
+    """Send every logger's lines to stderr, as text or as JSON."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # Each request has its line from this module already.
+    logging.getLogger("uvicorn.access").disabled = True

@@ -1,0 +1,149 @@
+"""The one error shape of the service: application/problem+json (RFC 9457)."""
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from arwkv_store.errors import ArwkvError, UsageError
+
+MEDIA_TYPE = "application/problem+json"
+# Longest piece of a caller's own value that is repeated back.
+VALUE_LIMIT_CHARACTERS = 200
+
+
+class FieldProblem(BaseModel):
+    """One value of a request that was not accepted."""
+
+    where: str = Field(examples=["query.limit"])
+    message: str = Field(examples=["Input should be less than or equal to 1000"])
+    value: str = Field(examples=["5000"])
+
+
+class Problem(BaseModel):
+    """What went wrong, where, and the way out."""
+
+    type: str = Field("about:blank", examples=["about:blank"])
+    title: str = Field(examples=["Not Found"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["dataset 'train': not under any root; GET /v1/datasets lists what is"])
+    instance: str = Field(examples=["/v1/datasets/train"])
+    request_id: str | None = Field(None, examples=["5f0c8a2e9b7d4c31"])
+    errors: list[FieldProblem] | None = None
+
+
+class BadCursor(UsageError):
+    """A cursor that this service did not give out for this listing."""
+
+    http_status = 400
+
+
+class Unauthorized(UsageError):
+    """No key, or one that is not known."""
+
+    http_status = 401
+
+
+class Forbidden(UsageError):
+    """A known key without the scope that the operation needs."""
+
+    http_status = 403
+
+
+class TooLarge(UsageError):
+    """A request body over the limit."""
+
+    http_status = 413
+
+
+class TooManyRequests(UsageError):
+    """A client over its rate."""
+
+    http_status = 429
+
+
+class RangeNotSatisfiable(UsageError):
+    """A Range outside the file, or more ranges than one request may ask for."""
+
+    http_status = 416
+
+    def __init__(self, message: str, size_bytes: int) -> None:
+        super().__init__(message)
+        self.size_bytes = size_bytes
+
+
+def problem_response(
+    status: int, detail: str, path: str, request_id: str | None, errors: list[FieldProblem] | None = None
+) -> JSONResponse:
+    """The response for one problem; `path` is the request's path."""
+    problem = Problem(
+        type="about:blank",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=path,
+        request_id=request_id,
+        errors=errors,
+    )
+    headers = {"WWW-Authenticate": 'Bearer realm="arwkv"'} if status == 401 else {}
+    if status in (429, 503):
+        headers["Retry-After"] = "1"
+    return JSONResponse(problem.model_dump(exclude_none=True), status, headers, media_type=MEDIA_TYPE)
+
+
+def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses=` of a route: each status with the problem shape (401, 403 and 429 may always occur)."""
+    return {
+        status: {"model": Problem, "description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {}}}
+        for status in sorted({*statuses, 400, 401, 403, 413, 422, 429, 503})
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of `app` in the one shape."""
+    app.add_exception_handler(ArwkvError, _expected)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _respond(request: Request, status: int, detail: str, errors: list[FieldProblem] | None = None) -> JSONResponse:
+    return problem_response(status, detail, request.url.path, request.scope.get("request_id"), errors)
+
+
+async def _expected(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ArwkvError)
+    response = _respond(request, error.http_status, str(error))
+    if isinstance(error, RangeNotSatisfiable):
+        response.headers["Content-Range"] = f"bytes */{error.size_bytes}"
+    return response
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    details = {404: "no such address; /docs lists the operations", 405: f"{request.method} is not offered here"}
+    response = _respond(request, error.status_code, details.get(error.status_code, str(error.detail)))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    fields = [
+        FieldProblem(
+            where=".".join(map(str, entry["loc"])),
+            message=entry["msg"],
+            value=repr(entry.get("input"))[:VALUE_LIMIT_CHARACTERS],
+        )
+        for entry in error.errors()
+    ]
+    detail = "; ".join(f"{field.where}: {field.message}, got {field.value}" for field in fields)
+    return _respond(request, 422, detail, fields)
+
+
+async def _unexpected(request: Request, _error: Exception) -> JSONResponse:
+    return _respond(request, 500, "the service failed; its log has the traceback under this request_id")

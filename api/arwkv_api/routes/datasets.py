@@ -1,0 +1,131 @@
+"""Datasets: the list, one of them, its identity and statistics; registering and withdrawing."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from sqlalchemy.orm import Session
+
+from arwkv_api.catalogue import DatasetFilter, find_dataset, list_datasets
+from arwkv_api.indexing import forget_shards
+from arwkv_api.lease import lease
+from arwkv_api.models import (
+    Dataset,
+    DatasetPage,
+    DatasetState,
+    Registration,
+    Timeline,
+    dataset_detail,
+    dataset_summary,
+)
+from arwkv_api.parameters import Cursor, DatasetName, Limit
+from arwkv_api.problems import answers
+from arwkv_api.scan import scan_root
+from arwkv_api.security import Read, Write
+from arwkv_api.service import Service, ServiceDep, SessionDep
+from arwkv_api.statistics import statistics
+from arwkv_api.tables import DatasetRow
+from arwkv_api.timeline import timeline_of
+from arwkv_store.errors import NotFound, TryAgain
+from arwkv_store.schema import DatasetInfo
+from arwkv_store.stats import DatasetStats
+
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+# How long a request waits for a scan that is under way before it answers "try again".
+SCAN_WAIT_S = 10.0
+
+
+@router.get("", dependencies=[Read], responses=answers())
+def list_all(
+    service: ServiceDep,
+    session: SessionDep,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    sort: Annotated[str, Query(max_length=40, description="key to sort by; `-` in front reverses")] = "name",
+    contains: Annotated[str | None, Query(max_length=255, description="part of the name, any case")] = None,
+    teacher: Annotated[str | None, Query(max_length=255, description="the teacher's exact name")] = None,
+    state: Annotated[DatasetState | None, Query(description="only datasets in this state")] = None,
+) -> DatasetPage:
+    """Datasets under the roots, withdrawn ones apart."""
+    wanted = DatasetFilter(contains, teacher, state)
+    rows, following = list_datasets(session, service.settings.roots, wanted, sort, cursor, limit)
+    return DatasetPage(items=[dataset_summary(row) for row in rows], next_cursor=following)
+
+
+@router.post("", dependencies=[Write], status_code=201, responses=answers(404))
+def register(service: ServiceDep, session: SessionDep, registration: Registration, response: Response) -> Dataset:
+    """Index a folder under the roots now instead of at the next scan; a withdrawn dataset comes back."""
+    _scan_now(service, registration.name)
+    row = find_dataset(session, service.settings.roots, registration.name)
+    response.headers["Location"] = f"/v1/datasets/{row.name}"
+    return dataset_detail(row, _info(row))
+
+
+@router.get("/{name}", dependencies=[Read], responses=answers(404))
+def get_one(service: ServiceDep, session: SessionDep, name: DatasetName) -> Dataset:
+    """One dataset with its identity."""
+    row = find_dataset(session, service.settings.roots, name)
+    return dataset_detail(row, _info(row))
+
+
+@router.delete("/{name}", dependencies=[Write], status_code=204, responses=answers(404))
+def withdraw(service: ServiceDep, name: DatasetName) -> None:
+    """Stop serving a dataset. Its files stay; POST /v1/datasets brings it back."""
+    with Session(service.engine) as session:
+        root = find_dataset(session, service.settings.roots, name).root
+    with lease(service.engine, root, SCAN_WAIT_S) as held:
+        if held is None:
+            raise TryAgain(f"dataset {name!r}: its root is being scanned; ask again in a moment")
+        with Session(service.engine) as session, session.begin():
+            held.renew(session)
+            row = find_dataset(session, service.settings.roots, name)
+            forget_shards(session, row)
+            row.state = "withdrawn"
+
+
+@router.post("/{name}/reindex", dependencies=[Write], responses=answers(404))
+def reindex(service: ServiceDep, session: SessionDep, name: DatasetName) -> Dataset:
+    """Forget what is known of the dataset's shards and read every manifest again."""
+    find_dataset(session, service.settings.roots, name)
+    session.rollback()
+    _scan_now(service, name)
+    row = find_dataset(session, service.settings.roots, name)
+    return dataset_detail(row, _info(row))
+
+
+@router.get("/{name}/manifest", dependencies=[Read], responses=answers(404), response_class=Response)
+def manifest(service: ServiceDep, session: SessionDep, name: DatasetName) -> Response:
+    """The raw bytes of dataset.json."""
+    row = find_dataset(session, service.settings.roots, name)
+    if not row.identity:
+        raise NotFound(f"dataset {name!r}: {row.problem}; restore its dataset.json")
+    return Response(row.identity, media_type="application/json")
+
+
+@router.get("/{name}/stats", dependencies=[Read], responses=answers(404), response_model=DatasetStats)
+def stats(service: ServiceDep, session: SessionDep, name: DatasetName) -> Response:
+    """Statistics over all committed shards."""
+    row = find_dataset(session, service.settings.roots, name)
+    return Response(row.stats or statistics(row).model_dump_json(), media_type="application/json")
+
+
+@router.get("/{name}/timeline", dependencies=[Read], responses=answers(404))
+def timeline(
+    service: ServiceDep,
+    session: SessionDep,
+    name: DatasetName,
+    points: Annotated[int, Query(description="most points to answer", ge=2, le=1000)] = 200,
+) -> Timeline:
+    """How shards, tokens and bytes grew over time."""
+    row = find_dataset(session, service.settings.roots, name)
+    return Timeline(points=timeline_of(session, row.id, points))
+
+
+def _info(row: DatasetRow) -> DatasetInfo | None:
+    return DatasetInfo.from_bytes(row.identity, row.name) if row.identity else None
+
+
+def _scan_now(service: Service, name: str) -> None:
+    """Read dataset `name` anew from whichever root has it."""
+    for root in service.settings.roots:
+        if not scan_root(service.engine, root, wait_s=SCAN_WAIT_S, anew=name).done:
+            raise TryAgain(f"{root.name}: another scan is under way; ask again in a moment")

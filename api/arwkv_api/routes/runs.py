@@ -1,0 +1,59 @@
+"""Training runs and their figures."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, Field
+
+from arwkv_api.folders import METRICS, run_folders
+from arwkv_api.models import moment
+from arwkv_api.parameters import Cursor
+from arwkv_api.problems import answers
+from arwkv_api.runs import find_run, read_figures
+from arwkv_api.security import Read
+from arwkv_api.service import ServiceDep
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"])
+
+
+class Run(BaseModel):
+    """A run at a glance."""
+
+    name: str = Field(examples=["demo-student"])
+    updated_at: datetime = Field(description="when its last line of figures was written")
+    size_bytes: int = Field(description="of its metrics.jsonl")
+
+
+class RunList(BaseModel):
+    items: list[Run]
+
+
+class RunFigures(BaseModel):
+    """Lines of a run's metrics.jsonl."""
+
+    items: list[dict[str, Any]] = Field(examples=[[{"stage": "align", "step": 10, "loss": 1.25}]])
+    next_cursor: str = Field(description="give as `cursor` to get only what was written since")
+    restarted: bool = Field(description="the file was begun anew since `cursor`: forget the lines from before")
+
+
+@router.get("", dependencies=[Read], responses=answers())
+def list_all(service: ServiceDep) -> RunList:
+    """Runs under the roots and the folders given as --runs, newest first."""
+    runs = []
+    for name, folder in run_folders(service.run_roots).items():
+        status = (folder / METRICS).lstat()
+        runs.append(Run(name=name, updated_at=moment(status.st_mtime), size_bytes=status.st_size))
+    return RunList(items=sorted(runs, key=lambda run: run.updated_at, reverse=True))
+
+
+@router.get("/{name}/metrics", dependencies=[Read], responses=answers(404))
+def metrics(
+    service: ServiceDep,
+    name: Annotated[str, Path(max_length=1000, description="the run's name", examples=["demo-student"])],
+    cursor: Cursor = None,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="most lines to answer")] = 10_000,
+) -> RunFigures:
+    """The run's figures, all of them or those written since `cursor`."""
+    figures = read_figures(find_run(service.run_roots, name), cursor, limit)
+    return RunFigures(items=figures.items, next_cursor=figures.next_cursor, restarted=figures.restarted)

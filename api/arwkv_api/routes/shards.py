@@ -1,0 +1,131 @@
+"""Shards: the list, one of them, its statistics and manifest, and its data."""
+
+import os
+from base64 import b64encode
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from sqlalchemy.orm import Session
+
+from arwkv_api.catalogue import ShardFilter, find_dataset, find_shard, list_shards, manifests_of
+from arwkv_api.committed import ShardState, open_data, parse_manifest
+from arwkv_api.models import Shard, ShardPage, ShardStateName, shard_summary
+from arwkv_api.parameters import LARGEST_ID, Cursor, DatasetName, Limit, Part
+from arwkv_api.problems import RangeNotSatisfiable, answers
+from arwkv_api.ranges import matches, requested_ranges
+from arwkv_api.security import Read
+from arwkv_api.service import Service, ServiceDep, SessionDep
+from arwkv_api.tables import DatasetRow, ManifestRow
+from arwkv_api.transfer import FileResponse
+from arwkv_store.errors import CorruptShard, NotFound
+from arwkv_store.manifest import ShardManifest
+from arwkv_store.stats import ShardStats
+
+router = APIRouter(prefix="/v1/datasets/{name}/shards", tags=["shards"])
+ARROW_FILE = "application/vnd.apache.arrow.file"
+Count = Annotated[int | None, Query(ge=0, le=LARGEST_ID)]
+
+
+@router.get("", dependencies=[Read], responses=answers(404))
+def list_all(
+    service: ServiceDep,
+    session: SessionDep,
+    name: DatasetName,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    include: Annotated[Literal["manifest"] | None, Query(description="add each shard's raw manifest")] = None,
+    sort: Annotated[str, Query(max_length=40, description="key to sort by; `-` in front reverses")] = "part",
+    state: Annotated[ShardStateName | None, Query(description="only shards in this state")] = None,
+    min_tokens: Count = None,
+    max_tokens: Count = None,
+    sample_id: Annotated[int | None, Query(ge=0, le=LARGEST_ID, description="only the shard with this sample")] = None,
+) -> ShardPage:
+    """The dataset's shards that have, or had, a manifest."""
+    dataset = find_dataset(session, service.settings.roots, name)
+    wanted = ShardFilter(state, min_tokens, max_tokens, sample_id)
+    rows, following = list_shards(session, dataset, wanted, sort, cursor, limit)
+    raw = manifests_of(session, rows) if include == "manifest" else {}
+    return ShardPage(items=[shard_summary(row, raw.get(row.id)) for row in rows], next_cursor=following)
+
+
+@router.get("/{part}", dependencies=[Read], responses=answers(404))
+def get_one(service: ServiceDep, session: SessionDep, name: DatasetName, part: Part) -> Shard:
+    """One shard."""
+    return shard_summary(find_shard(session, find_dataset(session, service.settings.roots, name), part))
+
+
+@router.get("/{part}/stats", dependencies=[Read], responses=answers(404, 500))
+def stats(service: ServiceDep, session: SessionDep, name: DatasetName, part: Part) -> ShardStats:
+    """One shard's statistics, as its manifest has them."""
+    return _committed(service, session, name, part)[1].stats
+
+
+@router.get("/{part}/manifest", dependencies=[Read], responses=answers(404, 500), response_class=Response)
+def manifest(service: ServiceDep, session: SessionDep, name: DatasetName, part: Part) -> Response:
+    """The raw bytes of the shard's manifest."""
+    raw = _raw_manifest(service, session, name, part)[1]
+    return Response(raw, media_type="application/json")
+
+
+@router.api_route(
+    "/{part}/data",
+    methods=["GET", "HEAD"],
+    dependencies=[Read],
+    responses={
+        **answers(404, 416, 500),
+        200: {"description": "the whole file", "content": {ARROW_FILE: {}}},
+        206: {"description": "the ranges asked for", "content": {ARROW_FILE: {}, "multipart/byteranges": {}}},
+        304: {"description": "the caller's copy is this one"},
+    },
+    response_class=Response,
+)
+def data(
+    service: ServiceDep,
+    request: Request,
+    name: DatasetName,
+    part: Part,
+    file: Annotated[Literal["rows", "hidden"], Query(description="which of the part's files")] = "rows",
+    range_: Annotated[str | None, Header(alias="Range", examples=["bytes=0-65535"])] = None,
+    if_range: Annotated[str | None, Header()] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """A shard's Arrow file, whole or in ranges; its ETag is the file's SHA-256."""
+    with Session(service.engine) as session:
+        dataset, manifest = _committed(service, session, name, part)
+        folder = Path(dataset.folder)
+    fd, info = open_data(folder, manifest, file)
+    etag = f'"{info.sha256}"'
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "no-cache",
+        "Content-Disposition": f'attachment; filename="{info.name}"',
+        "Repr-Digest": f"sha-256=:{b64encode(bytes.fromhex(info.sha256)).decode()}:",
+    }
+    try:
+        if if_none_match is not None and matches(if_none_match, etag):
+            os.close(fd)
+            return Response(status_code=304, headers=headers)
+        wanted = range_ if request.method == "GET" else None
+        ranges = requested_ranges(wanted, if_range, etag, info.size_bytes, service.settings.range_limit)
+    except RangeNotSatisfiable:
+        os.close(fd)
+        raise
+    return FileResponse(fd, info.size_bytes, ranges, ARROW_FILE, headers)
+
+
+def _committed(service: Service, session: Session, name: str, part: int) -> tuple[DatasetRow, ShardManifest]:
+    dataset, raw = _raw_manifest(service, session, name, part)
+    return dataset, parse_manifest(raw)
+
+
+def _raw_manifest(service: Service, session: Session, name: str, part: int) -> tuple[DatasetRow, bytes]:
+    """The dataset and the part's manifest. Raises NotFound, or CorruptShard where the part is known to be bad."""
+    dataset = find_dataset(session, service.settings.roots, name)
+    shard = find_shard(session, dataset, part)
+    if shard.state == ShardState.MISSING:
+        raise NotFound(f"dataset {name!r}: part {part}: {shard.problem}; make the part again")
+    if shard.state == ShardState.CORRUPT:
+        raise CorruptShard(f"dataset {name!r}: part {part}: {shard.problem}")
+    return dataset, session.get_one(ManifestRow, shard.id).raw

@@ -1,0 +1,84 @@
+"""What a running application holds: its index, its settings, and the thread that looks at the roots."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from arwkv_api.config import Settings
+from arwkv_api.keyring import Keyring
+from arwkv_api.preview import Previews
+from arwkv_api.scan import scan_root
+
+log = logging.getLogger("arwkv_api.service")
+
+# A scan takes at most this share of the time, so that a slow root does not keep a disk busy.
+BUSY_SHARE = 0.2
+
+
+@dataclass
+class Service:
+    """One per application. `start` and `stop` bound the scanning thread's life."""
+
+    engine: Engine
+    settings: Settings
+    keyring: Keyring
+    previews: Previews = field(default_factory=Previews)
+    scanned_once: threading.Event = field(default_factory=threading.Event)
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    @property
+    def run_roots(self) -> tuple[Path, ...]:
+        """Where runs are looked for."""
+        return (*self.settings.runs, *self.settings.roots)
+
+    def start(self) -> None:
+        """Begin to look at the roots, in the background."""
+        self._thread = threading.Thread(target=self._scan_until_stopped, name="scan", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the scanning thread after what it is at, and close the index."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+        self.engine.dispose()
+
+    def _scan_until_stopped(self) -> None:
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            for root in self.settings.roots:
+                try:
+                    scan_root(self.engine, root, fresh_s=self.settings.scan_interval_s * 0.8, stopping=self._stopping)
+                except (OSError, SQLAlchemyError) as error:
+                    # Passing (a full disk, a database that restarts) or shown by /ready's lag: the next look tells.
+                    log.error("scan of %s failed, tried again: %s", root, error)
+            self.scanned_once.set()
+            took_s = time.monotonic() - began
+            self._stopping.wait(max(self.settings.scan_interval_s, took_s / BUSY_SHARE))
+
+
+def service_of(request: Request) -> Service:
+    """The application's service."""
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(service_of)]
+
+
+def _session(service: ServiceDep) -> Iterator[Session]:
+    with Session(service.engine) as session:
+        yield session
+
+
+SessionDep = Annotated[Session, Depends(_session)]

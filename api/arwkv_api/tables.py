@@ -1,0 +1,105 @@
+"""The index's tables: what manifests said when they were last read.
+
+Nothing here is a source of truth but one bit, `datasets.state = withdrawn`; the scan can rebuild the rest from the
+folders. Times are seconds since the epoch, in UTC.
+"""
+
+from typing import ClassVar
+
+from sqlalchemy import BigInteger, Double, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# SQLite numbers rows by itself only for a column of its own integer type.
+RowId = BigInteger().with_variant(Integer(), "sqlite")
+
+# Stands in a sortable column for a figure that was not captured; real ones are never negative.
+NOT_KNOWN = -1.0
+
+
+class Base(DeclarativeBase):
+    """Names every constraint, so that migrations can drop it on each database."""
+
+    metadata: ClassVar[MetaData] = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class DatasetRow(Base):
+    """One dataset folder. `revision` grows with every change of its shards, and is the ETag of what is derived."""
+
+    __tablename__ = "datasets"
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), unique=True)
+    root: Mapped[str] = mapped_column(Text)
+    folder: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    problem: Mapped[str | None] = mapped_column(Text)
+    revision: Mapped[int] = mapped_column(BigInteger, default=0)
+    identity: Mapped[bytes] = mapped_column(LargeBinary)
+    dataset_hash: Mapped[str] = mapped_column(String(128))
+    identity_mtime_ns: Mapped[int] = mapped_column(BigInteger)
+    teacher: Mapped[str] = mapped_column(Text, index=True)
+    parts: Mapped[int] = mapped_column(BigInteger)
+    shards: Mapped[int] = mapped_column(BigInteger, default=0)
+    samples: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
+    tokens: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
+    faulty_shards: Mapped[int] = mapped_column(BigInteger, default=0)
+    stats: Mapped[str | None] = mapped_column(Text, deferred=True)
+    created_at_s: Mapped[float] = mapped_column(Double, index=True)
+    updated_at_s: Mapped[float] = mapped_column(Double, index=True)
+
+
+class ShardRow(Base):
+    """One committed shard: the figures that lists sort and filter by."""
+
+    __tablename__ = "shards"
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    dataset_id: Mapped[int] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"))
+    part: Mapped[int] = mapped_column(BigInteger)
+    state: Mapped[str] = mapped_column(String(16))
+    problem: Mapped[str | None] = mapped_column(Text)
+    samples: Mapped[int] = mapped_column(BigInteger)
+    tokens: Mapped[int] = mapped_column(BigInteger)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    first_sample_id: Mapped[int] = mapped_column(BigInteger)
+    last_sample_id: Mapped[int] = mapped_column(BigInteger)
+    entropy_mean: Mapped[float] = mapped_column(Double)
+    tail_mass_mean: Mapped[float] = mapped_column(Double)
+    committed_at_s: Mapped[float] = mapped_column(Double)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+
+    __table_args__ = (
+        Index("uq_shards_dataset_id_part", "dataset_id", "part", unique=True),
+        Index("ix_shards_dataset_id_state_part", "dataset_id", "state", "part"),
+        Index("ix_shards_dataset_id_samples_part", "dataset_id", "samples", "part"),
+        Index("ix_shards_dataset_id_tokens_part", "dataset_id", "tokens", "part"),
+        Index("ix_shards_dataset_id_size_bytes_part", "dataset_id", "size_bytes", "part"),
+        Index("ix_shards_dataset_id_entropy_mean_part", "dataset_id", "entropy_mean", "part"),
+        Index("ix_shards_dataset_id_tail_mass_mean_part", "dataset_id", "tail_mass_mean", "part"),
+        Index("ix_shards_dataset_id_committed_at_s_part", "dataset_id", "committed_at_s", "part"),
+        Index("ix_shards_dataset_id_last_sample_id", "dataset_id", "last_sample_id"),
+    )
+
+
+class ManifestRow(Base):
+    """A shard's manifest, byte for byte; apart from ShardRow, so that lists do not read past it."""
+
+    __tablename__ = "manifests"
+    shard_id: Mapped[int] = mapped_column(ForeignKey("shards.id", ondelete="CASCADE"), primary_key=True)
+    raw: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class LeaseRow(Base):
+    """Which process scans a root: one at a time, and another one soon after it dies."""
+
+    __tablename__ = "leases"
+    root: Mapped[str] = mapped_column(Text, primary_key=True)
+    holder: Mapped[str] = mapped_column(String(64))
+    expires_at_s: Mapped[float] = mapped_column(Double)
+    scanned_at_s: Mapped[float] = mapped_column(Double, default=0.0)
