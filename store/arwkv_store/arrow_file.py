@@ -1,5 +1,6 @@
 """Reading one Arrow file of a part: nothing is parsed or used before its hash was compared."""
 
+import hashlib
 import mmap
 import os
 from pathlib import Path
@@ -50,6 +51,17 @@ class ArrowFile:
         if batch.num_rows != info.rows:
             raise CorruptShard(f"{self.path}: record batch {index}: {batch.num_rows} rows, not {info.rows}; {REMEDY}")
         return batch
+
+    def verify_all(self) -> None:
+        """Compare every record batch. Raises CorruptShard."""
+        for index in range(len(self.info.batches)):
+            self.batch(index)
+
+    def verify_sha256(self) -> None:
+        """Compare the whole file's SHA-256 with the committed one. Raises CorruptShard."""
+        found = hashlib.sha256(self._bytes.data).hexdigest()
+        if found != self.info.sha256:
+            raise CorruptShard(f"{self.path}: SHA-256 {found}, committed as {self.info.sha256}; {REMEDY}")
 
     def _compare(self, region: Region, name: str) -> None:
         found = xxhash.xxh3_64_hexdigest(self._bytes[region.offset : region.offset + region.length].data)

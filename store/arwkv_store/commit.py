@@ -52,7 +52,7 @@ def publish(lock_on: Path, data: Mapping[Path, IO[bytes]], manifest_path: Path, 
     """
     for file in data.values():
         os.fsync(file.fileno())
-    with _locked(lock_on):
+    with locked(lock_on):
         if manifest_path.exists():
             return False
         for path, file in data.items():
@@ -92,7 +92,8 @@ def storage_faults(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock on this file (a dataset's dataset.json) that publishing takes."""
     with open(path, "rb+", buffering=0) as file:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX)
         yield

@@ -2,19 +2,20 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from arwkv_store.cache import FileCache
 from arwkv_store.columns import HeavyColumn, heavy_columns, known_columns
-from arwkv_store.errors import CorruptShard, UsageError
-from arwkv_store.manifest import ShardManifest, manifest_name
+from arwkv_store.errors import UsageError
+from arwkv_store.index import ManifestIndex, Manifests
+from arwkv_store.manifest import ShardManifest
 from arwkv_store.sample import Sample
-from arwkv_store.schema import DatasetInfo, refuse_unknown_version
-from arwkv_store.seal import unsealed
+from arwkv_store.schema import DatasetInfo
 from arwkv_store.shard import Shard
 from arwkv_store.source import Source, source_of
 from arwkv_store.stats import DatasetStats, ShardStats
@@ -24,25 +25,34 @@ MAX_OPEN_SHARDS = 64
 """Parts kept mapped at a time; each holds two file descriptors at most."""
 
 
-def open_dataset(uri: str | Path, *, columns: Collection[str] | None = None, verify: bool = True) -> "Dataset":
+def open_dataset(
+    uri: str | Path,
+    *,
+    columns: Collection[str] | None = None,
+    verify: bool = True,
+    cache_folder: Path | None = None,
+    max_cache_bytes: int | None = None,
+) -> "Dataset":
     """Open the dataset at a path, `http(s)://host/v1/datasets/NAME`, `s3://`, `hf://` or another fsspec URI.
 
     `columns` names the heavy columns to read ("logits", "token_stats", "hidden.attn.007", or "hidden" for all of
     those); None reads everything; tokens and mask always come. `verify=False` trusts the bytes: a damaged file may
-    then give wrong values or end the process. Raises NotFound, UsageError, UnsupportedVersion, CorruptShard, TryAgain.
+    then give wrong values or end the process. Files of a remote dataset are kept in `cache_folder` (ARWKV_CACHE, else
+    ~/.cache/arwkv) up to `max_cache_bytes` (ARWKV_CACHE_BYTES, else 64 GiB), least recently used first out.
+    Raises NotFound, UsageError, UnsupportedVersion, CorruptShard, TryAgain.
     """
-    source = source_of(uri)
+    source = source_of(uri, FileCache.of(cache_folder, max_cache_bytes))
     raw = source.dataset_json()
     info = DatasetInfo.from_bytes(raw, f"{source.uri}/{DATASET_FILE}")
     chosen = _chosen_columns(info, columns)
-    return Dataset(source, info, _Index(source, hashlib.sha256(raw).hexdigest()), chosen, verify=verify)
+    return Dataset(source, info, ManifestIndex(source, hashlib.sha256(raw).hexdigest()), chosen, verify=verify)
 
 
 class Dataset(Sequence[Sample]):
     """The committed samples of a dataset, in order of (part, row). May be pickled and forked into workers."""
 
     def __init__(
-        self, source: Source, info: DatasetInfo, index: "_Index", columns: frozenset[str], *, verify: bool
+        self, source: Source, info: DatasetInfo, index: ManifestIndex, columns: frozenset[str], *, verify: bool
     ) -> None:
         self.info = info
         self.uri = source.uri
@@ -69,7 +79,7 @@ class Dataset(Sequence[Sample]):
     @property
     def shards(self) -> Sequence[ShardManifest]:
         """The committed parts' manifests, each read when it is asked for."""
-        return _Manifests(self._index)
+        return Manifests(self._index)
 
     @property
     def tokens(self) -> int:
@@ -110,64 +120,6 @@ class Dataset(Sequence[Sample]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._columns = _project(self.info, self._names)
-
-
-class _Index:
-    """Which parts are committed and how many rows each has: 24 bytes a part, however large the manifests are."""
-
-    def __init__(self, source: Source, dataset_hash: str) -> None:
-        self._source, self._dataset_hash = source, dataset_hash
-        numbers: list[tuple[int, int, int]] = []
-        for part, raw in source.manifests():
-            document = self._document(part, raw)
-            numbers.append((part, int(document["rows"]), int(document["tokens"])))
-        table = np.array(numbers, np.int64).reshape(-1, 3)
-        self.parts, self.tokens = table[:, 0].copy(), table[:, 2].copy()
-        self.ends: NDArray[np.int64] = np.cumsum(table[:, 1])
-
-    def manifest(self, at: int) -> ShardManifest:
-        part = int(self.parts[at])
-        document = self._document(part, self._source.manifest(part))
-        manifest = ShardManifest.from_document(document, self._where(part))
-        if manifest.rows != np.diff(self.ends, prepend=0)[at]:
-            raise CorruptShard(f"{self._where(part)}: changed since the dataset was opened; open it again")
-        return manifest
-
-    def _document(self, part: int, raw: bytes) -> dict[str, Any]:
-        where = self._where(part)
-        document = unsealed(raw, where)
-        refuse_unknown_version(document, where)
-        if document.get("part") != part or document.get("dataset_hash") != self._dataset_hash:
-            raise CorruptShard(
-                f"{where}: is of part {document.get('part')} of dataset {document.get('dataset_hash')}, "
-                f"not of part {part} of {self._dataset_hash}; dataset.json or the manifest was replaced"
-            )
-        return document
-
-    def _where(self, part: int) -> str:
-        return f"{self._source.uri}/shards/{manifest_name(part)}"
-
-
-class _Manifests(Sequence[ShardManifest]):
-    def __init__(self, index: _Index) -> None:
-        self._index = index
-
-    def __len__(self) -> int:
-        return len(self._index.parts)
-
-    @overload
-    def __getitem__(self, at: int) -> ShardManifest: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[ShardManifest]: ...
-    def __getitem__(self, at: int | slice) -> ShardManifest | list[ShardManifest]:
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        if not -len(self) <= at < len(self):
-            raise IndexError(f"shard {at} of {len(self)}")
-        return self._index.manifest(at % len(self))
-
-    def __iter__(self) -> Iterator[ShardManifest]:
-        return (self[i] for i in range(len(self)))
 
 
 def _chosen_columns(info: DatasetInfo, asked: Collection[str] | None) -> frozenset[str]:

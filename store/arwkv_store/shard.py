@@ -90,10 +90,8 @@ class _OpenFile:
             try:
                 decoded[column.name] = column.decode(cell, tokens)
             except BadCell as error:
-                index = bisect.bisect_right(self._ends, row)
-                raise CorruptShard(
-                    f"{self.path}: record batch {index}: {column.name} of sample {batch.sample_id[at]}: {error}; {REMEDY}"
-                ) from error
+                where = f"record batch {bisect.bisect_right(self._ends, row)}: sample {batch.sample_id[at]}"
+                raise CorruptShard(f"{self.path}: {where}: {column.name}: {error}; {REMEDY}") from error
         return decoded
 
     def _require_columns(self) -> None:

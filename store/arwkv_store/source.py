@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from arwkv_store.errors import CorruptShard, NotFound, UsageError
+from arwkv_store.cache import FileCache
+from arwkv_store.errors import CorruptShard, NotFound
 from arwkv_store.manifest import FileInfo, manifest_name
 from arwkv_store.writer import DATASET_FILE, SHARDS_FOLDER, committed_parts
 
@@ -61,9 +62,15 @@ class LocalSource:
         return self._shards / file.name
 
 
-def source_of(uri: str | Path) -> Source:
-    """The source a URI names. Raises UsageError for a scheme nobody reads."""
+def source_of(uri: str | Path, cache: FileCache) -> Source:
+    """The source a URI names; `cache` keeps the files of remote ones. Raises UsageError for a scheme nobody reads."""
     text = str(uri)
     if "://" not in text:
         return LocalSource(Path(text))
-    raise UsageError(f"{text}: only folders can be read")
+    if text.startswith(("http://", "https://")):
+        from arwkv_store.http_source import HttpSource
+
+        return HttpSource(text, cache)
+    from arwkv_store.object_source import ObjectSource
+
+    return ObjectSource(text, cache)

@@ -1,0 +1,80 @@
+"""`store`: look at datasets, verify them, and hand them to other tools."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from arwkv_store.command_line import Command
+from arwkv_store.command_line import main as run_commands
+from arwkv_store.config import InfoConfig, LsConfig, StatsConfig, VerifyConfig
+
+
+def ls(config: LsConfig) -> Mapping[str, Any]:
+    """List a dataset's parts, or the datasets in a folder. Example: `store ls ./shards`."""
+    from arwkv_store.listing import list_datasets, list_parts
+    from arwkv_store.tables import print_datasets, print_parts
+
+    datasets = list_datasets(config.uri)
+    if datasets is not None:
+        if not config.json:
+            print_datasets(datasets)
+        return {"datasets": datasets}
+    parts = list_parts(config.uri)
+    if not config.json:
+        print_parts(parts)
+    return {"uri": config.uri, "parts": parts}
+
+
+def info(config: InfoConfig) -> Mapping[str, Any]:
+    """Show what a dataset is: teacher, capture settings, corpus. Example: `store info ./shards`."""
+    from arwkv_store.reader import open_dataset
+    from arwkv_store.tables import print_info
+
+    dataset = open_dataset(config.uri)
+    document = {
+        **dataset.info.model_dump(mode="json"),
+        "uri": config.uri,
+        "committed": {"parts": len(dataset.shards), "samples": len(dataset), "tokens": dataset.tokens},
+    }
+    if not config.json:
+        print_info(document)
+    return document
+
+
+def stats(config: StatsConfig) -> Mapping[str, Any]:
+    """Show a dataset's statistics, or one part's. Example: `store stats ./shards --part 3`."""
+    from arwkv_store.listing import stats_of
+    from arwkv_store.tables import print_stats
+
+    found = stats_of(config.uri, config.part)
+    document = {**found.model_dump(mode="json"), "bytes_per_token": found.bytes_per_token}
+    if not config.json:
+        print_stats(found)
+    return document
+
+
+def verify(config: VerifyConfig) -> Mapping[str, Any]:
+    """Compare every byte with its checksum; exit code 3 if any differs. Example: `store verify ./shards --deep`."""
+    from arwkv_store.errors import CorruptShard
+    from arwkv_store.tables import print_verdict
+    from arwkv_store.verify import verify_with_progress
+
+    verdict = verify_with_progress(config.uri, deep=config.deep, repair=config.repair)
+    document = {"uri": config.uri, **dataclasses.asdict(verdict)}
+    if not config.json:
+        print_verdict(config.uri, verdict)
+    if verdict.standing:
+        if config.json:
+            print(json.dumps(document, indent=2))
+        raise CorruptShard(
+            f"{config.uri}: {len(verdict.standing)} of {verdict.parts} parts damaged: "
+            f'{", ".join(map(str, verdict.standing))}; run "store verify --repair DIR" and make them again'
+        )
+    return document
+
+
+def main() -> None:
+    """Run the `store` command."""
+    commands: dict[str, Command] = {"ls": ls, "info": info, "stats": stats, "verify": verify}
+    run_commands("store", "Look at datasets of teacher outputs, verify them, hand them on.", commands)

@@ -1,0 +1,117 @@
+"""A dataset served by `api serve`: `http(s)://host/v1/datasets/NAME`."""
+
+import http.client
+import json
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from arwkv_store.cache import FileCache
+from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.manifest import FileInfo
+from arwkv_store.retry import Passing, with_retries
+
+TIMEOUT_S = 30.0
+PIECE_BYTES = 1 << 20
+PAGE_SHARDS = 200
+MAX_ANSWER_BYTES = 1 << 30
+_PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+
+
+class HttpSource:
+    """Reads over HTTP; every answer is verified by hash after it arrives. The key is in ARWKV_API_KEY, if any."""
+
+    def __init__(self, uri: str, cache: FileCache) -> None:
+        self.uri = uri.rstrip("/")
+        self._cache = cache
+
+    def dataset_json(self) -> bytes:
+        """The bytes of dataset.json. Raises NotFound."""
+        return self._get("/manifest")
+
+    def manifests(self) -> Iterator[tuple[int, bytes]]:
+        """(part, bytes) of every committed part, in order, PAGE_SHARDS to a request."""
+        cursor: str | None = None
+        while True:
+            query = {"limit": str(PAGE_SHARDS), "include": "manifest", **({"cursor": cursor} if cursor else {})}
+            page = self._get_json(f"/shards?{urllib.parse.urlencode(query)}")
+            for item in page["items"]:
+                yield int(item["part"]), str(item["manifest"]).encode()
+            cursor = page.get("next_cursor")
+            if not cursor:
+                return
+
+    def manifest(self, part: int) -> bytes:
+        """The bytes of one manifest."""
+        return self._get(f"/shards/{part}/manifest")
+
+    def data_path(self, part: int, kind: str, file: FileInfo) -> Path:
+        """The file's verified copy in the cache, fetched if need be."""
+        path = f"/shards/{part}/data?file={kind}"
+        return self._cache.fetch(file, lambda offset: self._pieces(path, offset), self.uri + path)
+
+    def _get_json(self, path: str) -> Any:  # the service's document
+        raw = self._get(path)
+        try:
+            page = json.loads(raw)
+            if isinstance(page["items"], list):
+                return page
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise UsageError(f"{self.uri}{path}: not the answer of a dataset service; check the URI")
+
+    def _get(self, path: str) -> bytes:
+        def once() -> bytes:
+            return b"".join(self._pieces(path, 0))
+
+        return with_retries(once, self.uri + path)
+
+    def _pieces(self, path: str, offset: int) -> Iterator[bytes]:
+        request = urllib.request.Request(self.uri + path, headers=_headers(offset))
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+                # A server that ignores Range sends everything again.
+                skip = offset if answer.status == 200 else 0
+                total = 0
+                while piece := answer.read(PIECE_BYTES):
+                    total += len(piece)
+                    if total > MAX_ANSWER_BYTES and not offset and "/data" not in path:
+                        raise UsageError(f"{self.uri}{path}: answer of more than {MAX_ANSWER_BYTES} bytes")
+                    yield piece[skip:]
+                    skip = max(0, skip - len(piece))
+        except urllib.error.HTTPError as error:
+            raise _refusal(self.uri + path, error) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise Passing(f"{type(error).__name__}: {error}") from error
+
+
+def _headers(offset: int) -> dict[str, str]:
+    headers = {"Accept-Encoding": "identity"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+    if key := os.environ.get("ARWKV_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
+    return headers
+
+
+def _refusal(where: str, error: urllib.error.HTTPError) -> Exception:
+    detail = _detail(error)
+    if error.code in _PASSING_STATUSES:
+        return Passing(f"HTTP {error.code} {detail}")
+    if error.code == 404:
+        return NotFound(f"{where}: not found there ({detail}); `GET /v1/datasets` lists what is served")
+    if error.code in (401, 403):
+        return UsageError(f"{where}: HTTP {error.code} {detail}; set ARWKV_API_KEY to a key of the service")
+    return UsageError(f"{where}: HTTP {error.code} {detail}; check the URI")
+
+
+def _detail(error: urllib.error.HTTPError) -> str:
+    try:
+        problem = json.loads(error.read(1 << 16))
+        return str(problem.get("detail") or problem.get("title") or error.reason)
+    except (ValueError, AttributeError, OSError, http.client.HTTPException):
+        return str(error.reason)

@@ -1,0 +1,87 @@
+"""The committed parts of a dataset: their manifests, verified, and what of them is kept in memory."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arwkv_store.errors import CorruptShard
+from arwkv_store.manifest import ShardManifest, manifest_name
+from arwkv_store.schema import refuse_unknown_version
+from arwkv_store.seal import unsealed
+from arwkv_store.source import Source
+
+
+def manifest_uri(source: Source, part: int) -> str:
+    """Where a part's manifest lies, for messages."""
+    return f"{source.uri}/shards/{manifest_name(part)}"
+
+
+def manifest_document(part: int, raw: bytes, dataset_hash: str, where: str) -> dict[str, Any]:
+    """A manifest's verified document. Raises CorruptShard unless it is of this part of this dataset."""
+    document = unsealed(raw, where)
+    refuse_unknown_version(document, where)
+    if document.get("part") != part or document.get("dataset_hash") != dataset_hash:
+        raise CorruptShard(
+            f"{where}: is of part {document.get('part')} of dataset {document.get('dataset_hash')}, "
+            f"not of part {part} of {dataset_hash}; dataset.json or the manifest was replaced"
+        )
+    return document
+
+
+class ManifestIndex:
+    """Which parts are committed and how many rows each has: 24 bytes a part, however large the manifests are."""
+
+    def __init__(self, source: Source, dataset_hash: str) -> None:
+        self._source, self._dataset_hash = source, dataset_hash
+        numbers: list[tuple[int, int, int]] = []
+        for part, raw in source.manifests():
+            document = self._document(part, raw)
+            numbers.append((part, int(document["rows"]), int(document["tokens"])))
+        table = np.array(numbers, np.int64).reshape(-1, 3)
+        self.parts, self.tokens = table[:, 0].copy(), table[:, 2].copy()
+        self.ends: NDArray[np.int64] = np.cumsum(table[:, 1])
+
+    def manifest(self, at: int) -> ShardManifest:
+        part = int(self.parts[at])
+        document = self._document(part, self._source.manifest(part))
+        manifest = ShardManifest.from_document(document, self._where(part))
+        if manifest.rows != np.diff(self.ends, prepend=0)[at]:
+            raise CorruptShard(f"{self._where(part)}: changed since the dataset was opened; open it again")
+        return manifest
+
+    def manifests(self) -> Iterator[ShardManifest]:
+        """Every manifest, in order, as the source streams them: a remote one sends many at a time."""
+        known = set(self.parts.tolist())
+        for part, raw in self._source.manifests():
+            if part in known:
+                yield ShardManifest.from_document(self._document(part, raw), self._where(part))
+
+    def _document(self, part: int, raw: bytes) -> dict[str, Any]:
+        return manifest_document(part, raw, self._dataset_hash, self._where(part))
+
+    def _where(self, part: int) -> str:
+        return manifest_uri(self._source, part)
+
+
+class Manifests(Sequence[ShardManifest]):
+    def __init__(self, index: ManifestIndex) -> None:
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index.parts)
+
+    @overload
+    def __getitem__(self, at: int) -> ShardManifest: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[ShardManifest]: ...
+    def __getitem__(self, at: int | slice) -> ShardManifest | list[ShardManifest]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"shard {at} of {len(self)}")
+        return self._index.manifest(at % len(self))
+
+    def __iter__(self) -> Iterator[ShardManifest]:
+        return self._index.manifests()

@@ -1,0 +1,107 @@
+"""Checking a whole dataset, part by part, and setting damaged parts aside."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from arwkv_store.arrow_file import ArrowFile
+from arwkv_store.cache import FileCache
+from arwkv_store.columns import heavy_columns
+from arwkv_store.commit import locked, storage_faults, sync_folder
+from arwkv_store.errors import CorruptShard, UnsupportedVersion, UsageError
+from arwkv_store.index import manifest_document, manifest_uri
+from arwkv_store.manifest import ShardManifest, data_file_name, manifest_name
+from arwkv_store.progress import Progress
+from arwkv_store.schema import DatasetInfo
+from arwkv_store.shard import Shard
+from arwkv_store.source import Source, source_of
+from arwkv_store.writer import DATASET_FILE, SHARDS_FOLDER
+
+SET_ASIDE_FOLDER = "damaged"
+
+
+@dataclass
+class Verdict:
+    """What checking found so far. `damaged` maps a part to what is wrong with it."""
+
+    parts: int = 0
+    samples: int = 0
+    tokens: int = 0
+    size_bytes: int = 0
+    damaged: dict[int, str] = field(default_factory=dict)
+    set_aside: list[int] = field(default_factory=list)
+
+    @property
+    def standing(self) -> list[int]:
+        """Damaged parts that are still in place."""
+        return [part for part in self.damaged if part not in self.set_aside]
+
+
+def verify_with_progress(uri: str, *, deep: bool, repair: bool) -> Verdict:
+    """`verify_dataset` to its end, with a bar."""
+    tokens = size_bytes = 0
+    with Progress("verify", None) as progress:
+        for verdict in verify_dataset(uri, deep=deep, repair=repair):
+            note = f"{verdict.parts} parts, {len(verdict.damaged)} damaged"
+            progress.advance(verdict.tokens - tokens, verdict.size_bytes - size_bytes, note)
+            tokens, size_bytes = verdict.tokens, verdict.size_bytes
+    return verdict
+
+
+def verify_dataset(uri: str, *, deep: bool = False, repair: bool = False) -> Iterator[Verdict]:
+    """Check every byte; yields the growing verdict once at the start and after each part.
+
+    `deep` also compares whole-file SHA-256 and decodes every cell. `repair` moves the files of damaged parts to
+    `damaged/` beside `shards/`, so that they are missing parts again. Raises what `open_dataset` raises for
+    dataset.json, UsageError for `repair` of what is no folder.
+    """
+    if repair and "://" in uri:
+        raise UsageError(f"{uri}: only a folder's parts can be set aside; repair the dataset at its source")
+    source = source_of(uri, FileCache.of(None, None))
+    raw = source.dataset_json()
+    info = DatasetInfo.from_bytes(raw, f"{source.uri}/{DATASET_FILE}")
+    dataset_hash = hashlib.sha256(raw).hexdigest()
+    verdict = Verdict()
+    yield verdict
+    for part, manifest in source.manifests():
+        verdict.parts += 1
+        try:
+            _verify_part(source, info, part, manifest, dataset_hash, deep, verdict)
+        except (CorruptShard, UnsupportedVersion) as error:
+            verdict.damaged[part] = str(error)
+            if repair:
+                set_aside(Path(uri), part)
+                verdict.set_aside.append(part)
+        yield verdict
+
+
+def set_aside(folder: Path, part: int) -> None:
+    """Move a part's files to `damaged/`, its manifest first, so that the part is no longer committed."""
+    shards, aside = folder / SHARDS_FOLDER, folder / SET_ASIDE_FOLDER
+    with storage_faults(str(aside)), locked(folder / DATASET_FILE):
+        aside.mkdir(exist_ok=True)
+        for name in (manifest_name(part), data_file_name(part, "rows"), data_file_name(part, "hidden")):
+            if (shards / name).exists():
+                os.replace(shards / name, aside / name)
+                sync_folder(shards)
+
+
+def _verify_part(
+    source: Source, info: DatasetInfo, part: int, raw: bytes, dataset_hash: str, deep: bool, verdict: Verdict
+) -> None:
+    where = manifest_uri(source, part)
+    manifest = ShardManifest.from_document(manifest_document(part, raw, dataset_hash, where), where)
+    for kind, file in manifest.files.items():
+        opened = ArrowFile(source.data_path(part, kind, file), file, verify=True)
+        opened.verify_all()
+        if deep:
+            opened.verify_sha256()
+    if deep:
+        shard = Shard(source, manifest, heavy_columns(info), verify=True)
+        for row in range(manifest.rows):
+            shard.sample(row)
+    verdict.samples += manifest.rows
+    verdict.tokens += manifest.tokens
+    verdict.size_bytes += manifest.size_bytes
