@@ -65,7 +65,9 @@ class ArwkvCache(Cache):  # type: ignore[misc] # transformers is untyped
     def __init__(self, config: "ArwkvConfig") -> None:
         self._options = config.time_mix_options
         kinds = config.layer_types or []
-        super().__init__(layers=[TimeMixCacheLayer() if kind == "linear_attention" else DynamicLayer() for kind in kinds])
+        super().__init__(
+            layers=[TimeMixCacheLayer() if kind == "linear_attention" else DynamicLayer() for kind in kinds]
+        )
 
     def time_mix_state(self, layer: int, x_BTC: Tensor) -> TimeMixState:
         """The state before `x_BTC`'s first token: zeros at a sequence's start."""

@@ -1,6 +1,7 @@
 """What a time mixer is made of, and the presets that name whole recipes. No torch here: the command line reads it."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
@@ -133,7 +134,7 @@ def _arwkv(preset: str, base: BaseShape, head_dim: int) -> dict[str, Any]:
 
 def _rad_rwkv7(base: BaseShape) -> dict[str, Any]:
     def rank(exponent: float, multiplier: float) -> int:
-        return max(1, round(base.hidden_size**exponent * multiplier / 32)) * 32
+        return max(1, round(math.pow(base.hidden_size, exponent) * multiplier / 32)) * 32
 
     return {
         "head_dim": base.head_dim,

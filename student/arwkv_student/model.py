@@ -4,9 +4,10 @@ Layers that `config.layer_types` calls "full_attention" keep the base's attentio
 Shape legend: B batch, T time, C model width, V vocabulary rows, L layers.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ TIME_MIX, ATTENTION = "linear_attention", "full_attention"
 HeadLoss = Callable[[Tensor, Tensor], Tensor]
 
 
-class ArwkvConfig(PreTrainedConfig):
+class ArwkvConfig(PreTrainedConfig):  # type: ignore[misc] # transformers is untyped
     """Qwen2's configuration, and `time_mix`: the fields of `arwkv_student.config.TimeMixOptions`."""
 
     model_type = "arwkv"
@@ -74,8 +75,15 @@ class ArwkvConfig(PreTrainedConfig):
         return [layer for layer, kind in enumerate(self.layer_types or []) if kind == TIME_MIX]
 
 
+class AttentionContext(NamedTuple):
+    """What the layers that kept their attention share in one forward pass."""
+
+    cos_sin_BTD: tuple[Tensor, Tensor]
+    causal_mask: Tensor | None
+
+
 @dataclass
-class ArwkvModelOutput(ModelOutput):
+class ArwkvModelOutput(ModelOutput):  # type: ignore[misc] # transformers is untyped
     """What the decoder stack returns."""
 
     last_hidden_state: Tensor | None = None
@@ -104,7 +112,7 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
         hidden_BTC: Tensor,
         v_first_BTU: Tensor | None,
         context: TimeMixContext,
-        causal_mask: Tensor | None,
+        attention: AttentionContext | None,
         cache: ArwkvCache | None,
         teacher_BTC: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -121,15 +129,17 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
             if cache is not None:
                 cache.keep_time_mix_state(self.layer, state, x_BTC.shape[1])
         elif teacher_BTC is None:
+            assert attention is not None, "a layer that attends was given no positions"
             mixed_BTC, _ = self.self_attn(
                 hidden_states=x_BTC,
-                position_embeddings=context.cos_sin_BTD,
-                attention_mask=causal_mask,
+                position_embeddings=attention.cos_sin_BTD,
+                attention_mask=attention.causal_mask,
                 past_key_values=cache,
             )
         if teacher_BTC is not None:
             with torch.no_grad():
                 return self._with_mlp(hidden_BTC + teacher_BTC.to(hidden_BTC.dtype)), v_first_BTU, mixed_BTC
+        assert mixed_BTC is not None, "without a teacher's output, a layer mixes time or attends"
         return self._with_mlp(hidden_BTC + mixed_BTC), v_first_BTU, None
 
     def _with_mlp(self, hidden_BTC: Tensor) -> Tensor:
@@ -163,8 +173,8 @@ class ArwkvModel(ArwkvPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(ArwkvDecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = Qwen2RotaryEmbedding(config)
-        self._turns_positions = config.time_mix_options.rope or ATTENTION in (config.layer_types or [])
+        self.rotary_emb = Qwen2RotaryEmbedding(config) if ATTENTION in (config.layer_types or []) else None
+        self.time_mix_rotary_emb = _time_mix_rotary_emb(config) if config.time_mix_options.rope else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -190,13 +200,11 @@ class ArwkvModel(ArwkvPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = ArwkvCache(self.config)
         cache = past_key_values if use_cache else None
-        context, causal_mask = self._context(hidden_BTC, attention_mask, position_ids, cache, cu_seqlens)
+        context, attention = self._context(hidden_BTC, attention_mask, position_ids, cache, cu_seqlens)
         v_first_BTU, streams, mixed = None, [hidden_BTC], []
         for layer, block in enumerate(self.layers):
             teacher_BTC = None if teacher_attention is None else teacher_attention[layer]
-            hidden_BTC, v_first_BTU, mixed_BTC = block(
-                hidden_BTC, v_first_BTU, context, causal_mask, cache, teacher_BTC
-            )
+            hidden_BTC, v_first_BTU, mixed_BTC = block(hidden_BTC, v_first_BTU, context, attention, cache, teacher_BTC)
             if output_hidden_states:
                 streams.append(hidden_BTC)
             if mixed_BTC is not None:
@@ -215,26 +223,36 @@ class ArwkvModel(ArwkvPreTrainedModel):
         position_ids: Tensor | None,
         cache: ArwkvCache | None,
         cu_seqlens: Tensor | None,
-    ) -> tuple[TimeMixContext, Tensor | None]:
+    ) -> tuple[TimeMixContext, AttentionContext | None]:
         length = hidden_BTC.shape[1]
         mask_BT1 = None
         if attention_mask is not None and not bool(attention_mask[:, -length:].all()):
             mask_BT1 = attention_mask[:, -length:, None]
-        if not self._turns_positions:
+        if self.rotary_emb is None and self.time_mix_rotary_emb is None:
             return TimeMixContext(None, mask_BT1, cu_seqlens), None
         past = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             position_ids = _positions(length, past, attention_mask, cu_seqlens, hidden_BTC.device)
-        causal_mask = None
-        if ATTENTION in self.config.layer_types:
-            causal_mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=hidden_BTC,
-                attention_mask=attention_mask,
-                past_key_values=cache,
-                position_ids=position_ids,
-            )
-        return TimeMixContext(self.rotary_emb(hidden_BTC, position_ids), mask_BT1, cu_seqlens), causal_mask
+        turned = None if self.time_mix_rotary_emb is None else self.time_mix_rotary_emb(hidden_BTC, position_ids)
+        context = TimeMixContext(turned, mask_BT1, cu_seqlens)
+        if self.rotary_emb is None:
+            return context, None
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_BTC,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            position_ids=position_ids,
+        )
+        return context, AttentionContext(self.rotary_emb(hidden_BTC, position_ids), causal_mask)
+
+
+def _time_mix_rotary_emb(config: ArwkvConfig) -> nn.Module:
+    """The base's rotary embedding, for the time mixers' own head size."""
+    own = copy.copy(config)
+    own.head_dim = config.time_mix_options.head_dim
+    embedding: nn.Module = Qwen2RotaryEmbedding(own)
+    return embedding
 
 
 def _positions(
@@ -272,14 +290,16 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cu_seqlens: Tensor | None = None,
+        teacher_attention: Sequence[Tensor] | None = None,
         head_loss: HeadLoss | None = None,
         output_hidden_states: bool | None = None,
         **loss_options: Any,  # what transformers' and TRL's loss functions take
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | ArwkvModelOutput:
         """Logits [B, T, V], and the loss of `labels` (shifted here, once).
 
-        With `head_loss` no logits are made: it is called with the final hidden states and the head's weight, inside
-        this forward, where a sharded head is whole.
+        With `teacher_attention` (see `ArwkvModel.forward`) no logits are made: the stack's own output is returned. With
+        `head_loss` neither: it is called with the final hidden states and the head's weight, inside this forward, where
+        a sharded head is whole.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -287,12 +307,13 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=self.config.use_cache and not self.training and head_loss is None
-            if use_cache is None
-            else use_cache,
+            use_cache=self._keeps_cache(head_loss, teacher_attention) if use_cache is None else use_cache,
             cu_seqlens=cu_seqlens,
+            teacher_attention=teacher_attention,
             output_hidden_states=bool(output_hidden_states),
         )
+        if teacher_attention is not None:
+            return outputs
         hidden_BTC = outputs.last_hidden_state
         if head_loss is not None:
             return CausalLMOutputWithPast(loss=head_loss(hidden_BTC, self.lm_head.weight))
@@ -300,12 +321,13 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
         logits = self.lm_head(hidden_BTC[:, kept, :])
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_options
-            )
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_options)
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
         )
+
+    def _keeps_cache(self, *for_training: object) -> bool:
+        return self.config.use_cache and not self.training and all(given is None for given in for_training)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *arguments: Any, **options: Any

@@ -5,14 +5,14 @@ Formulas: arXiv 2503.14456 (RWKV-7), 2501.15570 (ARWKV), 2505.03005 (RADLADS, wh
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from arwkv_kernels import wkv7
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from arwkv_kernels import wkv7
 from arwkv_student.config import TimeMixOptions
 
 LOWEST_LOG_DECAY = -math.exp(-0.5)
@@ -42,16 +42,27 @@ class TimeMixContext(NamedTuple):
 class LowRank(nn.Module):
     """bias + φ(x·down)·up, the data-dependent vectors of RWKV-7: (w0, w1, w2), (a0, a1, a2), (v0, v1, v2), (g1, g2)."""
 
-    def __init__(self, width_in: int, rank: int, width_out: int, *, activation: str, bias: bool = True) -> None:
+    def __init__(
+        self,
+        width_in: int,
+        rank: int,
+        width_out: int,
+        *,
+        activation: Literal["none", "tanh", "sigmoid"],
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.down = nn.Linear(width_in, rank, bias=False)
         self.up = nn.Linear(rank, width_out, bias=False)
         self.bias = nn.Parameter(torch.zeros(width_out)) if bias else None
-        self.activation = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "none": nn.Identity()}[activation]
+        self.activation = activation
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """[B, T, width_out] in fp32: what follows is an exponential's argument, which bf16 is too coarse for."""
-        y = self.up(self.activation(self.down(x_BTC))).float()
+        inner = self.down(x_BTC)
+        if self.activation != "none":
+            inner = torch.tanh(inner) if self.activation == "tanh" else torch.sigmoid(inner)
+        y: Tensor = self.up(inner).float()
         return y if self.bias is None else y + self.bias.float()
 
 

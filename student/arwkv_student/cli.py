@@ -1,0 +1,77 @@
+"""The `student` command: each function parses nothing itself, calls one function, prints."""
+
+from pathlib import Path
+from typing import Any
+
+from arwkv_store import command_line
+from arwkv_store.errors import UsageError
+from arwkv_student.settings import EvalSettings, GenerateSettings, TrainSettings
+
+
+def train(settings: TrainSettings) -> dict[str, Any]:
+    """Train a student from shards: `align`, then `distill`."""
+    _quiet_transformers()
+    from arwkv_student.train import train as run
+
+    result = run(settings)
+    if not settings.json:
+        for stage, summary in result["stages"].items():
+            held_out = summary.get("eval")
+            shown = f", held-out KL {held_out['kl']:.4f}" if held_out else ""
+            print(f"{stage}: {summary['tokens']:,} tokens in {summary['steps']:,} steps{shown}")
+        print(f"student: {result['out']}")
+    return result
+
+
+def evaluate(settings: EvalSettings) -> dict[str, Any]:
+    """Compare a student with its teacher on held-out shards."""
+    _quiet_transformers()
+    from arwkv_student.base import open_base
+    from arwkv_student.evaluate import evaluate as run
+    from arwkv_student.shards import open_shards, require_same_tokenizer
+    from arwkv_student.train import load_student, untrained_student, uses_bf16
+
+    if (settings.model is None) == (settings.base is None):
+        raise UsageError("name one of --model (a trained student) and --base (the untrained student of that base)")
+    dataset = open_shards(settings.shards, ["logits", "token_stats"])
+    if settings.model is not None:
+        model = load_student(Path(settings.model))
+    else:
+        base = open_base(str(settings.base))
+        require_same_tokenizer(base, dataset.info, settings.shards)
+        model = untrained_student(base, settings, settings.seed)
+    figures = run(
+        model, dataset, batch_size=settings.batch_size, samples=settings.samples, bf16=uses_bf16(settings.dtype)
+    )
+    if not settings.json:
+        for name, value in figures.items():
+            print(f"{name:20} {value:,.4f}" if isinstance(value, float) else f"{name:20} {value:,}")
+    return {"model": settings.model or settings.base, "shards": settings.shards, **figures}
+
+
+def generate(settings: GenerateSettings) -> dict[str, Any]:
+    """Continue a prompt, streaming to the terminal."""
+    _quiet_transformers()
+    from arwkv_student.generate import generate as run
+
+    return run(settings)
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    command_line.main(
+        "student",
+        "RWKV-7 students of attention language models, trained from shards.",
+        {"train": train, "eval": evaluate, "generate": generate},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""A run's folder: what it is a run of, which stages are done, and which checkpoints are whole.
+
+RUN/run.json              settings and dataset, compared when the run continues
+RUN/metrics.jsonl         one JSON object per line
+RUN/tensorboard/          the same figures for TensorBoard
+RUN/align, RUN/distill    each stage's student, when done; checkpoint-N/ inside until then
+RUN/                      the last stage's student
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arwkv_store.errors import ConfigurationDiffers, UsageError
+
+WHOLE = "whole.json"
+DONE = "stage.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and state of one run."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """The JSONL file of figures."""
+        return self.path / "metrics.jsonl"
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage."""
+        return self.path / name
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Make the folder this run's, or continue it.
+
+        Raises ConfigurationDiffers, naming each field, where it holds a run of another configuration, and UsageError
+        where it cannot be written.
+        """
+        file = self.path / "run.json"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not file.exists():
+                write_json(file, identity)
+                return
+        except OSError as error:
+            raise UsageError(f"--out {self.path}: {error.strerror}; choose a folder that can be written") from error
+        before = json.loads(file.read_text())
+        asked = json.loads(json.dumps(identity))
+        differences = [
+            f"{name}: {json.dumps(before.get(name))} there, {json.dumps(asked.get(name))} asked"
+            for name in sorted(before.keys() | asked.keys())
+            if before.get(name) != asked.get(name)
+        ]
+        if differences:
+            raise ConfigurationDiffers(f"{file}: {'; '.join(differences)}; choose another --out, or the same settings")
+
+    def finished(self, stage: str) -> dict[str, Any] | None:
+        """The summary of a stage that is done, or None."""
+        file = self.stage(stage) / DONE
+        summary: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
+        return summary
+
+    def finish(self, stage: str, summary: Mapping[str, Any]) -> None:
+        """Mark a stage done, its student being in place, and drop its checkpoints."""
+        write_json(self.stage(stage) / DONE, summary)
+        for checkpoint in self.stage(stage).glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+
+    def publish(self, stage: str) -> None:
+        """Make the stage's student the run's own: RUN/config.json, RUN/model.safetensors, the tokenizer."""
+        for file in self.stage(stage).iterdir():
+            if file.is_file() and file.name != DONE:
+                target, fresh = self.path / file.name, self.path / (file.name + ".new")
+                fresh.unlink(missing_ok=True)
+                try:
+                    os.link(file, fresh)
+                except OSError:
+                    shutil.copyfile(file, fresh)
+                os.replace(fresh, target)
+
+    def last_checkpoint(self, stage: str) -> Path | None:
+        """The newest checkpoint that was written to its end; unfinished ones are removed."""
+        whole: list[tuple[int, Path]] = []
+        for path in self.stage(stage).glob("checkpoint-*"):
+            if (path / WHOLE).is_file():
+                whole.append((int(path.name.rpartition("-")[2]), path))
+            else:
+                shutil.rmtree(path)
+        return max(whole)[1] if whole else None
+
+    def forget_metrics_after(self, stage: str, step: int) -> None:
+        """Drop the stage's lines past `step`, which a continued run writes again, and a line cut short by a kill."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if entry["stage"] != stage or entry["step"] <= step:
+                kept.append(line + "\n")
+        replace_text(self.metrics, "".join(kept))
+
+
+def write_json(file: Path, document: Mapping[str, Any]) -> None:
+    """Write a file that is whole or absent."""
+    replace_text(file, json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write a file that is whole or as it was."""
+    fresh = file.with_name(file.name + ".new")
+    with fresh.open("w") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
+    os.replace(fresh, file)

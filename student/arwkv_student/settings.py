@@ -1,0 +1,177 @@
+"""The flags of `student train`, `eval`, `generate`: one dataclass each; no torch here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from arwkv_student.config import Gate, OutputNorm, Preset, ValueResidual
+
+Stage = Literal["auto", "align", "distill"]
+
+
+@dataclass(frozen=True)
+class TimeMixSettings:
+    """Options of the time mixer, each over what the preset says."""
+
+    preset: Preset = "arwkv"
+    """The recipe: which time mixer, and what stage 2 trains."""
+    head_dim: int | None = None
+    """Width of one time-mixing head."""
+    num_heads: int | None = None
+    """Receptance heads."""
+    num_key_value_heads: int | None = None
+    """Key and value heads."""
+    qkv_bias: bool | None = None
+    """Biases on receptance, key and value."""
+    rope: bool | None = None
+    """Rotary embedding on receptance and key."""
+    token_shift: bool | None = None
+    """Mix each input with the previous token's."""
+    gate: Gate | None = None
+    """Output gate."""
+    output_norm: OutputNorm | None = None
+    """Norm of each head's output."""
+    bonus: bool | None = None
+    """The current token's own contribution."""
+    value_residual: ValueResidual | None = None
+    """How layer 0's value enters later layers."""
+    state_balancing: bool | None = None
+    """RADLADS' balanced key."""
+    init_from_teacher: bool | None = None
+    """Start from the base's q, k, v and o."""
+    decay_rank: int | None = None
+    """Rank of the decay."""
+    rate_rank: int | None = None
+    """Rank of the in-context learning rate."""
+    value_rank: int | None = None
+    """Rank of the value residual's weight."""
+    gate_rank: int | None = None
+    """Rank of the gate."""
+    layers: tuple[int, ...] | None = None
+    """Layers that mix time; the others keep the base's attention (default: all mix time)."""
+
+
+@dataclass(frozen=True)
+class TrainSettings(TimeMixSettings):
+    """Train a student from shards: `align` its time mixers to stored attention outputs, then `distill` the logits."""
+
+    shards: str = ""
+    """Dataset: a folder, or http(s)://host/v1/datasets/NAME."""
+    base: str = ""
+    """Qwen2 or Qwen2.5 checkpoint that the student starts from: a folder, or a Hub name (name@revision)."""
+    out: Path = Path("runs/student")
+    """Folder of the run; the same command again continues it."""
+    stage: Stage = "auto"
+    """`auto` runs what the shards allow: align with attention outputs, distill with logits."""
+    start_from: str | None = None
+    """A trained student's folder to start from instead of the base's conversion."""
+    eval_shards: str | None = None
+    """Held-out dataset, evaluated at the end of each stage (and every --eval-every steps)."""
+    tokens: int | None = None
+    """Tokens of each stage (default: one epoch)."""
+    align_tokens: int | None = None
+    """Tokens of stage align, over --tokens."""
+    distill_tokens: int | None = None
+    """Tokens of stage distill, over --tokens."""
+    steps: int | None = None
+    """Optimiser steps of each stage, over every --tokens."""
+    epochs: float | None = None
+    """Epochs of each stage, where neither steps nor tokens are given."""
+    batch_size: int = 32
+    """Sequences per step and process."""
+    gradient_accumulation: int = 1
+    """Batches per optimiser step."""
+    align_lr: float = 1e-3
+    """Peak learning rate of stage align."""
+    distill_lr: float = 1e-4
+    """Peak learning rate of stage distill."""
+    lr_floor: float = 0.01
+    """Last learning rate, as a share of the peak; the way there is a cosine."""
+    warmup: float = 0.02
+    """Share of the steps that the learning rate rises for."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay, on matrices."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    temperature: float = 1.0
+    """Temperature of stage distill."""
+    trained: Literal["preset", "all", "frozen-mlp", "time-mix"] = "preset"
+    """What stage distill trains: `arwkv` and `arwkv-from-32b` freeze the MLPs, the other presets train all."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Matrix products; parameters, decay and state stay fp32. auto: bf16 where the processor has it."""
+    gradient_checkpointing: bool = False
+    """Recompute layers in the backward pass instead of keeping them."""
+    seed: int = 0
+    """Decides initial weights and the order of samples."""
+    log_every: int = 10
+    """Steps between lines of RUN/metrics.jsonl."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    eval_every: int | None = None
+    """Steps between evaluations on --eval-shards."""
+    workers: int = 1
+    """Processes that read and decode shards; 0: the training process itself."""
+    json: bool = False
+    """Print a summary as one JSON document."""
+
+
+# What may differ when a run continues: where things are, and how often they are said.
+NOT_COMPARED = frozenset(
+    {
+        "out",
+        "shards",
+        "base",
+        "start_from",
+        "eval_shards",
+        "log_every",
+        "save_every",
+        "eval_every",
+        "workers",
+        "json",
+        "gradient_checkpointing",
+    }
+)
+
+
+@dataclass(frozen=True)
+class EvalSettings(TimeMixSettings):
+    """Compare a student with its teacher on held-out shards; the teacher itself is not needed."""
+
+    shards: str = ""
+    """Dataset with logits: a folder, or http(s)://host/v1/datasets/NAME."""
+    model: str | None = None
+    """Folder of a student: a run, or one of its stages."""
+    base: str | None = None
+    """Instead of --model: evaluate the untrained student that `train --base` would start from."""
+    samples: int | None = None
+    """Samples to evaluate, from the first (default: all)."""
+    batch_size: int = 32
+    """Sequences at a time."""
+    dtype: Literal["auto", "fp32", "bf16"] = "fp32"
+    """Matrix products."""
+    seed: int = 0
+    """Of the untrained student's random weights."""
+    json: bool = False
+    """Print the figures as one JSON document."""
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """Continue a prompt, streaming to the terminal."""
+
+    model: str
+    """Folder of a student."""
+    prompt: str
+    """Text to continue."""
+    max_new_tokens: int = 128
+    """Tokens to add at most."""
+    temperature: float = 0.0
+    """0 takes the likeliest token each time; above, samples."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens of this total probability."""
+    seed: int = 0
+    """Of the sampling."""
+    chat: bool = False
+    """Put the prompt through the tokenizer's chat template."""
+    json: bool = False
+    """Print the text as one JSON document."""

@@ -1,0 +1,179 @@
+"""What stages 1 and 2 share: `transformers.Trainer` over shards, in an order that a restart does not change."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+
+from arwkv_store.progress import Progress
+from arwkv_student.data import OrderSampler, SampleOrder, ShardSamples, collate
+from arwkv_student.model import ArwkvForCausalLM
+from arwkv_student.run_folder import WHOLE, RunFolder, write_json
+from arwkv_student.settings import TrainSettings
+
+Evaluate = Callable[[ArwkvForCausalLM], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage's length and rate."""
+
+    name: str
+    steps: int
+    learning_rate: float
+    tokens: int
+    """Tokens that the steps are expected to hold."""
+
+
+class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
+    """Figures to RUN/metrics.jsonl, the bar, and held-out evaluations."""
+
+    def __init__(self, run: RunFolder, plan: StagePlan, evaluate: Evaluate | None, eval_every: int | None) -> None:
+        self.run, self.plan, self.evaluate, self.eval_every = run, plan, evaluate, eval_every
+        self.progress: Progress | None = None
+        self.last_loss, self.last_tokens, self.last_time = "", 0, 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last_tokens, self.last_time = state.num_input_tokens_seen, time.monotonic()
+        self.bar_tokens = state.num_input_tokens_seen
+        if state.is_world_process_zero:
+            self.progress = Progress(self.plan.name, self.plan.tokens, done_tokens=self.bar_tokens)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if self.progress is not None:
+            self.progress.advance(state.num_input_tokens_seen - self.bar_tokens, note=self.last_loss)
+            self.bar_tokens = state.num_input_tokens_seen
+        every = self.eval_every
+        if (
+            self.evaluate is not None
+            and every
+            and state.global_step % every == 0
+            and state.global_step < state.max_steps
+        ):
+            self.write_evaluation(model, state.global_step, state.num_input_tokens_seen)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs is None or "loss" not in logs or not state.is_world_process_zero:
+            return
+        now, tokens = time.monotonic(), state.num_input_tokens_seen
+        self.last_loss = f"loss {logs['loss']:.4f}"
+        self.write(
+            step=state.global_step,
+            tokens=tokens,
+            loss=logs["loss"],
+            lr=logs["learning_rate"],
+            grad_norm=logs.get("grad_norm"),
+            tokens_per_s=round((tokens - self.last_tokens) / max(now - self.last_time, 1e-9), 1),
+            **{name: value for name, value in logs.items() if name.startswith("relative_error")},
+        )
+        self.last_tokens, self.last_time = tokens, now
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.progress is not None:
+            self.progress.__exit__(None, None, None)
+
+    def write_evaluation(self, model: ArwkvForCausalLM, step: int, tokens: int) -> dict[str, float]:
+        """Evaluate on held-out shards and keep the figures."""
+        assert self.evaluate is not None
+        figures = self.evaluate(model)
+        self.write(step=step, tokens=tokens, **{f"eval_{name}": value for name, value in figures.items()})
+        self.last_time = time.monotonic()
+        return figures
+
+    def write(self, **figures: Any) -> None:
+        """Add one line to the metrics."""
+        with self.run.metrics.open("a") as file:
+            file.write(json.dumps({"stage": self.plan.name, **figures}) + "\n")
+
+
+class StageTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
+    """A Trainer whose batches are `collate`d samples in `SampleOrder`, whose checkpoints say when they are whole."""
+
+    def __init__(
+        self,
+        model: ArwkvForCausalLM,
+        samples: ShardSamples,
+        run: RunFolder,
+        plan: StagePlan,
+        settings: TrainSettings,
+        bf16: bool,
+        evaluate: Evaluate | None = None,
+    ) -> None:
+        self.log_of_run = RunLog(run, plan, evaluate, settings.eval_every)
+        self.order = SampleOrder(len(samples), settings.seed)
+        self.bf16 = bf16
+        super().__init__(
+            model=model,
+            args=training_arguments(run.stage(plan.name), plan, settings, bf16),
+            train_dataset=samples,
+            data_collator=collate,
+            callbacks=[self.log_of_run, TensorBoardCallback(_tensorboard(run.path / "tensorboard" / plan.name))],
+        )
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> OrderSampler:
+        args = self.args
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return OrderSampler(self.order, args.max_steps * per_step)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            step = self.state.global_step
+            write_json(Path(self.args.output_dir) / f"checkpoint-{step}" / WHOLE, {"step": step})
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        raise NotImplementedError("a stage says what its loss is")
+
+
+def _tensorboard(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))
+
+
+def training_arguments(out: Path, plan: StagePlan, settings: TrainSettings, bf16: bool) -> TrainingArguments:
+    """The settings in transformers' terms."""
+    on_cpu = not torch.accelerator.is_available()
+    return TrainingArguments(
+        output_dir=str(out),
+        max_steps=plan.steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=plan.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": settings.lr_floor},
+        warmup_steps=round(settings.warmup * plan.steps),
+        optim="adamw_torch_fused",
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=bf16,
+        use_cpu=on_cpu,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        logging_steps=settings.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=settings.workers,
+        dataloader_persistent_workers=False,
+        dataloader_pin_memory=not on_cpu,
+        include_num_input_tokens_seen="non_padding",
+        ddp_find_unused_parameters=False,
+        seed=settings.seed,
+        data_seed=settings.seed,
+    )

@@ -1,0 +1,179 @@
+"""`student train`: the stages that the shards allow, one after another, each resumable by the same command."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from arwkv_store import Dataset, DatasetInfo
+from arwkv_store.errors import NotFound, UsageError
+from arwkv_student.align import AlignTrainer, train_only_time_mixers
+from arwkv_student.base import BaseCheckpoint, open_base
+from arwkv_student.convert import convert, copy_tokenizer, student_config
+from arwkv_student.data import ShardSamples
+from arwkv_student.distill import DistillTrainer, choose_trained
+from arwkv_student.evaluate import evaluate
+from arwkv_student.model import ArwkvForCausalLM
+from arwkv_student.run_folder import RunFolder
+from arwkv_student.settings import NOT_COMPARED, TimeMixSettings, TrainSettings
+from arwkv_student.shards import align_columns, open_shards, require_fitting_hidden_states, require_same_tokenizer
+from arwkv_student.stage_trainer import Evaluate, StagePlan
+
+
+def train(settings: TrainSettings) -> dict[str, Any]:
+    """Run or continue the run in `settings.out`; returns each stage's summary. RUN itself holds the last student."""
+    base = open_base(settings.base) if settings.base else None
+    if base is None:
+        raise UsageError("--base is missing; name the Qwen2 checkpoint the student starts from, such as Qwen2.5-0.5B")
+    dataset = open_shards(settings.shards, columns=[])
+    info = dataset.info
+    require_same_tokenizer(base, info, settings.shards)
+    stages = _stages(settings, base, info)
+    run = RunFolder(settings.out)
+    run.claim(_identity(settings, base, dataset))
+    held_out = _held_out(settings, base)
+    summaries = {}
+    for position, stage in enumerate(stages):
+        summaries[stage] = run.finished(stage) or _run_stage(stage, run, settings, base, stages[:position], held_out)
+    run.publish(stages[-1])
+    return {"out": str(settings.out), "stages": summaries}
+
+
+def _stages(settings: TrainSettings, base: BaseCheckpoint, info: DatasetInfo) -> list[str]:
+    has_hidden, has_logits = info.capture.hidden_states != "none", info.capture.logits != "none"
+    stages = [settings.stage] if settings.stage != "auto" else ["align"] * has_hidden + ["distill"] * has_logits
+    if not stages or (stages == ["distill"] and not has_logits):
+        raise UsageError(f"{settings.shards} holds no logits to distill from; capture with --logits top-k")
+    if "align" in stages:
+        require_fitting_hidden_states(base, info, settings.shards)
+    return list(stages)
+
+
+def _identity(settings: TrainSettings, base: BaseCheckpoint, dataset: Dataset) -> dict[str, Any]:
+    """What makes a continued run the same run: settings, the base, and the shards by content rather than by place."""
+    compared = {name: value for name, value in dataclasses.asdict(settings).items() if name not in NOT_COMPARED}
+    shards = dataset.info
+    return compared | {
+        "base_config": base.config,
+        "shards_teacher": shards.teacher.model_dump(mode="json"),
+        "shards_corpus": shards.corpus.fingerprint,
+        "shards_capture": shards.capture.model_dump(mode="json"),
+        "shards_samples": len(dataset),
+    }
+
+
+def _held_out(settings: TrainSettings, base: BaseCheckpoint) -> Evaluate | None:
+    if settings.eval_shards is None:
+        return None
+    dataset = open_shards(settings.eval_shards, ["logits", "token_stats"], flag="--eval-shards")
+    require_same_tokenizer(base, dataset.info, settings.eval_shards)
+    bf16 = uses_bf16(settings.dtype)
+    return lambda model: evaluate(model, dataset, batch_size=settings.batch_size, bf16=bf16)
+
+
+def _run_stage(
+    stage: str,
+    run: RunFolder,
+    settings: TrainSettings,
+    base: BaseCheckpoint,
+    before: list[str],
+    held_out: Evaluate | None,
+) -> dict[str, Any]:
+    transformers.set_seed(settings.seed)
+    model = _starting_student(stage, run, settings, base, before)
+    columns = align_columns(open_shards(settings.shards, []).info) if stage == "align" else ["logits"]
+    dataset = open_shards(settings.shards, columns)
+    plan = plan_stage(stage, settings, dataset)
+    trainer = make_trainer(model, dataset, run, plan, settings, held_out)
+    checkpoint = run.last_checkpoint(stage)
+    run.forget_metrics_after(stage, int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_model(str(run.stage(stage)))
+    copy_tokenizer(base.folder, run.stage(stage))
+    tokens = trainer.state.num_input_tokens_seen
+    summary = {"steps": plan.steps, "tokens": tokens, "loss_mean": result.training_loss}
+    if held_out is not None:
+        summary["eval"] = trainer.log_of_run.write_evaluation(model, plan.steps, tokens)
+    run.finish(stage, summary)
+    return summary
+
+
+def _starting_student(
+    stage: str, run: RunFolder, settings: TrainSettings, base: BaseCheckpoint, before: list[str]
+) -> ArwkvForCausalLM:
+    if before:
+        return load_student(run.stage(before[-1]))
+    if settings.start_from is not None:
+        return load_student(Path(settings.start_from))
+    if stage == "distill" and run.finished("align"):
+        return load_student(run.stage("align"))
+    return untrained_student(base, settings, settings.seed)
+
+
+def make_trainer(
+    model: ArwkvForCausalLM,
+    dataset: Dataset,
+    run: RunFolder,
+    plan: StagePlan,
+    settings: TrainSettings,
+    held_out: Evaluate | None = None,
+) -> AlignTrainer | DistillTrainer:
+    """The trainer of one stage, with the parameters frozen that the stage leaves alone."""
+    common = (model, ShardSamples(dataset), run, plan, settings, uses_bf16(settings.dtype), held_out)
+    if plan.name == "align":
+        train_only_time_mixers(model)
+        return AlignTrainer(*common)
+    choose_trained(model, settings.trained)
+    trainer = DistillTrainer(*common)
+    trainer.vocab_size, trainer.temperature = dataset.info.tokenizer.vocab_size, settings.temperature
+    return trainer
+
+
+def plan_stage(stage: str, settings: TrainSettings, dataset: Dataset) -> StagePlan:
+    """Steps from --steps, or the stage's tokens, or epochs; at least one."""
+    stored = dataset.tokens
+    per_step = settings.batch_size * settings.gradient_accumulation * _world_size() * stored / len(dataset)
+    budget = settings.align_tokens if stage == "align" else settings.distill_tokens
+    budget = budget or settings.tokens or round((settings.epochs or 1.0) * stored)
+    steps = settings.steps or max(1, math.ceil(budget / per_step - 1e-9))
+    rate = settings.align_lr if stage == "align" else settings.distill_lr
+    return StagePlan(stage, steps, rate, round(steps * per_step))
+
+
+def _world_size() -> int:
+    import os
+
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def untrained_student(base: BaseCheckpoint, settings: TimeMixSettings, seed: int) -> ArwkvForCausalLM:
+    """The student before any stage: `base` with fresh time mixers."""
+    chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(TimeMixSettings)}
+    preset, layers = chosen.pop("preset"), chosen.pop("layers")
+    transformers.set_seed(seed)
+    return convert(base, student_config(base, preset, chosen, layers)).model
+
+
+def load_student(folder: Path) -> ArwkvForCausalLM:
+    """A trained student, in the precision it was saved in. Raises NotFound or UsageError where there is none."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise NotFound(f"model {folder}: no config.json there; name the folder of a run, or one of its stages")
+    model_type = json.loads(config.read_text()).get("model_type")
+    if model_type != "arwkv":
+        raise UsageError(f"model {folder}: model type {model_type!r}, not 'arwkv'; train one with --base")
+    model: ArwkvForCausalLM = ArwkvForCausalLM.from_pretrained(folder)
+    return model
+
+
+def uses_bf16(dtype: str) -> bool:
+    """Whether matrix products run in bf16: as asked, or where the processor multiplies it natively."""
+    if dtype != "auto":
+        return dtype == "bf16"
+    if torch.accelerator.is_available():
+        return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

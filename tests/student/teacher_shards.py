@@ -1,0 +1,141 @@
+"""Shards made by a live transformers teacher: what the producer makes, and the teacher's own values to compare with."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+from arwkv_store import (
+    CaptureInfo,
+    CorpusInfo,
+    DatasetInfo,
+    Sample,
+    SparseLogits,
+    TeacherInfo,
+    TokenizerInfo,
+    create_dataset,
+)
+from arwkv_store.vocabulary import vocabulary_hash
+
+SAMPLES_PER_PART = 4
+
+
+def documents(corpus: Path) -> list[str]:
+    """The texts of a JSONL corpus."""
+    return [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
+
+
+def tokenise(teacher: Path, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """Each document's token ids, cut into chunks of at most `max_length`."""
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    chunks = []
+    for text in texts:
+        ids = tokenizer(text)["input_ids"]
+        chunks += [ids[at : at + max_length] for at in range(0, len(ids), max_length)]
+    return [chunk for chunk in chunks if len(chunk) > 1]
+
+
+@torch.no_grad()
+def live_forward(model: Qwen2ForCausalLM, tokens_BT: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], Any]:
+    """Logits, attention outputs of every layer, and the hidden states transformers reports."""
+    attention: list[torch.Tensor] = []
+    hooks = [
+        layer.self_attn.register_forward_hook(lambda _module, _inputs, output: attention.append(output[0]))
+        for layer in model.model.layers
+    ]
+    outputs = model(tokens_BT, output_hidden_states=True)
+    for hook in hooks:
+        hook.remove()
+    return outputs.logits, attention, outputs.hidden_states
+
+
+def capture(
+    model: Qwen2ForCausalLM, sample_id: int, tokens: Sequence[int], *, vocab_size: int, top_k: int, hidden: str
+) -> Sample:
+    """One sample as the producer would store it."""
+    tokens_T = torch.tensor(tokens)
+    logits, attention, streams = live_forward(model, tokens_T[None])
+    logprobs_TV = logits[0, :, :vocab_size].float().log_softmax(-1)
+    top, ids = logprobs_TV.topk(top_k, dim=-1)
+    rest = logprobs_TV.scatter(1, ids, -torch.inf).logsumexp(-1)
+    states = {
+        "attention": {f"attn.{layer}": value[0] for layer, value in enumerate(attention)},
+        "boundaries": {f"boundary.{layer}": value[0] for layer, value in enumerate(streams[:-1])},
+        "final": {"final": streams[-1][0]},
+        "none": {},
+    }[hidden]
+    return Sample(
+        sample_id=sample_id,
+        tokens=tokens_T.int().numpy(),
+        loss_mask=np.ones(len(tokens), bool),
+        logits=SparseLogits(
+            counts=np.full(len(tokens), top_k, np.int32),
+            ids=ids.flatten().int().numpy(),
+            logprobs=top.flatten().numpy(),
+            tail_logprob=rest.numpy(),
+        ),
+        entropy=-(logprobs_TV.exp() * logprobs_TV).sum(-1).numpy(),
+        true_logprob=logprobs_TV[:-1].gather(1, tokens_T[1:, None]).squeeze(1).numpy(),
+        hidden={name: value.float().numpy().astype(ml_dtypes.bfloat16) for name, value in states.items()},
+    )
+
+
+def make_shards(
+    teacher: Path,
+    texts: Sequence[str],
+    out: Path,
+    *,
+    max_length: int = 64,
+    top_k: int = 16,
+    hidden: str = "attention",
+    limit: int | None = None,
+) -> Path:
+    """Capture `texts` with the teacher in fp32 into a dataset folder."""
+    model = Qwen2ForCausalLM.from_pretrained(teacher).eval()
+    vocabulary = AutoTokenizer.from_pretrained(teacher).get_vocab()
+    vocab_size = max(vocabulary.values()) + 1
+    chunks = tokenise(teacher, texts, max_length)[:limit]
+    parts = [chunks[at : at + SAMPLES_PER_PART] for at in range(0, len(chunks), SAMPLES_PER_PART)]
+    config = model.config
+    info = DatasetInfo(
+        teacher=TeacherInfo(
+            model=teacher.name,
+            model_type=config.model_type,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            dtype="float32",
+        ),
+        tokenizer=TokenizerInfo(hash=vocabulary_hash(vocabulary), vocab_size=vocab_size),
+        vocab_size_padded=config.vocab_size,
+        capture=CaptureInfo(
+            logits="top-k",
+            top_k=top_k,
+            hidden_states=hidden,
+            layers=tuple(range(config.num_hidden_layers)) if hidden in ("attention", "boundaries") else (),
+            hidden_dtype="bf16" if hidden != "none" else "none",
+            max_length=max_length,
+        ),
+        corpus=CorpusInfo(
+            fingerprint="test",
+            samples=len(chunks),
+            tokens=sum(map(len, chunks)),
+            samples_per_part=SAMPLES_PER_PART,
+            parts=len(parts),
+        ),
+    )
+    writer = create_dataset(out, info)
+    for part in writer.missing_parts():
+        first = part * SAMPLES_PER_PART
+        writer.write_shard(
+            part,
+            [
+                capture(model, first + row, tokens, vocab_size=vocab_size, top_k=top_k, hidden=hidden)
+                for row, tokens in enumerate(parts[part])
+            ],
+        )
+    return out
