@@ -70,6 +70,11 @@ def require_captured(sample: Sample, info: DatasetInfo) -> None:
     expected, given = set(info.capture.hidden_columns()), {hidden_column(name) for name in sample.hidden}
     if expected != given:
         raise UsageError(f"{where}: hidden states {sorted(given)}, the dataset captures {sorted(expected)}")
+    for name, states in sample.hidden.items():
+        if states.shape[1] != info.teacher.hidden_size:
+            raise UsageError(
+                f"{where}: hidden {name!r} is {states.shape[1]} wide, the teacher {info.teacher.hidden_size}"
+            )
 
 
 def _logits_column(info: DatasetInfo) -> HeavyColumn:

@@ -66,7 +66,14 @@ class HttpSource:
 
     def _get(self, path: str) -> bytes:
         def once() -> bytes:
-            return b"".join(self._pieces(path, 0))
+            document = bytearray()
+            for piece in self._pieces(path, 0):
+                document += piece
+                if len(document) > MAX_ANSWER_BYTES:
+                    raise UsageError(
+                        f"{self.uri}{path}: a document of more than {MAX_ANSWER_BYTES} bytes; check the URI"
+                    )
+            return bytes(document)
 
         return with_retries(once, self.uri + path)
 
@@ -79,10 +86,11 @@ class HttpSource:
                 total = 0
                 while piece := answer.read(PIECE_BYTES):
                     total += len(piece)
-                    if total > MAX_ANSWER_BYTES and not offset and "/data" not in path:
-                        raise UsageError(f"{self.uri}{path}: answer of more than {MAX_ANSWER_BYTES} bytes")
                     yield piece[skip:]
                     skip = max(0, skip - len(piece))
+                promised = answer.headers.get("Content-Length")
+                if promised is not None and total < int(promised):
+                    raise Passing(f"answer ended after {total} of {promised} bytes")
         except urllib.error.HTTPError as error:
             raise _refusal(self.uri + path, error) from error
         except (OSError, http.client.HTTPException) as error:

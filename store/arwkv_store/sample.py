@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from arwkv_store.errors import UsageError
 
+_BF16_EXPONENT = 0x7F80
+
 
 @dataclass(frozen=True)
 class SparseLogits:
@@ -86,6 +88,11 @@ def validate_sample(sample: Sample, vocab_size: int) -> None:
     for name, value in sample.hidden.items():
         if value.ndim != 2 or value.shape[0] != T:
             raise UsageError(f"{where}: hidden {name!r} has shape {value.shape}, expected ({T}, width)")
+        if value.dtype != ml_dtypes.bfloat16:
+            raise UsageError(f"{where}: hidden {name!r} is {value.dtype}; give it as ml_dtypes.bfloat16")
+        exponent = np.ascontiguousarray(value).view(np.uint16) & np.uint16(_BF16_EXPONENT)
+        if (exponent == _BF16_EXPONENT).any():
+            raise UsageError(f"{where}: hidden {name!r} holds NaN or infinity; look at the teacher before storing")
 
 
 def _validate_logits(where: str, logits: SparseLogits, T: int, vocab_size: int) -> None:

@@ -135,7 +135,12 @@ def _nll(sample: Sample) -> tuple[float | None, int]:
 
 def _rms(states: NDArray[np.generic]) -> float:
     flat = states.astype(np.float32).reshape(-1)
-    return math.sqrt(float(np.dot(flat, flat)) / max(len(flat), 1))
+    # Squares of finite bf16 values can overflow float32: scale by the largest.
+    largest = float(np.abs(flat).max(initial=0))
+    if largest == 0:
+        return 0.0
+    flat /= np.float32(largest)
+    return largest * math.sqrt(float(np.dot(flat, flat)) / len(flat))
 
 
 def _histogram(values: NDArray[np.float32], width: float, bins: int) -> tuple[int, ...]:
