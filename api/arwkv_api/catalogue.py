@@ -104,7 +104,7 @@ def find_shard(session: Session, dataset: DatasetRow, part: int) -> ShardRow:
 def manifests_of(session: Session, shards: Sequence[ShardRow]) -> dict[int, bytes]:
     """Raw manifests by the shards' row ids."""
     columns = select(ManifestRow.shard_id, ManifestRow.raw).where(ManifestRow.shard_id.in_([row.id for row in shards]))
-    return dict(session.execute(columns).tuples().all())
+    return dict(session.execute(columns).all())
 
 
 def _served(roots: Sequence[Path]) -> Select[DatasetRow]:

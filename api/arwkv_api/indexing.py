@@ -80,7 +80,7 @@ def store_shards(session: Session, dataset_id: int, shards: Sequence[Shard]) -> 
     session.execute(insert(ShardRow), [{"dataset_id": dataset_id, **_columns(shard)} for shard in shards])
     parts = [shard.files.part for shard in shards]
     ids = select(ShardRow.part, ShardRow.id).where(ShardRow.dataset_id == dataset_id, ShardRow.part.in_(parts))
-    id_of = dict(session.execute(ids).tuples().all())
+    id_of = dict(session.execute(ids).all())
     session.execute(insert(ManifestRow), [{"shard_id": id_of[shard.files.part], "raw": shard.raw} for shard in shards])
     row = session.get_one(DatasetRow, dataset_id)
     good = [shard.manifest for shard in shards if shard.manifest is not None]

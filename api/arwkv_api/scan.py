@@ -75,7 +75,7 @@ def _scan_dataset(engine: Engine, held: Lease, name: str, folder: Path, stopping
         return 0
     with Session(engine) as session:
         columns = select(ShardRow.part, ShardRow.fingerprint).where(ShardRow.dataset_id == row.id)
-        known = dict(session.execute(columns).tuples().all())
+        known = dict(session.execute(columns).all())
     found = shard_files(folder)
     changed = [files for part, files in sorted(found.items()) if known.get(part) != files.fingerprint]
     vanished = [part for part, fingerprint in known.items() if part not in found and fingerprint]

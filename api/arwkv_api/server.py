@@ -29,7 +29,7 @@ def run(config: ServeConfig) -> None:
     url = _url(config.host, listening)
     # uvicorn raises the signal that stopped it once more when it is done; by then it has been answered.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, signal.SIG_IGN)
     if config.workers == 1:
         _Server(_uvicorn(create_app(settings), config), url, config.json).run([listening])
         return

@@ -10,7 +10,6 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from arwkv_api.config import Settings
@@ -59,9 +58,8 @@ class Service:
             for root in self.settings.roots:
                 try:
                     scan_root(self.engine, root, fresh_s=self.settings.scan_interval_s * 0.8, stopping=self._stopping)
-                except (OSError, SQLAlchemyError) as error:
-                    # Passing (a full disk, a database that restarts) or shown by /ready's lag: the next look tells.
-                    log.error("scan of %s failed, tried again: %s", root, error)
+                except Exception:  # noqa: BLE001  # the thread must outlive any one look, or the index stands still
+                    log.exception("scan of %s failed; it is tried again", root)
             self.scanned_once.set()
             took_s = time.monotonic() - began
             self._stopping.wait(max(self.settings.scan_interval_s, took_s / BUSY_SHARE))

@@ -1,0 +1,158 @@
+"""Datasets over HTTP: what is listed, how it is found, and how it comes and goes."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api_eventually import eventually
+from arwkv_store import DatasetInfo, open_dataset
+from store_examples import example_dataset_info, write_example_dataset
+
+
+def test_list_shows_each_folder_under_the_root_with_its_totals(client: TestClient, root: Path) -> None:
+    items = client.get("/v1/datasets").json()["items"]
+    assert [item["name"] for item in items] == ["heldout", "train"]
+    train = open_dataset(root / "train")
+    assert items[1]["state"] == "ready"
+    assert items[1]["shards"] == items[1]["parts"] == len(train.shards)
+    assert items[1]["samples"] == len(train)
+    assert items[1]["tokens"] == sum(manifest.tokens for manifest in train.shards)
+    assert items[1]["size_bytes"] == sum(manifest.size_bytes for manifest in train.shards)
+    assert items[1]["teacher"] == train.info.teacher.model
+
+
+def test_root_that_is_itself_a_dataset_is_served_under_its_folders_name(
+    settings: Any, root: Path, open_client: Callable[[Any], TestClient]
+) -> None:
+    from dataclasses import replace
+
+    client = open_client(replace(settings, roots=(root / "train",)))
+    assert [item["name"] for item in client.get("/v1/datasets").json()["items"]] == ["train"]
+
+
+def test_dataset_carries_its_identity(client: TestClient, root: Path) -> None:
+    answer = client.get("/v1/datasets/train").json()
+    assert DatasetInfo.model_validate(answer["info"]) == open_dataset(root / "train").info
+
+
+def test_manifest_is_the_raw_identity(client: TestClient, root: Path) -> None:
+    assert client.get("/v1/datasets/train/manifest").content == (root / "train" / "dataset.json").read_bytes()
+
+
+def test_statistics_are_the_stores_own(client: TestClient, root: Path) -> None:
+    answer = client.get("/v1/datasets/train/stats").json()
+    expected = open_dataset(root / "train").stats().model_dump(mode="json")
+    assert answer.keys() == expected.keys()
+    for name, value in expected.items():
+        assert answer[name] == (pytest.approx(value) if isinstance(value, float | dict) else value), name
+
+
+def test_empty_dataset_has_empty_statistics(client: TestClient, root: Path) -> None:
+    write_example_dataset(root / "fresh", parts=[])
+    eventually(lambda: client.get("/v1/datasets/fresh").status_code == 200)
+    stats = client.get("/v1/datasets/fresh/stats").json()
+    assert (stats["samples"], stats["shards"], stats["parts"]) == (0, 0, 3)
+
+
+def test_newly_committed_shard_appears_by_itself(client: TestClient, root: Path) -> None:
+    info = example_dataset_info(samples=12)
+    write_example_dataset(root / "growing", info=info, parts=[1])
+    eventually(lambda: client.get("/v1/datasets/growing/shards/1").status_code == 200)
+    assert client.get("/v1/datasets/growing/shards/0").status_code == 404
+    write_example_dataset(root / "growing", info=info, parts=[0])
+    eventually(lambda: client.get("/v1/datasets/growing/shards/0").status_code == 200)
+    assert client.get("/v1/datasets/growing").json()["shards"] == 2
+
+
+def test_register_indexes_a_folder_at_once(client: TestClient, root: Path) -> None:
+    write_example_dataset(root / "new")
+    answer = client.post("/v1/datasets", json={"name": "new"})
+    assert answer.status_code == 201
+    assert answer.headers["location"] == "/v1/datasets/new"
+    assert answer.json()["shards"] == 3
+
+
+def test_withdrawn_dataset_stays_away_until_registered_again(client: TestClient, root: Path) -> None:
+    assert client.delete("/v1/datasets/heldout").status_code == 204
+    assert client.get("/v1/datasets/heldout").status_code == 404
+    assert client.delete("/v1/datasets/heldout").status_code == 404
+    write_example_dataset(root / "later")
+    eventually(lambda: client.get("/v1/datasets/later").status_code == 200)  # at least one scan has passed
+    assert client.get("/v1/datasets/heldout").status_code == 404
+    assert (root / "heldout" / "dataset.json").exists()
+    assert client.post("/v1/datasets", json={"name": "heldout"}).json()["shards"] == 3
+    assert client.get("/v1/datasets/heldout/stats").json()["shards"] == 3
+
+
+def test_reindex_reads_every_manifest_again(client: TestClient) -> None:
+    before = client.get("/v1/datasets/train").json()
+    after = client.post("/v1/datasets/train/reindex").json()
+    assert after["revision"] > before["revision"]
+    assert {**after, "revision": 0, "updated_at": 0} == {**before, "revision": 0, "updated_at": 0}
+
+
+def test_missing_folder_is_shown_as_missing(client: TestClient, root: Path) -> None:
+    shutil.rmtree(root / "heldout")
+    answer = eventually(lambda: (a := client.get("/v1/datasets/heldout").json())["state"] != "ready" and a)
+    assert answer["state"] == "missing"
+    assert "gone" in answer["problem"]
+
+
+def test_damaged_identity_is_shown_as_unreadable_and_recovers(client: TestClient, root: Path) -> None:
+    path = root / "heldout" / "dataset.json"
+    good = path.read_bytes()
+    path.write_bytes(good.replace(b"example/teacher", b"example/teapher"))
+    answer = eventually(lambda: (a := client.get("/v1/datasets/heldout").json())["state"] != "ready" and a)
+    assert answer["state"] == "unreadable"
+    assert "heldout/dataset.json" in answer["problem"]
+    path.write_bytes(good)
+    eventually(lambda: client.get("/v1/datasets/heldout").json()["state"] == "ready")
+    assert client.get("/v1/datasets/heldout").json()["problem"] is None
+
+
+def test_folder_replaced_by_another_dataset_forgets_the_old_shards(client: TestClient, root: Path) -> None:
+    shutil.rmtree(root / "heldout")
+    write_example_dataset(root / "heldout", info=example_dataset_info(samples=4, top_k=3))
+    eventually(lambda: client.get("/v1/datasets/heldout").json()["shards"] == 1)
+    assert [item["part"] for item in client.get("/v1/datasets/heldout/shards").json()["items"]] == [0]
+    assert client.get("/v1/datasets/heldout/stats").json()["samples"] == 4
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("sort=-name", ["train", "heldout"]),
+        ("sort=samples", ["heldout", "train"]),
+        ("sort=-tokens", ["train", "heldout"]),
+        ("contains=RAI", ["train"]),
+        ("contains=%25", []),
+        ("teacher=example/teacher", ["heldout", "train"]),
+        ("teacher=example", []),
+        ("state=missing", []),
+        ("state=ready", ["heldout", "train"]),
+    ],
+)
+def test_list_filters_and_sorts(client: TestClient, query: str, names: list[str]) -> None:
+    assert [item["name"] for item in client.get(f"/v1/datasets?{query}").json()["items"]] == names
+
+
+@pytest.mark.parametrize("sort", ["name", "-name", "teacher", "-samples", "tokens", "created_at", "-updated_at"])
+def test_pages_of_one_meet_every_dataset_once(client: TestClient, sort: str) -> None:
+    names, cursor = [], ""
+    while cursor is not None:
+        page = client.get(f"/v1/datasets?limit=1&sort={sort}{cursor}").json()
+        names += [item["name"] for item in page["items"]]
+        cursor = page["next_cursor"] and f"&cursor={page['next_cursor']}"
+    assert sorted(names) == ["heldout", "train"]
+
+
+def test_timeline_ends_at_the_totals(client: TestClient) -> None:
+    points = client.get("/v1/datasets/train/timeline?points=2").json()["points"]
+    dataset = client.get("/v1/datasets/train").json()
+    assert 1 <= len(points) <= 2
+    assert points[-1]["tokens"] == dataset["tokens"]
+    assert points[-1]["shards"] == dataset["shards"]

@@ -1,0 +1,18 @@
+"""Waiting for what the service does by itself, without sleeping longer than it takes."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+Answer = TypeVar("Answer")
+
+PATIENCE_S = 20.0
+
+
+def eventually(check: Callable[[], Answer]) -> Answer:
+    """The first truthy answer of `check`, which is asked again until then."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (answer := check()):
+        assert time.monotonic() < deadline, "did not happen"
+        time.sleep(0.02)
+    return answer
