@@ -70,9 +70,7 @@ class HttpSource:
             for piece in self._pieces(path, 0):
                 document += piece
                 if len(document) > MAX_ANSWER_BYTES:
-                    raise UsageError(
-                        f"{self.uri}{path}: a document of more than {MAX_ANSWER_BYTES} bytes; check the URI"
-                    )
+                    raise UsageError(f"{self.uri}{path}: a document above {MAX_ANSWER_BYTES} bytes; check the URI")
             return bytes(document)
 
         return with_retries(once, self.uri + path)
@@ -119,7 +117,8 @@ def _refusal(where: str, error: urllib.error.HTTPError) -> Exception:
 
 def _detail(error: urllib.error.HTTPError) -> str:
     try:
-        problem = json.loads(error.read(1 << 16))
+        with error:
+            problem = json.loads(error.read(1 << 16))
         return str(problem.get("detail") or problem.get("title") or error.reason)
     except (ValueError, AttributeError, OSError, http.client.HTTPException):
         return str(error.reason)
