@@ -1,5 +1,6 @@
 """The `student` command: each function parses nothing itself, calls one function, prints."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,13 @@ def _quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def main() -> None:
-    """Entry point of the console script."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script. Raises SystemExit with the command's exit code."""
     command_line.main(
         "student",
         "RWKV-7 students of attention language models, trained from shards.",
         {"train": train, "eval": evaluate, "generate": generate},
+        argv,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from arwkv_store.progress import Progress
@@ -116,6 +116,7 @@ class StageTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
             data_collator=collate,
             callbacks=[self.log_of_run, TensorBoardCallback(_tensorboard(run.path / "tensorboard" / plan.name))],
         )
+        self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> OrderSampler:

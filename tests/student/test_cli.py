@@ -1,0 +1,83 @@
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arwkv_student import cli
+from arwkv_student.settings import EvalSettings, GenerateSettings
+
+
+def student(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([word if isinstance(word, str) else str(word) for word in arguments])
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_shards: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        code = student(
+            *("train", "--shards", str(tiny_shards), "--base", str(tiny_teacher), "--out", str(out)),
+            *("--head-dim", "16", "--steps", "2", "--batch-size", "4", "--workers", "0", "--json"),
+        )
+    assert code == 0
+    assert set(json.loads(stdout.getvalue())["stages"]) == {"align", "distill"}
+    return out
+
+
+def test_help_does_not_load_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['student', '--help']\n"
+        "from arwkv_student.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_eval_compares_trained_and_untrained(run: Path, tiny_shards: Path, tiny_teacher: Path) -> None:
+    trained = cli.evaluate(EvalSettings(model=str(run), shards=str(tiny_shards), json=True))
+    untrained = cli.evaluate(
+        EvalSettings(base=str(tiny_teacher), head_dim=16, shards=str(tiny_shards), samples=8, json=True)
+    )
+    for result in (trained, untrained):
+        assert result["kl"] > 0
+        assert result["perplexity_ratio"] == pytest.approx(result["student_perplexity"] / result["teacher_perplexity"])
+        assert 0 <= result["top1_agreement"] <= 1
+    assert untrained["tokens"] < trained["tokens"]
+
+
+def test_generate_continues_the_prompt(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = cli.generate(GenerateSettings(model=str(run), prompt="import os", max_new_tokens=5))
+    assert result["tokens"] <= 5
+    assert result["text"].strip() in capfd.readouterr().out
+    sampled = [
+        cli.generate(GenerateSettings(model=str(run), prompt="", max_new_tokens=5, temperature=1.0, seed=7, json=True))
+        for _ in range(2)
+    ]
+    assert sampled[0] == sampled[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval", "--shards", "nowhere"], "name one of --model"),
+        (["eval", "--model", "nowhere", "--shards", "{shards}"], "model nowhere: no config.json there"),
+        (["generate", "--model", "{teacher}", "--prompt", "x"], "model type 'qwen2', not 'arwkv'"),
+        (["train", "--shards", "{shards}", "--base", "no/where"], "no such folder"),
+        (["train", "--shards", "{shards}", "--base", "{teacher}", "--head-dim", "48"], "heads of 48 do not divide"),
+    ],
+)
+def test_errors_are_one_line_with_exit_code_2(
+    arguments: list[str], message: str, tiny_shards: Path, tiny_teacher: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = student(*(word.format(shards=tiny_shards, teacher=tiny_teacher) for word in arguments))
+    stderr = capfd.readouterr().err
+    assert code == 2
+    assert message in stderr
+    assert len(stderr.strip().splitlines()) == 1

@@ -1,0 +1,256 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from arwkv_store.errors import ConfigurationDiffers, NotFound, UsageError
+from arwkv_student.run_folder import RunFolder
+from arwkv_student.settings import TrainSettings
+from arwkv_student.train import train
+
+STEPS = 6
+
+
+def settings(shards: Path, base: Path, out: Path) -> TrainSettings:
+    return TrainSettings(
+        shards=str(shards),
+        base=str(base),
+        out=out,
+        head_dim=16,
+        steps=STEPS,
+        batch_size=4,
+        align_lr=3e-3,
+        distill_lr=3e-3,
+        dtype="fp32",
+        log_every=1,
+        save_every=2,
+        workers=0,
+    )
+
+
+def figures(run: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl without those that time decides."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_s"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_shards: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "auto"
+    train(replace(settings(tiny_shards, tiny_teacher, out), eval_shards=str(tiny_shards)))
+    return out
+
+
+def test_auto_runs_both_stages_and_both_losses_fall(finished: Path) -> None:
+    for stage in ("align", "distill"):
+        losses = [line["loss"] for line in figures(finished) if line["stage"] == stage and "loss" in line]
+        assert len(losses) == STEPS
+        assert losses[-1] < losses[0]
+
+
+def test_run_holds_the_last_student_and_each_stages(finished: Path) -> None:
+    last = load_file(finished / "model.safetensors")
+    distilled, aligned = (load_file(finished / stage / "model.safetensors") for stage in ("distill", "align"))
+    assert all(torch.equal(last[name], distilled[name]) for name in last)
+    changed = [name for name in aligned if not torch.equal(aligned[name], distilled[name])]
+    assert changed
+    assert not [name for name in changed if ".mlp." in name]
+    AutoModelForCausalLM.from_pretrained(finished)
+    assert AutoTokenizer.from_pretrained(finished).vocab_size == 500
+
+
+def test_only_time_mixers_train_in_align(finished: Path, tiny_teacher: Path) -> None:
+    aligned, teacher = (load_file(folder / "model.safetensors") for folder in (finished / "align", tiny_teacher))
+    assert all(torch.equal(aligned[name], x) for name, x in teacher.items() if ".self_attn." not in name)
+
+
+def test_metrics_tell_tokens_rate_errors_and_held_out_figures(finished: Path) -> None:
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    first = lines[0]
+    assert first["stage"] == "align"
+    assert first["step"] == 1
+    assert first["tokens"] > 0
+    assert first["tokens_per_s"] > 0
+    assert 0 < first["relative_error_1"] <= 1.01
+    held_out = [line for line in lines if "eval_kl" in line]
+    assert [line["stage"] for line in held_out] == ["align", "distill"]
+    assert list((finished / "tensorboard" / "align").glob("events*"))
+
+
+def test_finished_run_is_not_run_again(finished: Path, tiny_shards: Path, tiny_teacher: Path) -> None:
+    before = (finished / "metrics.jsonl").read_text()
+    result = train(replace(settings(tiny_shards, tiny_teacher, finished), eval_shards=str(tiny_shards)))
+    assert (finished / "metrics.jsonl").read_text() == before
+    assert set(result["stages"]) == {"align", "distill"}
+
+
+def test_changed_configuration_is_refused_by_field(finished: Path, tiny_shards: Path, tiny_teacher: Path) -> None:
+    changed = replace(settings(tiny_shards, tiny_teacher, finished), align_lr=1e-2, batch_size=2)
+    with pytest.raises(
+        ConfigurationDiffers, match=r"align_lr: 0\.003 there, 0\.01 asked; batch_size: 4 there, 2 asked"
+    ):
+        train(changed)
+
+
+@pytest.mark.parametrize("stage", ["align", "distill"])
+def test_interrupted_run_continues_bit_for_bit(
+    stage: str, finished: Path, tiny_shards: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from arwkv_student.stage_trainer import RunLog
+
+    class Killed(Exception):
+        pass
+
+    original = RunLog.on_step_end
+
+    def killed(self: RunLog, args: object, state: object, control: object, **more: object) -> None:
+        original(self, args, state, control, **more)
+        if self.plan.name == stage and state.global_step == 5:
+            raise Killed
+
+    asked = settings(tiny_shards, tiny_teacher, tmp_path / "run")
+    monkeypatch.setattr(RunLog, "on_step_end", killed)
+    with pytest.raises(Killed):
+        train(asked)
+    monkeypatch.undo()
+    (tmp_path / "run" / stage / "checkpoint-99").mkdir()
+    train(asked)
+    losses = [line for line in figures(finished) if "loss" in line]
+    assert figures(tmp_path / "run") == losses
+    whole, continued = (load_file(run / "model.safetensors") for run in (finished, tmp_path / "run"))
+    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+
+
+@pytest.mark.crash
+def test_killed_run_continues_bit_for_bit(
+    finished: Path, tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at whatever instant it falls, several times, then to the end."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "arwkv_student.cli", "train", "--shards", str(tiny_shards), "--base"]
+    command += [str(tiny_teacher), "--out", str(out), "--head-dim", "16", "--steps", str(STEPS), "--batch-size", "4"]
+    command += [
+        "--align-lr",
+        "3e-3",
+        "--distill-lr",
+        "3e-3",
+        "--dtype",
+        "fp32",
+        "--log-every",
+        "1",
+        "--save-every",
+        "2",
+    ]
+    for lines in (3, 8):
+        process = subprocess.Popen([*command, "--workers", "0"], stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            if (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") >= lines:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        process.wait()
+    subprocess.run([*command, "--workers", "1"], check=True, stderr=subprocess.DEVNULL)
+    assert figures(out) == [line for line in figures(finished) if "loss" in line]
+    whole, continued = (load_file(run / "model.safetensors") for run in (finished, out))
+    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+
+
+def test_distill_alone_starts_from_another_student(
+    finished: Path, tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    asked = replace(
+        settings(tiny_shards, tiny_teacher, tmp_path / "run"), stage="distill", start_from=str(finished / "align")
+    )
+    train(asked)
+    expected = [line["loss"] for line in figures(finished) if line["stage"] == "distill" and "loss" in line]
+    assert [line["loss"] for line in figures(tmp_path / "run")] == expected
+
+
+def test_what_does_not_fit_is_refused(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    asked = settings(tiny_shards, tiny_teacher, tmp_path / "run")
+    with pytest.raises(UsageError, match="--shards is missing"):
+        train(replace(asked, shards=""))
+    with pytest.raises(UsageError, match="--base is missing"):
+        train(replace(asked, base=""))
+    with pytest.raises(NotFound):
+        train(replace(asked, shards=str(tmp_path / "nowhere")))
+    with pytest.raises(NotFound, match="no such folder"):
+        train(replace(asked, base=str(tmp_path / "nowhere")))
+    with pytest.raises(UsageError, match="holds hidden states 'none'"):
+        train(replace(asked, stage="align", shards=str(_without_hidden(tiny_shards, tmp_path))))
+    other = tmp_path / "other"
+    shutil.copytree(tiny_teacher, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    (a, i), (b, j) = list(words.items())[-2:]
+    words[a], words[b] = j, i
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UsageError, match=r"tokenizer of .* is not the shards'"):
+        train(replace(asked, base=str(other)))
+    wide = tmp_path / "wide"
+    shutil.copytree(tiny_teacher, wide)
+    config = Qwen2Config(
+        vocab_size=544, hidden_size=32, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2
+    )
+    Qwen2ForCausalLM(config).save_pretrained(wide)
+    with pytest.raises(UsageError, match=r"hidden size 32 and 3 layers, the shards' attention outputs 64 and 2"):
+        train(replace(asked, base=str(wide)))
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(UsageError, match="choose a folder that can be written"):
+        train(replace(asked, out=blocked))
+    assert not (tmp_path / "run" / "align").exists()
+
+
+def _without_hidden(tiny_shards: Path, tmp_path: Path) -> Path:
+    from arwkv_store import create_dataset, open_dataset
+
+    dataset = open_dataset(tiny_shards, columns=["logits", "token_stats"])
+    capture = dataset.info.capture.model_copy(update={"hidden_states": "none", "layers": ()})
+    out = tmp_path / "logits-only"
+    create_dataset(out, dataset.info.model_copy(update={"capture": capture})).write_shard(0, dataset[:4])
+    return out
+
+
+def test_shards_of_an_unknown_version_are_refused(
+    tiny_shards: Path, tiny_teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    from arwkv_store.errors import UnsupportedVersion
+    from arwkv_store.seal import sealed, unsealed
+
+    copy = tmp_path / "future"
+    shutil.copytree(tiny_shards, copy)
+    document = unsealed((copy / "dataset.json").read_bytes(), "dataset.json")
+    (copy / "dataset.json").write_bytes(sealed({**document, "format_version": 99}))
+    with pytest.raises(UnsupportedVersion, match="99"):
+        train(settings(copy, tiny_teacher, tmp_path / "run"))
+
+
+def test_stages_follow_from_what_the_shards_hold(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    asked = settings(_without_hidden(tiny_shards, tmp_path), tiny_teacher, tmp_path / "run")
+    assert set(train(replace(asked, steps=1))["stages"]) == {"distill"}
+
+
+def test_last_checkpoint_is_the_newest_that_is_whole(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for step, whole in ((2, True), (10, True), (12, False)):
+        folder = tmp_path / "align" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        if whole:
+            (folder / "whole.json").write_text("{}")
+    assert run.last_checkpoint("align") == tmp_path / "align" / "checkpoint-10"
+    assert not (tmp_path / "align" / "checkpoint-12").exists()
