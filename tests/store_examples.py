@@ -27,16 +27,18 @@ def example_dataset_info(
     *,
     samples: int = 10,
     samples_per_part: int = 4,
-    top_k: int = TOP_K,
+    top_k: int | None = TOP_K,
     layers: Sequence[int] = (0, 1),
     hidden_size: int = HIDDEN_SIZE,
     vocab_size: int = VOCAB_SIZE,
+    draws: int | None = None,
     **capture: object,
 ) -> DatasetInfo:
-    """Identity of an example dataset; `capture` overrides fields of CaptureInfo."""
+    """Identity of an example dataset; `draws` is CaptureInfo.samples, `capture` overrides its other fields."""
     settings: dict[str, object] = {
         "logits": "top-k",
         "top_k": top_k,
+        "samples": draws,
         "hidden_states": "attention" if layers else "none",
         "layers": tuple(layers),
         "max_length": 64,
@@ -168,7 +170,7 @@ def _teacher_logprobs(rng: np.random.Generator, T: int, V: int, head_dtype: str)
 def _kept(logprobs_TV: NDArray[np.float32], capture: CaptureInfo, rng: np.random.Generator) -> SparseLogits:
     T, V = logprobs_TV.shape
     if capture.logits in ("sampled", "hybrid"):
-        raise NotImplementedError(capture.logits)
+        return _drawn(logprobs_TV, capture, rng)
     k = min(capture.top_k or V, V)
     ids_Tk = np.argsort(-logprobs_TV, axis=1, kind="stable")[:, :k].astype(np.int32)
     kept_Tk = np.take_along_axis(logprobs_TV, ids_Tk, 1)
@@ -181,6 +183,30 @@ def _kept(logprobs_TV: NDArray[np.float32], capture: CaptureInfo, rng: np.random
     with np.errstate(divide="ignore"):
         tail = np.log(np.maximum(1 - mass_T, 0)).astype(np.float32)
     return SparseLogits(counts, ids_Tk[chosen], kept_Tk[chosen], tail)
+
+
+def _drawn(logprobs_TV: NDArray[np.float32], capture: CaptureInfo, rng: np.random.Generator) -> SparseLogits:
+    """Hits of `samples` draws; for "hybrid", the top-k and what the draws that missed them say about the tail."""
+    draws = capture.samples or 1
+    head_k = (capture.top_k or 0) if capture.logits == "hybrid" else 0
+    ids, logprobs, counts, tails = [], [], [], []
+    for row in logprobs_TV:
+        p = np.exp(row.astype(np.float64))
+        head = np.argsort(-row, kind="stable")[:head_k]
+        hits = rng.multinomial(draws, p / p.sum())
+        hits[head] = 0
+        drawn = np.argsort(-hits, kind="stable")[: np.count_nonzero(hits)]
+        tail = np.log(max(1 - p[head].sum(), 1e-30)) if head_k else 0.0
+        ids.append(np.concatenate([head, drawn]))
+        logprobs.append(np.concatenate([row[head], tail + np.log(hits[drawn] / max(hits.sum(), 1))]))
+        counts.append(len(head) + len(drawn))
+        tails.append(-np.inf if len(drawn) else tail)
+    return SparseLogits(
+        np.array(counts, np.int32),
+        np.concatenate(ids).astype(np.int32),
+        np.concatenate(logprobs).astype(np.float32),
+        np.array(tails, np.float32),
+    )
 
 
 def _states(rng: np.random.Generator, T: int, C: int) -> NDArray[ml_dtypes.bfloat16]:

@@ -10,13 +10,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arwkv_store.codecs import hidden_bf16, logits_exact, token_stats
+from arwkv_store.codecs import (
+    hidden_bf16,
+    hidden_fp8,
+    hidden_int8,
+    hidden_raw,
+    logits_compact,
+    logits_exact,
+    logits_raw,
+    logits_sampled,
+    token_stats,
+)
 from arwkv_store.errors import UsageError
 from arwkv_store.sample import Sample, hidden_column, hidden_name
 from arwkv_store.schema import CaptureInfo, DatasetInfo
 
-_LOGITS = {"exact": logits_exact}
-_HIDDEN = {"bf16": hidden_bf16}
+_LOGITS = {
+    "exact": logits_exact,
+    "compact": logits_compact,
+    "sampled": logits_sampled,
+    # A top-k head and a sampled tail are ragged entries like any other; rounding suits the estimated tail.
+    "hybrid": logits_compact,
+    "none": logits_raw,
+}
+_HIDDEN = {"bf16": hidden_bf16, "fp8": hidden_fp8, "int8": hidden_int8, "none": hidden_raw}
+_LOSSY = ("fp8", "int8")
 
 
 @dataclass(frozen=True)
@@ -29,6 +47,9 @@ class HeavyColumn:
     encode: Callable[[Sample], bytes | None]
     decode: Callable[[NDArray[np.uint8], int], Any]
     """Cell and token count to the value: SparseLogits, (entropy, true_logprob), or hidden states [T, C]."""
+
+    lossy: bool = False
+    """Whether decoded hidden states differ from the given ones."""
 
     def metadata(self) -> dict[str, str]:
         """What the Arrow field says about its cells."""
@@ -81,7 +102,7 @@ def _logits_column(info: DatasetInfo) -> HeavyColumn:
     codec, limit = _named(_LOGITS, "logits codec", info.capture.logits_codec), max_count(info)
 
     def encode(sample: Sample) -> bytes | None:
-        return None if sample.logits is None else codec.encode(sample.logits)
+        return None if sample.logits is None else codec.encode(sample.logits, limit)
 
     return HeavyColumn(
         "logits",
@@ -110,6 +131,7 @@ def _hidden_column(column: str, info: DatasetInfo) -> HeavyColumn:
         f"[T, {width}]",
         lambda sample: codec.encode(sample.hidden[name]),
         lambda cell, tokens: codec.decode(cell, tokens, width),
+        lossy=info.capture.hidden_dtype in _LOSSY,
     )
 
 

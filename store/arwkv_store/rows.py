@@ -1,6 +1,5 @@
 """Samples as Arrow record batches: light columns that every Arrow tool reads, heavy columns as one cell per sample."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ from arwkv_store.columns import HeavyColumn
 from arwkv_store.sample import Sample
 from arwkv_store.schema import FORMAT_VERSION
 from arwkv_store.stats import sample_stats
+from arwkv_store.tally import Tally
 
 TARGET_BATCH_BYTES = 1 << 20
 """A batch is what one hash covers, so what a random read verifies at least."""
@@ -41,15 +41,15 @@ def arrow_schema(kind: str, columns: Sequence[HeavyColumn], dataset_hash: str, p
 
 
 def record_batches(
-    schema: pa.Schema, samples: Sequence[Sample], columns: Sequence[HeavyColumn], sizes: Counter[str]
+    schema: pa.Schema, samples: Sequence[Sample], columns: Sequence[HeavyColumn], tally: Tally
 ) -> Iterator[pa.RecordBatch]:
-    """Encode samples in order into batches of about TARGET_BATCH_BYTES; adds the cells' bytes to `sizes` by column."""
+    """Encode samples in order into batches of about TARGET_BATCH_BYTES; counts the cells in `tally`."""
     rows: list[tuple[Sample, list[bytes | None]]] = []
     size_bytes = 0
     for sample in samples:
         cells = [column.encode(sample) for column in columns]
         for column, cell in zip(columns, cells, strict=True):
-            sizes[column.name] += len(cell or b"")
+            tally.add(column, sample, cell)
         rows.append((sample, cells))
         size_bytes += sum(len(cell or b"") for cell in cells) + 5 * len(sample.tokens)
         if size_bytes >= TARGET_BATCH_BYTES:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import itertools
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -18,6 +17,7 @@ from arwkv_store.sample import Sample, validate_sample
 from arwkv_store.schema import DatasetInfo, require_same
 from arwkv_store.shard_file import write_arrow_file
 from arwkv_store.stats import ShardStats, sample_stats
+from arwkv_store.tally import Tally
 
 DATASET_FILE = "dataset.json"
 SHARDS_FOLDER = "shards"
@@ -71,23 +71,28 @@ class Writer:
         with storage_faults(str(manifest_path)), contextlib.ExitStack() as open_files:
             data: dict[Path, IO[bytes]] = {}
             files: dict[str, FileInfo] = {}
-            sizes: Counter[str] = Counter()
+            tally = Tally()
             for kind, columns in heavy_columns(self.info).items():
                 if kind == "hidden" and not columns:
                     continue
                 name = data_file_name(part, kind)
                 data[shards / name] = file = open_files.enter_context(temporary_file(shards))
                 schema = arrow_schema(kind, columns, self._dataset_hash, part)
-                files[kind] = write_arrow_file(file, name, schema, record_batches(schema, samples, columns, sizes))
-            manifest = self._manifest(part, samples, files, sizes)
+                files[kind] = write_arrow_file(file, name, schema, record_batches(schema, samples, columns, tally))
+            tally.require_faithful(part)
+            manifest = self._manifest(part, samples, files, tally)
             if publish(self._folder / DATASET_FILE, data, manifest_path, manifest.to_bytes()):
                 return manifest
         return ShardManifest.from_bytes(manifest_path.read_bytes(), str(manifest_path))
 
     def _manifest(
-        self, part: int, samples: Sequence[Sample], files: dict[str, FileInfo], sizes: Counter[str]
+        self, part: int, samples: Sequence[Sample], files: dict[str, FileInfo], tally: Tally
     ) -> ShardManifest:
-        light = files["rows"].size_bytes - sum(size for name, size in sizes.items() if not name.startswith("hidden."))
+        heavy = sum(size for name, size in tally.size_bytes.items() if not name.startswith("hidden."))
+        measured = {
+            "bytes_by_column": {**tally.size_bytes, "rows": files["rows"].size_bytes - heavy},
+            "hidden_worst_channel_error": tally.worst_channel_error(),
+        }
         stats = ShardStats.merged(map(sample_stats, samples))
         return ShardManifest(
             part=part,
@@ -97,7 +102,7 @@ class Writer:
             last_sample_id=samples[-1].sample_id,
             dataset_hash=self._dataset_hash,
             files=files,
-            stats=stats.model_copy(update={"bytes_by_column": {**sizes, "rows": light}}),
+            stats=stats.model_copy(update=measured),
         )
 
     def _require_fitting(self, part: int, samples: Sequence[Sample]) -> None:

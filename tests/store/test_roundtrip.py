@@ -17,6 +17,10 @@ CAPTURES = {
     "whole vocabulary": {"top_k": 500},
     "boundaries": {"hidden_states": "boundaries"},
     "final": {"hidden_states": "final"},
+    "sampled": {"logits": "sampled", "top_k": None, "draws": 50, "logits_codec": "sampled"},
+    "sampled, exact": {"logits": "sampled", "top_k": None, "draws": 50},
+    "hybrid, exact": {"logits": "hybrid", "draws": 50},
+    "raw": {"logits_codec": "none", "hidden_dtype": "none"},
     "no hidden states": {"hidden_states": "none", "layers": ()},
 }
 
@@ -29,6 +33,21 @@ def test_every_field_comes_back_bit_for_bit(tmp_path: Path, capture: dict[str, o
     assert len(dataset) == len(written) == 10
     for read, sample in zip(dataset, written, strict=True):
         assert_same_sample(read, sample)
+
+
+@pytest.mark.parametrize(
+    "capture", [{"logits_codec": "compact"}, {"logits": "hybrid", "draws": 50, "logits_codec": "hybrid"}]
+)
+def test_rounding_codecs_keep_ids_and_stay_within_an_eighth_of_a_nat(
+    tmp_path: Path, capture: dict[str, object]
+) -> None:
+    written = write_example_dataset(tmp_path, info=example_dataset_info(**capture))
+    for read, sample in zip(open_dataset(tmp_path), written, strict=True):
+        assert read.logits is not None
+        assert sample.logits is not None
+        np.testing.assert_array_equal(read.logits.counts, sample.logits.counts)
+        np.testing.assert_array_equal(read.logits.ids, sample.logits.ids)
+        np.testing.assert_allclose(read.logits.logprobs, sample.logits.logprobs, rtol=0, atol=0.125001)
 
 
 def test_parts_may_be_written_in_any_order_and_are_read_in_theirs(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ def encode(states: NDArray[ml_dtypes.bfloat16]) -> bytes:
     return build_cell(CODEC_ID, tokens=T, entries=C, raw=[low], packed=[high])
 
 
-def decode(cell: NDArray[np.uint8], tokens: int, max_width: int) -> NDArray[ml_dtypes.bfloat16]:
+def decode(cell: NDArray[np.uint8], tokens: int, width: int) -> NDArray[ml_dtypes.bfloat16]:
     """States [T, C] bit for bit. Raises BadCell."""
-    parsed = parse_cell(cell, CODEC_ID, tokens, max_bytes_per_token=max_width)
-    shape = (tokens, parsed.entries)
-    if len(parsed.raw) != tokens * parsed.entries or len(parsed.packed) != len(parsed.raw):
+    parsed = parse_cell(cell, CODEC_ID, tokens, max_bytes_per_token=width)
+    shape = (tokens, width)
+    if parsed.entries != width or len(parsed.raw) != tokens * width or len(parsed.packed) != len(parsed.raw):
         raise BadCell(f"planes of {len(parsed.raw)} and {len(parsed.packed)} bytes, expected {shape}")
     states: NDArray[ml_dtypes.bfloat16] = join_u16(parsed.raw, parsed.packed).view(ml_dtypes.bfloat16).reshape(shape)
     return states

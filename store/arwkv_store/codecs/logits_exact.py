@@ -25,7 +25,7 @@ _PROBE = 256
 _HIGH_PLANE, _SOME_OFF_GRID = 1, 2
 
 
-def encode(logits: SparseLogits) -> bytes:
+def encode(logits: SparseLogits, _limit: int) -> bytes:
     """One cell. `logits` is valid (validate_sample)."""
     parts = segments(logits.counts)
     values = np.ascontiguousarray(logits.logprobs, np.float32)
@@ -64,9 +64,9 @@ def encode(logits: SparseLogits) -> bytes:
     )
 
 
-def decode(cell: NDArray[np.uint8], tokens: int, max_count: int) -> SparseLogits:
-    """Inverse of `encode`; positions hold at most `max_count` entries. Raises BadCell."""
-    parsed = parse_cell(cell, CODEC_ID, tokens, max_bytes_per_token=32 + 8 * max_count)
+def decode(cell: NDArray[np.uint8], tokens: int, limit: int) -> SparseLogits:
+    """Inverse of `encode`; positions hold at most `limit` entries. Raises BadCell."""
+    parsed = parse_cell(cell, CODEC_ID, tokens, max_bytes_per_token=32 + 8 * limit)
     raw, packed = Planes(parsed.raw), Planes(parsed.packed)
     counts = checked_counts(join_u32([packed.take(tokens) for _ in range(4)]), parsed.entries)
     parts = segments(counts)
@@ -117,9 +117,10 @@ def _grid(
         if (exponents == NO_GRID).all():
             return np.full(P, NO_GRID, np.uint8), np.zeros(parts.n, np.uint32)
     shaped = parts.shape(values)
-    fine = parts.spread(first) - shaped
+    with np.errstate(over="ignore"):
+        fine = parts.spread(first) - shaped
+    np.clip(fine, 0, 2.0**30 / (1 << FINEST_EXPONENT), out=fine)
     fine *= np.float32(1 << FINEST_EXPONENT)
-    np.clip(fine, 0, 2.0**30, out=fine)
     np.rint(fine, out=fine)
     steps = fine.astype(np.uint32)
     used = parts.reduce(np.bitwise_or, steps) | np.uint32(1 << FINEST_EXPONENT)
