@@ -1,9 +1,9 @@
 """The producer's side of vLLM: start a capturing engine, send it token sequences, receive their rows."""
 
+import contextlib
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arwkv_producer.capture import CAPTURED_ARCHITECTURES, CaptureSettings, register
+from arwkv_producer.quiet import output_shown_on_failure
+from arwkv_store.errors import UsageError
 
 VERIFIED_VLLM = "0.32.0"
 """The version whose captured values were compared with transformers."""
@@ -35,6 +37,8 @@ class EngineConfig:
     """A local folder or a Hub name."""
     architecture: str
     """As in the model's config.json; must be one of CAPTURED_ARCHITECTURES."""
+    head_size: int = 0
+    """Width of one attention head; 0 where unknown."""
     revision: str | None = None
     dtype: str = "float32"
     max_length: int = 2048
@@ -53,23 +57,25 @@ class TeacherEngine:
     """
 
     def __init__(self, config: EngineConfig, settings: CaptureSettings) -> None:
-        _prepare_environment(config)
+        prepare_environment(config.tensor_parallel, config.verbose)
         self._folder: Path | None = None
         if config.tensor_parallel > 1:
             memory = Path("/dev/shm")
             self._folder = Path(tempfile.mkdtemp(prefix="arwkv-", dir=memory if memory.is_dir() else None))
 
-        with warnings.catch_warnings():
-            # The engine's dependencies deprecate each other's names at import; the user can do nothing about it.
-            warnings.simplefilter("ignore")
-            import vllm
-
         from arwkv_producer.handover import open_handover
 
-        register()
         folder = None if self._folder is None else str(self._folder)
         self._handover = open_handover(folder)
-        self._llm = vllm.LLM(
+        with output_shown_on_failure() if not config.verbose else contextlib.nullcontext():
+            self._llm = self._start(config, replace(settings, handover_folder=folder))
+
+    def _start(self, config: EngineConfig, settings: CaptureSettings) -> Any:
+        import vllm
+
+        _require_supported_head(config)
+        register()
+        return vllm.LLM(
             model=config.model,
             tokenizer=config.model,
             revision=config.revision,
@@ -77,10 +83,10 @@ class TeacherEngine:
             runner="pooling",
             dtype=config.dtype,
             hf_overrides={"architectures": [CAPTURED_ARCHITECTURES[config.architecture]], "head_dtype": "float32"},
-            additional_config={"arwkv_capture": replace(settings, handover_folder=folder).as_json()},
+            additional_config={"arwkv_capture": settings.as_json()},
             max_model_len=config.max_length,
             max_num_batched_tokens=config.step_tokens,
-            max_num_seqs=256,
+            max_num_seqs=min(256, config.step_tokens),
             enable_chunked_prefill=True,
             enable_prefix_caching=False,
             enforce_eager=True,
@@ -133,12 +139,28 @@ class TeacherEngine:
         self.close()
 
 
-def _prepare_environment(config: EngineConfig) -> None:
-    """What vLLM reads from the environment at import."""
+def _require_supported_head(config: EngineConfig) -> None:
+    """Raise UsageError where vLLM's CPU attention has no kernel for the head size; it would say so mid-run only."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu() or not config.head_size:
+        return
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    sizes = CPUAttentionBackend.get_supported_head_sizes()
+    if config.head_size not in sizes:
+        raise UsageError(
+            f"--teacher {config.model}: attention heads of size {config.head_size}; on a CPU vLLM has "
+            f"{', '.join(map(str, sizes))}: use such a teacher, or a GPU"
+        )
+
+
+def prepare_environment(tensor_parallel: int, verbose: bool) -> None:
+    """Set what torch and vLLM read from the environment when they are imported, where the user set nothing."""
     defaults = dict(DEFAULT_ENVIRONMENT)
-    if config.tensor_parallel == 1:
+    if tensor_parallel == 1:
         defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    if not config.verbose:
+    if not verbose:
         defaults |= {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

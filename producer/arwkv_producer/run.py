@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from arwkv_producer.config import GenerateConfig
-from arwkv_producer.engine import EngineConfig, TeacherEngine
+from arwkv_producer.engine import EngineConfig, TeacherEngine, prepare_environment
 from arwkv_producer.identity import hidden_names
 from arwkv_producer.job import Job, all_true, prepare, report_corpus
 from arwkv_producer.samples import BadCapture, to_sample
@@ -31,6 +31,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     TryAgain after SIGTERM, once the part in hand is committed.
     """
     began = time.monotonic()
+    prepare_environment(config.tensor_parallel, config.verbose)
     job = prepare(config)
     report_corpus(job)
     writer = create_dataset(config.out, job.info)
@@ -126,6 +127,7 @@ def _start_engine(config: GenerateConfig, job: Job) -> TeacherEngine:
         EngineConfig(
             model=job.teacher.model,
             architecture=job.teacher.architecture,
+            head_size=job.teacher.head_size,
             revision=job.teacher.revision,
             dtype=job.info.teacher.dtype,
             max_length=config.max_length,

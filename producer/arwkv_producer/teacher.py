@@ -35,6 +35,11 @@ class Teacher:
         return int(self.config["hidden_size"])
 
     @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return int(self.config.get("head_dim") or self.width // int(self.config["num_attention_heads"]))
+
+    @property
     def head_rows(self) -> int:
         """Rows of the output head, padding included."""
         return int(self.config["vocab_size"])
@@ -116,8 +121,9 @@ def load_tokenizer(teacher: Teacher) -> Any:
         raise NotFound(
             f"--teacher {teacher.name}: no usable tokenizer ({reason}); put tokenizer.json beside the weights"
         ) from error
-    if not tokenizer.get_vocab():
-        raise NotFound(f"--teacher {teacher.name}: its tokenizer has no tokens; put tokenizer.json beside the weights")
+    # Without tokenizer files transformers makes up a tokenizer that knows its special tokens only.
+    if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
+        raise NotFound(f"--teacher {teacher.name}: it has no tokenizer; put tokenizer.json beside the weights")
     return tokenizer
 
 

@@ -1,0 +1,53 @@
+"""Captures made once for all of the producer's tests."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from producer_captures import MAX_LENGTH, Captures, Reference, run_captures
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with heads of 32: vLLM's CPU attention has no kernel for heads of 16."""
+    import torch
+    from transformers import AutoConfig, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("teacher") / "tiny-qwen2"
+    shutil.copytree(tiny_teacher, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = AutoConfig.from_pretrained(tiny_teacher, num_attention_heads=2, num_key_value_heads=1)
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def captures(tiny_teacher: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Captures:
+    """The tiny teacher over the tiny corpus, in several ways (see the names)."""
+    folder = tmp_path_factory.mktemp("captures")
+
+    def asked(out: str, **flags: Any) -> dict[str, Any]:
+        defaults = {"teacher": str(tiny_teacher), "data": [str(tiny_corpus)], "max_length": MAX_LENGTH, "top_k": 16}
+        return {**defaults, "out": str(folder / out), "hidden_states": "attention", "samples_per_shard": 20, **flags}
+
+    runs = {
+        "base": asked("base"),
+        # Every prompt is cut by the scheduler, requests meet in other steps and orders, and parts hold other samples.
+        "chunked": asked("chunked", step_tokens=40, samples_per_shard=7),
+        "first_rank": asked("ranks", rank=0, world_size=2),
+        "second_rank": asked("ranks", rank=1, world_size=2),
+        "again": asked("base"),
+        "part_lost": asked("mended") | {"copy_of": str(folder / "base"), "lost_part": 3},
+        "other_top_k": asked("base", top_k=8),
+        "boundaries": asked("boundaries", hidden_states="boundaries", logits="adaptive", top_k=64, top_p=0.5),
+        "final": asked("final", hidden_states="final", logits="none"),
+    }
+    return Captures(folder, dict(zip(runs, run_captures(list(runs.values())), strict=True)))
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_teacher: Path) -> Reference:
+    """The tiny teacher in transformers."""
+    return Reference(tiny_teacher, vocab_size=500)

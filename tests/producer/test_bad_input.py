@@ -1,0 +1,179 @@
+"""Every mistake a user can make is one line that names it and the way out, before any weight is loaded."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from arwkv_producer.cli import main
+
+Producer = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def producer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Producer:
+    """Run the command in this process; answers its exit code and the last line it said."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["producer", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        lines = capsys.readouterr().err.strip().splitlines()
+        return int(str(stopped.value.code)), lines[-1] if lines else ""
+
+    return run
+
+
+@pytest.fixture
+def no_tokenizer(tiny_teacher: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "no-tokenizer"
+    shutil.copytree(tiny_teacher, folder, ignore=shutil.ignore_patterns("tokenizer*", "special_tokens*"))
+    return folder
+
+
+@pytest.fixture
+def gpt2(tiny_teacher: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
+    return folder
+
+
+def lines_file(tmp_path: Path, *lines: str) -> str:
+    path = tmp_path / "bad.jsonl"
+    path.write_text("".join(line + "\n" for line in lines))
+    return str(path)
+
+
+def test_missing_teacher(producer: Producer, tiny_corpus: Path, tmp_path: Path) -> None:
+    code, said = producer(
+        "generate", "--teacher", "./nowhere", "--data", str(tiny_corpus), "--out", str(tmp_path / "o")
+    )
+    assert code == 2
+    assert said == "producer: NotFound: --teacher ./nowhere: no such folder; name a model folder or a Hub model"
+
+
+def test_teacher_folder_without_a_model(producer: Producer, tiny_corpus: Path, tmp_path: Path) -> None:
+    code, said = producer(
+        "generate", "--teacher", str(tmp_path), "--data", str(tiny_corpus), "--out", str(tmp_path / "o")
+    )
+    assert code == 2
+    assert "no config.json there" in said
+
+
+def test_hub_name_that_cannot_be_reached(producer: Producer, tiny_corpus: Path, tmp_path: Path) -> None:
+    code, said = producer("generate", "--teacher", "Qwen9-1B", "--data", str(tiny_corpus), "--out", str(tmp_path / "o"))
+    assert code == 2
+    assert "--teacher Qwen/Qwen9-1B: not a folder here, and the Hub cannot be reached" in said
+
+
+def test_architecture_that_cannot_be_captured(
+    producer: Producer, gpt2: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    code, said = producer("generate", "--teacher", str(gpt2), "--data", str(tiny_corpus), "--out", str(tmp_path / "o"))
+    assert code == 2
+    assert "architecture GPT2LMHeadModel cannot be captured; these can: Qwen2ForCausalLM" in said
+
+
+def test_missing_tokenizer(producer: Producer, no_tokenizer: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    arguments = ["--teacher", str(no_tokenizer), "--data", str(tiny_corpus), "--out", str(tmp_path / "o")]
+    code, said = producer("generate", "--max-length", "96", *arguments)
+    assert code == 2
+    assert "put tokenizer.json beside the weights" in said
+
+
+def test_missing_weights(producer: Producer, tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "no-weights"
+    shutil.copytree(tiny_teacher, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    arguments = ["--teacher", str(folder), "--data", str(tiny_corpus), "--out", str(tmp_path / "o")]
+    code, said = producer("generate", "--max-length", "96", *arguments)
+    assert code == 2
+    assert "put the weights beside config.json" in said
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "no text in 1 files; name files that hold some"),
+        (['{"text": ""}'], "no text in 1 files; name files that hold some"),
+        (['{"text": "a"}', "{oops"], "bad.jsonl:2: not JSON"),
+        (['{"text": "a"}', '{"body": "b"}'], "bad.jsonl:2: no field 'text' (it has: body); name the text's field"),
+        (['{"text": 3}'], "bad.jsonl:1: field 'text' is int, not a string"),
+        (['"text"'], "bad.jsonl:1: no field 'text' (it has: str)"),
+    ],
+    ids=["empty file", "empty text", "not JSON", "no field", "not a string", "not an object"],
+)
+def test_bad_corpus(producer: Producer, tiny_teacher: Path, tmp_path: Path, lines: list[str], message: str) -> None:
+    data = lines_file(tmp_path, *lines)
+    arguments = ["--teacher", str(tiny_teacher), "--data", data, "--out", str(tmp_path / "o"), "--max-length", "96"]
+    code, said = producer("generate", *arguments)
+    assert code == 2
+    assert message in said
+    assert not (tmp_path / "o").exists(), "nothing is written before everything is checked"
+
+
+def test_text_that_is_not_utf8(producer: Producer, tiny_teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    arguments = ["--teacher", str(tiny_teacher), "--data", str(tmp_path / "latin.txt"), "--out", str(tmp_path / "o")]
+    code, said = producer("generate", "--max-length", "96", *arguments)
+    assert code == 2
+    assert "latin.txt: not UTF-8 at byte 3" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--top-k", "501"], "--top-k 501: the teacher's tokenizer has 500 tokens"),
+        (["--top-k", "0"], "--top-k 0: must be at least 1"),
+        (["--max-length", "513"], "--max-length 513: the teacher reads at most 512 tokens"),
+        (["--hidden-states", "attention", "--layers", "0,2"], "--layers 0,2: the teacher has no layer 2"),
+        (["--hidden-states", "attention", "--layers", "some"], "--layers some: neither `all` nor numbers"),
+        (["--logits", "none"], "nothing to capture"),
+        (["--rank", "2", "--world-size", "2"], "--rank 2: must be from 0 to 1 with --world-size 2"),
+    ],
+)
+def test_impossible_request(
+    producer: Producer, tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    arguments = ["--teacher", str(tiny_teacher), "--data", str(tiny_corpus), "--out", str(tmp_path / "o")]
+    flags = flags if "--max-length" in flags else ["--max-length", "96", *flags]
+    code, said = producer("generate", *arguments, *flags)
+    assert code == 2
+    assert message in said
+
+
+def test_output_that_is_a_file(producer: Producer, tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "o").write_text("")
+    arguments = ["--teacher", str(tiny_teacher), "--data", str(tiny_corpus), "--out", str(tmp_path / "o")]
+    code, said = producer("generate", "--max-length", "96", *arguments)
+    assert code == 2
+    assert "is a file; name a folder" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_output_that_is_not_writable(producer: Producer, tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    arguments = ["--teacher", str(tiny_teacher), "--data", str(tiny_corpus), "--out", str(tmp_path / "locked" / "o")]
+    code, said = producer("generate", "--max-length", "96", *arguments)
+    assert code == 2
+    assert "is not writable" in said
+
+
+def test_missing_data(producer: Producer, tiny_teacher: Path, tmp_path: Path) -> None:
+    code, said = producer(
+        "generate", "--teacher", str(tiny_teacher), "--data", "nothing-*.jsonl", "--out", str(tmp_path / "o")
+    )
+    assert code == 2
+    assert "--data nothing-*.jsonl: no such file" in said
+
+
+def test_help_is_quick_to_load() -> None:
+    """The command line imports neither torch nor vLLM nor transformers."""
+    check = "import sys, arwkv_producer.cli; print([m for m in ('torch', 'vllm', 'transformers') if m in sys.modules])"
+    finished = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "[]"
