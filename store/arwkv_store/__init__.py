@@ -12,6 +12,7 @@ from arwkv_store.errors import (
 from arwkv_store.manifest import BatchInfo, FileInfo, ShardManifest
 from arwkv_store.reader import Dataset, open_dataset
 from arwkv_store.sample import Sample, SparseLogits
+from arwkv_store.sampler import ShardSampler
 from arwkv_store.schema import CaptureInfo, CorpusInfo, DatasetInfo, TeacherInfo, TokenizerInfo
 from arwkv_store.stats import DatasetStats, ShardStats
 from arwkv_store.writer import Writer, create_dataset
@@ -30,6 +31,7 @@ __all__ = [
     "NotFound",
     "Sample",
     "ShardManifest",
+    "ShardSampler",
     "ShardStats",
     "SparseLogits",
     "TeacherInfo",

@@ -1,0 +1,85 @@
+"""The order in which training sees samples: a pure function of (seed, epoch), sliced by global step.
+
+Nothing is remembered between steps and nothing is shared between processes, so a resume, another number of workers or
+another world size cannot change which samples a step sees.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arwkv_store.errors import UsageError
+
+BLOCK_SHARDS = 8
+"""Shards mixed together: large enough to shuffle well, small enough to stay mapped and cached."""
+
+
+class ShardSampler:
+    """Yields, step by step, the sample indices of this rank's share of each global batch.
+
+    The epochs' orders follow one another without a gap, and step s takes the positions s*batch_size up to
+    (s+1)*batch_size of that stream: a batch may straddle two epochs, and every epoch sees every sample once. Usable as
+    a DataLoader's `batch_sampler`; to resume after step s, make it again with `start_step=s`.
+    """
+
+    def __init__(
+        self,
+        shard_rows: Sequence[int] | NDArray[np.int64],
+        *,
+        batch_size: int,
+        epochs: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        shuffle: bool = True,
+        block_shards: int = BLOCK_SHARDS,
+    ) -> None:
+        """`shard_rows` is `dataset.shard_rows`; `batch_size` counts all ranks together. Raises UsageError."""
+        if batch_size <= 0 or batch_size % world_size:
+            raise UsageError(f"batch size {batch_size} is not a multiple of the world size {world_size}")
+        if not 0 <= rank < world_size:
+            raise UsageError(f"rank {rank} of a world of {world_size}; ranks count from 0")
+        self._rows = np.asarray(shard_rows, np.int64)
+        self._samples = int(self._rows.sum())
+        if epochs * self._samples < batch_size:
+            raise UsageError(f"{epochs} epochs of {self._samples} samples make no batch of {batch_size}")
+        self._batch_size, self._epochs, self._seed = batch_size, epochs, seed
+        self._rank, self._world_size, self._start_step = rank, world_size, start_step
+        self._shuffle, self._block_shards = shuffle, block_shards
+
+    @property
+    def steps(self) -> int:
+        """Steps from the very first to the end; samples that fill no whole batch at the end are left out."""
+        return self._epochs * self._samples // self._batch_size
+
+    def __len__(self) -> int:
+        return max(self.steps - self._start_step, 0)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self._batch_size // self._world_size
+        epoch, order = -1, np.empty(0, np.int64)
+        for step in range(self._start_step, self.steps):
+            first = step * self._batch_size + self._rank * share
+            batch: list[int] = []
+            for position in range(first, first + share):
+                if position // self._samples != epoch:
+                    epoch = position // self._samples
+                    order = self.order(epoch)
+                batch.append(int(order[position % self._samples]))
+            yield batch
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The epoch's permutation of all sample indices: shards in random order, shuffled within blocks of them."""
+        if not self._shuffle:
+            return np.arange(self._samples)
+        random = np.random.Generator(np.random.PCG64([self._seed, epoch]))
+        starts = np.cumsum(self._rows) - self._rows
+        shards = random.permutation(len(self._rows))
+        blocks = []
+        for at in range(0, len(shards), self._block_shards):
+            some = shards[at : at + self._block_shards]
+            indices = np.concatenate([np.arange(starts[shard], starts[shard] + self._rows[shard]) for shard in some])
+            blocks.append(random.permutation(indices))
+        return np.concatenate(blocks)
