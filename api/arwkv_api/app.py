@@ -39,7 +39,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
-        generate_unique_id_function=lambda route: f"{(route.tags or ['page'])[0]}_{route.name}",
+        generate_unique_id_function=lambda route: route.name + ("_head" if route.methods == {"HEAD"} else ""),
     )
     app.state.service = service
     problems.install(app)

@@ -48,6 +48,7 @@ class ShardFilter:
     min_tokens: int | None = None
     max_tokens: int | None = None
     sample_id: int | None = None
+    with_manifest: bool = False
 
 
 def list_datasets(
@@ -81,6 +82,8 @@ def list_shards(
     query = select(ShardRow).where(ShardRow.dataset_id == dataset.id)
     if wanted.state is not None:
         query = query.where(ShardRow.state == wanted.state)
+    if wanted.with_manifest:
+        query = query.where(ShardRow.state != "missing")
     if wanted.min_tokens is not None:
         query = query.where(ShardRow.tokens >= wanted.min_tokens)
     if wanted.max_tokens is not None:

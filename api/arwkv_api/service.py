@@ -58,7 +58,7 @@ class Service:
             for root in self.settings.roots:
                 try:
                     scan_root(self.engine, root, fresh_s=self.settings.scan_interval_s * 0.8, stopping=self._stopping)
-                except Exception:  # noqa: BLE001  # the thread must outlive any one look, or the index stands still
+                except Exception:  # the thread must outlive any one look, or the index stands still
                     log.exception("scan of %s failed; it is tried again", root)
             self.scanned_once.set()
             took_s = time.monotonic() - began

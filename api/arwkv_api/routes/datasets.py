@@ -5,7 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
-from arwkv_api.catalogue import DatasetFilter, find_dataset, list_datasets
+from arwkv_api import catalogue
+from arwkv_api.catalogue import DatasetFilter, find_dataset
 from arwkv_api.indexing import forget_shards
 from arwkv_api.lease import lease
 from arwkv_api.models import (
@@ -35,7 +36,7 @@ SCAN_WAIT_S = 10.0
 
 
 @router.get("", dependencies=[Read], responses=answers())
-def list_all(
+def list_datasets(
     service: ServiceDep,
     session: SessionDep,
     limit: Limit = 100,
@@ -47,12 +48,14 @@ def list_all(
 ) -> DatasetPage:
     """Datasets under the roots, withdrawn ones apart."""
     wanted = DatasetFilter(contains, teacher, state)
-    rows, following = list_datasets(session, service.settings.roots, wanted, sort, cursor, limit)
+    rows, following = catalogue.list_datasets(session, service.settings.roots, wanted, sort, cursor, limit)
     return DatasetPage(items=[dataset_summary(row) for row in rows], next_cursor=following)
 
 
 @router.post("", dependencies=[Write], status_code=201, responses=answers(404))
-def register(service: ServiceDep, session: SessionDep, registration: Registration, response: Response) -> Dataset:
+def register_dataset(
+    service: ServiceDep, session: SessionDep, registration: Registration, response: Response
+) -> Dataset:
     """Index a folder under the roots now instead of at the next scan; a withdrawn dataset comes back."""
     _scan_now(service, registration.name)
     row = find_dataset(session, service.settings.roots, registration.name)
@@ -61,14 +64,14 @@ def register(service: ServiceDep, session: SessionDep, registration: Registratio
 
 
 @router.get("/{name}", dependencies=[Read], responses=answers(404))
-def get_one(service: ServiceDep, session: SessionDep, name: DatasetName) -> Dataset:
+def get_dataset(service: ServiceDep, session: SessionDep, name: DatasetName) -> Dataset:
     """One dataset with its identity."""
     row = find_dataset(session, service.settings.roots, name)
     return dataset_detail(row, _info(row))
 
 
 @router.delete("/{name}", dependencies=[Write], status_code=204, responses=answers(404))
-def withdraw(service: ServiceDep, name: DatasetName) -> None:
+def withdraw_dataset(service: ServiceDep, name: DatasetName) -> None:
     """Stop serving a dataset. Its files stay; POST /v1/datasets brings it back."""
     with Session(service.engine) as session:
         root = find_dataset(session, service.settings.roots, name).root
@@ -83,7 +86,7 @@ def withdraw(service: ServiceDep, name: DatasetName) -> None:
 
 
 @router.post("/{name}/reindex", dependencies=[Write], responses=answers(404))
-def reindex(service: ServiceDep, session: SessionDep, name: DatasetName) -> Dataset:
+def reindex_dataset(service: ServiceDep, session: SessionDep, name: DatasetName) -> Dataset:
     """Forget what is known of the dataset's shards and read every manifest again."""
     find_dataset(session, service.settings.roots, name)
     session.rollback()
@@ -93,7 +96,7 @@ def reindex(service: ServiceDep, session: SessionDep, name: DatasetName) -> Data
 
 
 @router.get("/{name}/manifest", dependencies=[Read], responses=answers(404), response_class=Response)
-def manifest(service: ServiceDep, session: SessionDep, name: DatasetName) -> Response:
+def dataset_manifest(service: ServiceDep, session: SessionDep, name: DatasetName) -> Response:
     """The raw bytes of dataset.json."""
     row = find_dataset(session, service.settings.roots, name)
     if not row.identity:
@@ -102,14 +105,14 @@ def manifest(service: ServiceDep, session: SessionDep, name: DatasetName) -> Res
 
 
 @router.get("/{name}/stats", dependencies=[Read], responses=answers(404), response_model=DatasetStats)
-def stats(service: ServiceDep, session: SessionDep, name: DatasetName) -> Response:
+def dataset_stats(service: ServiceDep, session: SessionDep, name: DatasetName) -> Response:
     """Statistics over all committed shards."""
     row = find_dataset(session, service.settings.roots, name)
     return Response(row.stats or statistics(row).model_dump_json(), media_type="application/json")
 
 
 @router.get("/{name}/timeline", dependencies=[Read], responses=answers(404))
-def timeline(
+def dataset_timeline(
     service: ServiceDep,
     session: SessionDep,
     name: DatasetName,

@@ -38,7 +38,7 @@ class RunFigures(BaseModel):
 
 
 @router.get("", dependencies=[Read], responses=answers())
-def list_all(service: ServiceDep) -> RunList:
+def list_runs(service: ServiceDep) -> RunList:
     """Runs under the roots and the folders given as --runs, newest first."""
     runs = []
     for name, folder in run_folders(service.run_roots).items():
@@ -48,7 +48,7 @@ def list_all(service: ServiceDep) -> RunList:
 
 
 @router.get("/{name}/metrics", dependencies=[Read], responses=answers(404))
-def metrics(
+def run_metrics(
     service: ServiceDep,
     name: Annotated[str, Path(max_length=1000, description="the run's name", examples=["demo-student"])],
     cursor: Cursor = None,

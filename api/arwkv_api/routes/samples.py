@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1/datasets/{name}/samples", tags=["samples"])
 
 
 @router.get("/{sample_id}", dependencies=[Read], responses=answers(404, 500))
-def get_one(
+def read_sample(
     service: ServiceDep,
     session: SessionDep,
     name: DatasetName,

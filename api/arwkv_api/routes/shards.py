@@ -3,12 +3,13 @@
 import os
 from base64 import b64encode
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from arwkv_api.catalogue import ShardFilter, find_dataset, find_shard, list_shards, manifests_of
+from arwkv_api import catalogue
+from arwkv_api.catalogue import ShardFilter, find_dataset, find_shard, manifests_of
 from arwkv_api.committed import ShardState, open_data, parse_manifest
 from arwkv_api.models import Shard, ShardPage, ShardStateName, shard_summary
 from arwkv_api.parameters import LARGEST_ID, Cursor, DatasetName, Limit, Part
@@ -24,11 +25,17 @@ from arwkv_store.stats import ShardStats
 
 router = APIRouter(prefix="/v1/datasets/{name}/shards", tags=["shards"])
 ARROW_FILE = "application/vnd.apache.arrow.file"
+DOWNLOADS: dict[int | str, dict[str, Any]] = {
+    **answers(404, 416, 500),
+    200: {"description": "the whole file", "content": {ARROW_FILE: {}}},
+    206: {"description": "the ranges asked for", "content": {ARROW_FILE: {}, "multipart/byteranges": {}}},
+    304: {"description": "the caller's copy is this one"},
+}
 Count = Annotated[int | None, Query(ge=0, le=LARGEST_ID)]
 
 
 @router.get("", dependencies=[Read], responses=answers(404))
-def list_all(
+def list_shards(
     service: ServiceDep,
     session: SessionDep,
     name: DatasetName,
@@ -41,46 +48,39 @@ def list_all(
     max_tokens: Count = None,
     sample_id: Annotated[int | None, Query(ge=0, le=LARGEST_ID, description="only the shard with this sample")] = None,
 ) -> ShardPage:
-    """The dataset's shards that have, or had, a manifest."""
+    """The dataset's shards that have a manifest or, without `include=manifest`, had one."""
     dataset = find_dataset(session, service.settings.roots, name)
-    wanted = ShardFilter(state, min_tokens, max_tokens, sample_id)
-    rows, following = list_shards(session, dataset, wanted, sort, cursor, limit)
+    wanted = ShardFilter(state, min_tokens, max_tokens, sample_id, with_manifest=include == "manifest")
+    rows, following = catalogue.list_shards(session, dataset, wanted, sort, cursor, limit)
     raw = manifests_of(session, rows) if include == "manifest" else {}
     return ShardPage(items=[shard_summary(row, raw.get(row.id)) for row in rows], next_cursor=following)
 
 
 @router.get("/{part}", dependencies=[Read], responses=answers(404))
-def get_one(service: ServiceDep, session: SessionDep, name: DatasetName, part: Part) -> Shard:
+def get_shard(service: ServiceDep, session: SessionDep, name: DatasetName, part: Part) -> Shard:
     """One shard."""
     return shard_summary(find_shard(session, find_dataset(session, service.settings.roots, name), part))
 
 
 @router.get("/{part}/stats", dependencies=[Read], responses=answers(404, 500))
-def stats(service: ServiceDep, session: SessionDep, name: DatasetName, part: Part) -> ShardStats:
+def shard_stats(service: ServiceDep, session: SessionDep, name: DatasetName, part: Part) -> ShardStats:
     """One shard's statistics, as its manifest has them."""
     return _committed(service, session, name, part)[1].stats
 
 
 @router.get("/{part}/manifest", dependencies=[Read], responses=answers(404, 500), response_class=Response)
-def manifest(service: ServiceDep, session: SessionDep, name: DatasetName, part: Part) -> Response:
+def shard_manifest(service: ServiceDep, session: SessionDep, name: DatasetName, part: Part) -> Response:
     """The raw bytes of the shard's manifest."""
-    raw = _raw_manifest(service, session, name, part)[1]
+    shard = find_shard(session, find_dataset(session, service.settings.roots, name), part)
+    raw = session.get_one(ManifestRow, shard.id).raw
+    if shard.state == ShardState.MISSING or not raw:
+        raise NotFound(f"dataset {name!r}: part {part}: {shard.problem}; make the part again")
     return Response(raw, media_type="application/json")
 
 
-@router.api_route(
-    "/{part}/data",
-    methods=["GET", "HEAD"],
-    dependencies=[Read],
-    responses={
-        **answers(404, 416, 500),
-        200: {"description": "the whole file", "content": {ARROW_FILE: {}}},
-        206: {"description": "the ranges asked for", "content": {ARROW_FILE: {}, "multipart/byteranges": {}}},
-        304: {"description": "the caller's copy is this one"},
-    },
-    response_class=Response,
-)
-def data(
+@router.head("/{part}/data", dependencies=[Read], responses=DOWNLOADS, response_class=Response)
+@router.get("/{part}/data", dependencies=[Read], responses=DOWNLOADS, response_class=Response)
+def download(
     service: ServiceDep,
     request: Request,
     name: DatasetName,
@@ -116,11 +116,6 @@ def data(
 
 
 def _committed(service: Service, session: Session, name: str, part: int) -> tuple[DatasetRow, ShardManifest]:
-    dataset, raw = _raw_manifest(service, session, name, part)
-    return dataset, parse_manifest(raw)
-
-
-def _raw_manifest(service: Service, session: Session, name: str, part: int) -> tuple[DatasetRow, bytes]:
     """The dataset and the part's manifest. Raises NotFound, or CorruptShard where the part is known to be bad."""
     dataset = find_dataset(session, service.settings.roots, name)
     shard = find_shard(session, dataset, part)
@@ -128,4 +123,4 @@ def _raw_manifest(service: Service, session: Session, name: str, part: int) -> t
         raise NotFound(f"dataset {name!r}: part {part}: {shard.problem}; make the part again")
     if shard.state == ShardState.CORRUPT:
         raise CorruptShard(f"dataset {name!r}: part {part}: {shard.problem}")
-    return dataset, session.get_one(ManifestRow, shard.id).raw
+    return dataset, parse_manifest(session.get_one(ManifestRow, shard.id).raw)

@@ -1,0 +1,103 @@
+// Charts in the page's colours, each with its figures as a table for those who do not see it.
+import { element } from "./elements.js";
+
+const style = (name) => {
+  // light-dark() resolves only where it is used: let a real property compute it.
+  const probe = element("span");
+  probe.style.color = `var(${name})`;
+  document.body.append(probe);
+  const colour = getComputedStyle(probe).color;
+  probe.remove();
+  return colour;
+};
+const translucent = (colour) => colour.replace("rgb(", "rgba(").replace(")", ", 0.18)");
+const PALETTE = ["--accent", "--heat", "--good", "--bad", "--soft"];
+
+// `series` are {label, points: [{x, y}]} or, with `categories`, {label, values}.
+export function chartCard({ title, note, kind, categories, series, x = {}, y = {}, horizontal = false }) {
+  const canvas = element("canvas", { role: "img", "aria-label": `${title}. ${note ?? ""} The figures follow as a table.` });
+  const card = element("figure", { class: "card" });
+  const table = element("details", {}, element("summary", {}, "Figures"));
+  card.append(element("div", {}, element("h2", {}, title), element("p", { class: "soft" }, note ?? "")));
+  card.append(element("div", { class: "chart" }, canvas), table);
+  table.addEventListener("toggle", () => table.open && fill(table, { categories, series: chart.series, x }), { once: false });
+  const chart = { series };
+  requestAnimationFrame(() => {
+    if (!canvas.isConnected) return;
+    chart.drawn = new Chart(canvas, options({ kind, categories, series: chart.series, x, y, horizontal }));
+  });
+  card.update = (fresh) => {
+    chart.series = fresh;
+    if (!chart.drawn) return;
+    chart.drawn.data.datasets = fresh.map((one, at) => dataset(one, at, kind));
+    chart.drawn.update("none");
+    if (table.open) fill(table, { categories, series: fresh, x });
+  };
+  return card;
+}
+
+function dataset({ label, points, values }, at, kind) {
+  const colour = style(PALETTE[at % PALETTE.length]);
+  return {
+    label,
+    data: points ?? values,
+    borderColor: colour,
+    backgroundColor: kind === "bar" ? colour : translucent(colour),
+    borderWidth: kind === "bar" ? 0 : 2,
+    borderRadius: kind === "bar" ? 2 : 0,
+    categoryPercentage: 0.96,
+    barPercentage: 0.94,
+    pointRadius: (points ?? []).length < 40 ? 2.5 : 0,
+    pointHitRadius: 12,
+    fill: kind === "area",
+    tension: 0.15,
+  };
+}
+
+function options({ kind, categories, series, x, y, horizontal }) {
+  const soft = style("--soft");
+  const line = style("--line");
+  const axis = (own, grid) => ({
+    type: own.type ?? "linear",
+    beginAtZero: own.zero ?? false,
+    title: { display: Boolean(own.title), text: own.title, color: soft },
+    ticks: { color: soft, maxRotation: 0, autoSkipPadding: 14, callback: own.tick },
+    grid: { color: line, display: grid },
+    border: { color: line },
+  });
+  const across = categories ? { ...x, type: "category" } : x;
+  const scales = horizontal ? { y: axis(across, false), x: axis(y, true) } : { x: axis(across, false), y: axis(y, true) };
+  for (const own of Object.values(scales)) if (!own.ticks.callback) delete own.ticks.callback;
+  return {
+    type: kind === "bar" ? "bar" : "line",
+    data: { labels: categories, datasets: series.map((one, at) => dataset(one, at, kind)) },
+    options: {
+      animation: false,
+      parsing: undefined,
+      responsive: true,
+      maintainAspectRatio: false,
+      indexAxis: horizontal ? "y" : "x",
+      interaction: { mode: "nearest", axis: horizontal ? "y" : "x", intersect: false },
+      scales,
+      plugins: {
+        legend: { display: series.length > 1, labels: { color: soft, boxWidth: 12, boxHeight: 2 } },
+        tooltip: { callbacks: {
+          title: (items) => (x.say ? x.say(items[0].parsed.x) : items[0].label),
+          label: (item) => `${item.dataset.label}: ${(y.say ?? String)(horizontal ? item.parsed.x : item.parsed.y)}`,
+        } },
+      },
+    },
+  };
+}
+
+function fill(details, { categories, series, x }) {
+  const xs = categories ?? [...new Set(series.flatMap((one) => one.points.map((point) => point.x)))].sort((a, b) => a - b);
+  const value = (one, at) => (categories ? one.values[at] : one.points.find((point) => point.x === xs[at])?.y);
+  const head = element("tr", {}, element("th", { scope: "col" }, x.title ?? ""), ...series.map((one) => element("th", { scope: "col", class: "number" }, one.label)));
+  const body = xs.map((at, row) => element("tr", {},
+    element("th", { scope: "row" }, categories ? at : (x.say ?? String)(at)),
+    ...series.map((one) => element("td", { class: "number" }, value(one, row) == null ? "" : Number(value(one, row)).toLocaleString("en", { maximumSignificantDigits: 5 })))));
+  const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...body));
+  details.querySelector(".table")?.remove();
+  details.append(element("div", { class: "table", tabindex: "0", role: "region", "aria-label": "Figures" }, table));
+}

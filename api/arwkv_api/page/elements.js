@@ -1,0 +1,53 @@
+// Making elements, and saying numbers, sizes and times the way people read them.
+
+export function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else if (value === true) made.setAttribute(key, "");
+    else if (value !== false && value != null) made.setAttribute(key, value);
+  }
+  made.append(...children.filter((child) => child != null));
+  return made;
+}
+
+export function show(place, ...children) {
+  place.replaceChildren(...children.filter((child) => child != null));
+}
+
+const WHOLE = new Intl.NumberFormat("en");
+const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+const WHEN = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "short" });
+
+export const count = (value) => WHOLE.format(value);
+export const short = (value) => SHORT.format(value);
+export const when = (text) => WHEN.format(new Date(text));
+export const figure = (value, digits = 3) => (value == null ? "–" : Number(value).toPrecision(digits));
+export const tick = (value) => Number(value).toLocaleString("en", { maximumSignificantDigits: 3 });
+export const percent = (share) => (share == null ? "–" : `${(100 * share).toFixed(share > 0.995 ? 2 : 1)} %`);
+
+export function bytes(value) {
+  const unit = value < 1000 ? 0 : Math.min(Math.floor(Math.log10(value) / 3), 6);
+  const scaled = value / 1000 ** unit;
+  return `${unit ? scaled.toPrecision(3) : scaled} ${["B", "kB", "MB", "GB", "TB", "PB", "EB"][unit]}`;
+}
+
+const TONES = { ready: "good", committed: "good", missing: "warn", withdrawn: "warn", unreadable: "bad", corrupt: "bad" };
+export const badge = (state, words = state) => element("span", { class: `badge ${TONES[state] ?? ""}` }, words);
+
+export function tiles(entries) {
+  const list = element("dl", { class: "tiles" });
+  for (const [name, value, note] of entries) {
+    const figures = element("dd", {}, value, note ? element("small", {}, note) : null);
+    list.append(element("div", { class: "tile" }, element("dt", {}, name), figures));
+  }
+  return list;
+}
+
+export function facts(entries) {
+  const list = element("dl", { class: "facts" });
+  for (const [name, value] of entries) {
+    if (value != null && value !== "") list.append(element("dt", {}, name), element("dd", {}, value));
+  }
+  return list;
+}

@@ -1,0 +1,59 @@
+// The page's frame: which view the address names, the colours, and where to go when one goes wrong.
+import { datasetView } from "./dataset.js";
+import { datasetsView } from "./datasets.js";
+import { element, show } from "./elements.js";
+import { runView, runsView } from "./runs.js";
+import { sampleView } from "./sample.js";
+
+const ROUTES = [
+  [/^$/, datasetsView, "datasets"],
+  [/^runs$/, runsView, "runs"],
+  [/^runs\/([^/]+)$/, runView, "runs"],
+  [/^datasets\/([^/]+)$/, datasetView, "datasets"],
+  [/^datasets\/([^/]+)\/samples\/(\d+)$/, sampleView, "datasets"],
+];
+const content = document.getElementById("content");
+let leaving = new AbortController();
+
+async function go() {
+  leaving.abort();
+  leaving = new AbortController();
+  const { signal } = leaving;
+  const path = location.hash.replace(/^#\/?/, "");
+  const [route, view, section] = ROUTES.find(([pattern]) => pattern.test(path)) ?? ROUTES[0];
+  for (const link of document.querySelectorAll("[data-section]")) {
+    link.toggleAttribute("aria-current", link.dataset.section === section);
+  }
+  const names = (path.match(route) ?? []).slice(1).map(decodeURIComponent);
+  try {
+    await view(content, signal, ...names);
+  } catch (error) {
+    if (signal.aborted) return;
+    show(content, element("h1", {}, "This did not work"), element("p", { class: "notice bad", role: "alert" }, error.message));
+  }
+}
+
+const THEMES = [["", "◐", "as the system"], ["light", "☀", "light"], ["dark", "☾", "dark"]];
+const themeButton = document.getElementById("theme");
+
+function wear(name) {
+  const [theme, sign, words] = THEMES.find(([known]) => known === name) ?? THEMES[0];
+  document.documentElement.dataset.theme = theme;
+  themeButton.textContent = sign;
+  themeButton.setAttribute("aria-label", `Colours: ${words}`);
+  localStorage.setItem("theme", theme);
+}
+
+themeButton.addEventListener("click", () => {
+  const now = THEMES.findIndex(([name]) => name === document.documentElement.dataset.theme);
+  wear(THEMES[(now + 1) % THEMES.length][0]);
+  go();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", go);
+addEventListener("hashchange", () => go().then(() => content.focus({ preventScroll: true })));
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  content.focus();
+});
+wear(localStorage.getItem("theme") ?? "");
+go();

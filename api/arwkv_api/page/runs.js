@@ -1,0 +1,92 @@
+// Training runs: which there are, and one's curves as it goes.
+import { chartCard } from "./charts.js";
+import { bytes, count, element, figure, short, show, tick, tiles, when } from "./elements.js";
+import { ask, enc, repeat } from "./service.js";
+
+const EVERY_MS = 2000;
+// Figures that get a chart, in this order; whatever else a run writes is in its last line.
+const CURVES = [
+  ["loss", "Training loss"],
+  ["eval_kl", "KL to the teacher, held out"],
+  ["eval_perplexity_ratio", "Perplexity, student over teacher"],
+  ["eval_top1_agreement", "Top-1 agreement, held out"],
+  ["tokens_per_s", "Tokens per second"],
+  ["lr", "Learning rate"],
+  ["grad_norm", "Gradient norm"],
+];
+
+export async function runsView(place, signal) {
+  document.title = "Runs – ARWKV datasets";
+  const { items } = await ask("/v1/runs", signal);
+  if (!items.length) {
+    show(place, element("h1", {}, "Runs"), element("div", { class: "card empty" },
+      element("p", {}, "No run under the roots or --runs yet. One appears with its first line of figures:"),
+      element("p", {}, element("code", {}, `student train --shards ${location.origin}/v1/datasets/NAME --out RUN`))));
+    return;
+  }
+  const rows = items.map((run) => element("tr", {},
+    element("td", { class: "wide", "data-name": "Name" }, element("a", { href: `#/runs/${enc(run.name)}` }, run.name)),
+    element("td", { class: "number", "data-name": "Figures" }, bytes(run.size_bytes)),
+    element("td", { class: "number", "data-name": "Last line" }, when(run.updated_at))));
+  const head = ["Name", "Figures", "Last line"].map((name, at) => element("th", { scope: "col", class: at ? "number" : null }, name));
+  show(place, element("h1", {}, "Runs"), element("div", { class: "card" }, element("div", { class: "table" },
+    element("table", { class: "stack", "aria-label": "Runs" }, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows)))));
+}
+
+export async function runView(place, signal, name) {
+  document.title = `${name} – ARWKV runs`;
+  const summary = element("div");
+  const live = element("span", { class: "badge", role: "status" }, "live");
+  const grid = element("section", { class: "charts", "aria-label": "Curves" });
+  const cards = new Map();
+  let lines = [];
+  let cursor = null;
+  show(place,
+    element("p", { class: "crumbs" }, element("a", { href: "#/runs" }, "Runs"), " /"),
+    element("div", { class: "heading" }, element("h1", {}, name), live), summary, grid);
+  const look = async () => {
+    const fresh = await ask(`/v1/runs/${enc(name)}/metrics${cursor ? `?cursor=${cursor}` : ""}`, signal);
+    if (fresh.restarted) lines = [];
+    const first = cursor == null;
+    cursor = fresh.next_cursor;
+    if (!first && !fresh.items.length && !fresh.restarted) return;
+    lines = lines.concat(fresh.items);
+    draw(lines, cards, grid);
+    show(summary, latest(lines));
+  };
+  await look();
+  repeat(EVERY_MS, signal, look).catch(() => {
+    live.textContent = "out of reach";
+    live.className = "badge warn";
+  });
+}
+
+function latest(lines) {
+  const last = (key) => lines.findLast((line) => line[key] != null)?.[key];
+  return tiles([
+    ["Stage", last("stage") ?? "–"],
+    ["Step", last("step") == null ? "–" : count(last("step"))],
+    ["Tokens", last("tokens") == null ? "–" : short(last("tokens"))],
+    ["Loss", figure(last("loss"), 4)],
+    ["KL held out", figure(last("eval_kl"), 4)],
+    ["Speed", last("tokens_per_s") == null ? "–" : `${short(last("tokens_per_s"))}/s`],
+  ]);
+}
+
+function draw(lines, cards, grid) {
+  const stages = [...new Set(lines.map((line) => line.stage ?? ""))];
+  for (const [key, title] of CURVES) {
+    const series = stages.map((stage) => ({
+      label: stage || key,
+      points: lines.filter((line) => (line.stage ?? "") === stage && Number.isFinite(line[key])).map((line) => ({ x: line.step, y: line[key] })),
+    })).filter((one) => one.points.length);
+    if (!series.length) continue;
+    if (cards.has(key)) cards.get(key).update(series);
+    else {
+      const card = chartCard({ title, note: stages.length > 1 ? "By step within each stage." : "By step.", kind: "line", series,
+        x: { title: "step", tick: short, say: (step) => `step ${count(step)}` }, y: { tick, say: (v) => figure(v, 4) } });
+      cards.set(key, card);
+      grid.append(card);
+    }
+  }
+}

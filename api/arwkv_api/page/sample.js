@@ -1,0 +1,84 @@
+// One sample: its text coloured by how unsure the teacher was, and what it held likely at each token.
+import { count, element, figure, percent, show } from "./elements.js";
+import { ask, enc } from "./service.js";
+
+// Nats at which the colour is full; most of a language model's entropy lies below.
+const FULL_NATS = 5;
+const FULL_SHARE = 55;
+const WINDOW = 512;
+
+export async function sampleView(place, signal, name, id) {
+  document.title = `Sample ${id} of ${name} – ARWKV datasets`;
+  const preview = await ask(`/v1/datasets/${enc(name)}/samples/${id}?limit=${WINDOW}&top=10`, signal);
+  const inspector = element("aside", { class: "card inspector", tabindex: "0", "aria-live": "polite", "aria-label": "The teacher at this token" });
+  const text = element("div", { class: "tokens", role: "group", "aria-label": "Tokens; arrow keys move between them" });
+  const buttons = preview.tokens.map((token) => tokenButton(token));
+  let chosen = -1;
+  const choose = (at, focus) => {
+    if (at < 0 || at >= buttons.length) return;
+    if (chosen >= 0) {
+      buttons[chosen].tabIndex = -1;
+      buttons[chosen].setAttribute("aria-pressed", "false");
+    }
+    chosen = at;
+    buttons[at].tabIndex = 0;
+    buttons[at].setAttribute("aria-pressed", "true");
+    if (focus) buttons[at].focus();
+    show(inspector, ...inspect(preview.tokens[at]));
+  };
+  buttons.forEach((button, at) => {
+    button.addEventListener("click", () => choose(at, false));
+    button.addEventListener("mouseenter", () => choose(at, false));
+    button.addEventListener("focus", () => at !== chosen && choose(at, false));
+  });
+  text.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10, Home: -chosen, End: buttons.length - 1 - chosen }[event.key];
+    if (step === undefined) return;
+    event.preventDefault();
+    choose(Math.min(Math.max(chosen + step, 0), buttons.length - 1), true);
+  });
+  text.append(...buttons);
+  const step = (by, label) => element("a", { href: `#/datasets/${enc(name)}/samples/${Number(id) + by}` }, label);
+  show(place,
+    element("p", { class: "crumbs" }, element("a", { href: "#/" }, "Datasets"), " / ", element("a", { href: `#/datasets/${enc(name)}` }, name), " /"),
+    element("div", { class: "heading" }, element("h1", {}, `Sample ${count(id)}`), element("span", { class: "soft" }, `part ${preview.part}, ${count(preview.n_tokens)} tokens`, preview.source ? `, ${preview.source}` : "")),
+    element("div", { class: "controls" }, Number(id) > 0 ? step(-1, "← Previous") : null, step(1, "Next →"),
+      element("span", { class: "legend" }, "sure", element("i"), `${FULL_NATS} nats or more`)),
+    preview.tokens.some((token) => token.text != null) ? null : element("p", { class: "notice" }, "This dataset's tokenizer is not at hand, so tokens are shown by number. Put its tokenizer.json beside dataset.json to read the text."),
+    element("div", { class: "explorer" }, element("div", { class: "card" }, text,
+      preview.n_tokens > preview.tokens.length ? element("p", { class: "soft" }, `The first ${count(preview.tokens.length)} tokens.`) : null), inspector));
+  choose(Math.min(1, buttons.length - 1), false);
+}
+
+function tokenButton(token) {
+  const shown = token.text ?? String(token.id);
+  const kind = ["token", token.text == null ? "plain" : "", token.counts ? "" : "uncounted"].join(" ").trim();
+  const words = `token ${token.position}: ${visible(token)}, entropy ${figure(token.entropy)} nats`;
+  const made = element("span", { class: kind, role: "button", tabindex: "-1", "aria-pressed": "false", "aria-label": words }, shown);
+  const share = Math.min((token.entropy ?? 0) / FULL_NATS, 1) * FULL_SHARE;
+  made.style.setProperty("--share", `${share.toFixed(0)}%`);
+  return made;
+}
+
+// Blanks and line breaks as signs: as text they would not be seen.
+function visible({ text, id }) {
+  return text == null ? String(id) : text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "␣") || "∅";
+}
+
+function inspect(token) {
+  const title = element("h2", {}, element("code", {}, visible(token)), element("span", { class: "soft" }, ` #${token.id}`));
+  if (token.logprob == null && !token.alternatives.length) {
+    return [title, element("p", { class: "soft" }, "The first token: nothing comes before it that could predict it.")];
+  }
+  const bars = token.alternatives.map((other) => {
+    const share = Math.exp(other.logprob);
+    return element("li", { class: other.id === token.id ? "true" : null },
+      element("span", { class: "piece", title: `#${other.id}` }, visible(other)),
+      element("progress", { max: 1, value: share, "aria-label": `probability of ${visible(other)}` }), percent(share));
+  });
+  return [title,
+    element("p", {}, `The teacher gave it ${token.logprob == null ? "–" : percent(Math.exp(token.logprob))}; entropy ${figure(token.entropy)} nats.`),
+    token.counts ? null : element("p", { class: "soft" }, "Not counted in the loss."),
+    element("ul", { class: "bars", "aria-label": "Most likely tokens here" }, ...bars),
+    element("p", { class: "soft" }, `Beyond the stored entries: ${percent(token.tail_mass)}`)].filter(Boolean);
+}
