@@ -1,5 +1,6 @@
 """The `student` command: each function parses nothing itself, calls one function, prints."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from arwkv_student.settings import EvalSettings, GenerateSettings, TrainSettings
 
 def train(settings: TrainSettings) -> dict[str, Any]:
     """Train a student from shards: `align`, then `distill`."""
-    _quiet_transformers()
+    _prepare()
     from arwkv_student.train import train as run
 
     result = run(settings)
@@ -26,7 +27,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
 
 def evaluate(settings: EvalSettings) -> dict[str, Any]:
     """Compare a student with its teacher on held-out shards."""
-    _quiet_transformers()
+    _prepare()
     from arwkv_student.base import open_base
     from arwkv_student.evaluate import evaluate as run
     from arwkv_student.shards import open_shards, require_same_tokenizer
@@ -52,13 +53,15 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
 
 def generate(settings: GenerateSettings) -> dict[str, Any]:
     """Continue a prompt, streaming to the terminal."""
-    _quiet_transformers()
+    _prepare()
     from arwkv_student.generate import generate as run
 
     return run(settings)
 
 
-def _quiet_transformers() -> None:
+def _prepare() -> None:
+    # Threads that wait by spinning starve those that read shards, and everyone else on a shared machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -98,6 +98,7 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
     def __init__(self, config: ArwkvConfig, layer: int) -> None:
         super().__init__()
         assert config.layer_types is not None
+        self.is_last = layer == config.num_hidden_layers - 1
         self.layer, self.mixes_time = layer, config.layer_types[layer] == TIME_MIX
         if self.mixes_time:
             self.time_mix = TimeMix(config.time_mix_options, config.hidden_size, layer, config.num_hidden_layers)
@@ -119,7 +120,8 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
         """Returns (stream after the layer, value of layer 0, the time mixer's output where a teacher's was given).
 
         With `teacher_BTC`, the teacher's attention output of this layer, the stream goes on with that instead of the
-        time mixer's own, and carries no gradient: stage 1's teacher forcing.
+        time mixer's own, and carries no gradient: stage 1's teacher forcing. It ends before the last MLP, which nobody
+        would read.
         """
         x_BTC = self.input_layernorm(hidden_BTC)
         mixed_BTC = None
@@ -137,6 +139,8 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
                 past_key_values=cache,
             )
         if teacher_BTC is not None:
+            if self.is_last:
+                return hidden_BTC, v_first_BTU, mixed_BTC
             with torch.no_grad():
                 return self._with_mlp(hidden_BTC + teacher_BTC.to(hidden_BTC.dtype)), v_first_BTU, mixed_BTC
         assert mixed_BTC is not None, "without a teacher's output, a layer mixes time or attends"
