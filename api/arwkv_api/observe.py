@@ -11,9 +11,11 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arwkv_api.metrics import REQUESTS, SECONDS, SENT_BYTES
+from arwkv_api.problems import problem_response
 
 log = logging.getLogger("arwkv_api.access")
 
+FAILED = "the service failed; its log has the traceback under this request_id"
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -41,11 +43,12 @@ class Observe:
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = scope["request_id"] = given if _ACCEPTED_ID.fullmatch(given) else secrets.token_hex(8)
-        began, status, sent_bytes = time.perf_counter(), 500, 0
+        began, began_answer, status, sent_bytes = time.perf_counter(), False, 500, 0
 
         async def watched(message: Message) -> None:
-            nonlocal status, sent_bytes
+            nonlocal began_answer, status, sent_bytes
             if message["type"] == "http.response.start":
+                began_answer = True
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
@@ -57,6 +60,12 @@ class Observe:
 
         try:
             await self._app(scope, receive, watched)
+        except Exception:
+            # Where an answer has begun, the server has to break it off; else the caller gets one like any other.
+            if began_answer:
+                raise
+            log.exception("%s %s failed", scope["method"], scope["path"], extra={"fields": {"request_id": request_id}})
+            await problem_response(500, FAILED, scope["path"], request_id)(scope, receive, watched)
         finally:
             _record(scope, status, sent_bytes, time.perf_counter() - began)
 
@@ -101,8 +110,8 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage().encode("unicode_escape").decode()
-        fields = getattr(record, "fields", None)
-        if fields is not None:
+        fields = getattr(record, "fields", {})
+        if "took_ms" in fields:
             message += (
                 f" {fields['sent_bytes']:,} B {fields['took_ms']:.1f} ms {fields['client']} {fields['request_id']}"
             )

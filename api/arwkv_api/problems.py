@@ -104,11 +104,10 @@ def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of `app` in the one shape."""
+    """Answer every expected error of `app` in the one shape; `Observe` answers the others."""
     app.add_exception_handler(ArwkvError, _expected)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 def _respond(request: Request, status: int, detail: str, errors: list[FieldProblem] | None = None) -> JSONResponse:
@@ -143,7 +142,3 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     ]
     detail = "; ".join(f"{field.where}: {field.message}, got {field.value}" for field in fields)
     return _respond(request, 422, detail, fields)
-
-
-async def _unexpected(request: Request, _error: Exception) -> JSONResponse:
-    return _respond(request, 500, "the service failed; its log has the traceback under this request_id")

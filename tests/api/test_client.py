@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from api_serving import serving
-from store_examples import assert_same_sample
 
+from api_serving import serving
 from arwkv_store import NotFound, UsageError, open_dataset
+from store_examples import assert_same_sample
 
 
 @pytest.fixture(autouse=True)

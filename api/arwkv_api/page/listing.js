@@ -3,7 +3,7 @@ import { element, show } from "./elements.js";
 import { ask } from "./service.js";
 
 // `columns` are {name, key?, number?, wide?, cell: (item) => Node | string}; `query()` gives the filters.
-export function listing({ label, path, columns, query, sort, signal, empty, limit = 25 }) {
+export function listing({ label, path, columns, query, sort, signal, empty, limit = matchMedia("(max-width: 40rem)").matches ? 8 : 25 }) {
   const body = element("tbody");
   const more = element("button", { type: "button", hidden: true, onclick: () => load(next) }, "More");
   const status = element("p", { class: "soft", role: "status" });

@@ -1,0 +1,227 @@
+"""Who is let in, what a hostile caller can reach, and what a browser is told."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from api_eventually import eventually
+from arwkv_api.config import Settings
+from arwkv_api.keys import add_key, find_key, load_keys
+from arwkv_store import UsageError
+from store_examples import write_example_dataset
+
+Open = Callable[[Settings], TestClient]
+READ, WRITE = frozenset({"read"}), frozenset({"read", "write"})
+
+
+def _bearer(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> dict[str, str]:
+    """Secrets of a reader and a writer, whose hashes are in keys.json."""
+    path = tmp_path / "keys.json"
+    return {"reader": add_key(path, "reader", READ), "writer": add_key(path, "writer", frozenset({"write"}))}
+
+
+def test_without_keys_everything_is_open(client: TestClient) -> None:
+    assert client.get("/v1/datasets").status_code == 200
+
+
+def test_keys_open_what_their_scopes_say(
+    settings: Settings, open_client: Open, keys: dict[str, str], tmp_path: Path
+) -> None:
+    client = open_client(replace(settings, keys=tmp_path / "keys.json"))
+    reader, writer = _bearer(keys["reader"]), _bearer(keys["writer"])
+    assert client.get("/v1/datasets").status_code == 401
+    assert client.get("/v1/datasets", headers=_bearer("wrong")).status_code == 401
+    assert client.get("/v1/datasets", headers={"Authorization": "Basic eDp5"}).status_code == 401
+    assert client.get("/v1/datasets", headers=reader).status_code == 200
+    assert client.get("/v1/datasets", headers=writer).status_code == 403
+    assert client.delete("/v1/datasets/train", headers=reader).status_code == 403
+    assert client.delete("/v1/datasets/train", headers=writer).status_code == 204
+
+
+def test_every_operation_but_health_needs_a_key(settings: Settings, open_client: Open) -> None:
+    client = open_client(replace(settings, api_key="secret"))
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        for method in operations:
+            url = path.format(name="train", part=0, sample_id=0)
+            expected = 200 if path in ("/health", "/ready") else 401
+            assert client.request(method, url, json={"name": "train"}).status_code == expected, (method, path)
+
+
+def test_refusal_says_how_to_send_a_key(settings: Settings, open_client: Open) -> None:
+    answer = open_client(replace(settings, api_key="secret")).get("/v1/datasets")
+    assert answer.headers["www-authenticate"] == 'Bearer realm="arwkv"'
+    assert "Authorization: Bearer" in answer.json()["detail"]
+
+
+def test_key_added_or_taken_out_counts_without_a_restart(
+    settings: Settings, open_client: Open, keys: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "keys.json"
+    client = open_client(replace(settings, keys=path))
+    later = _bearer(add_key(path, "later", READ))
+    eventually(lambda: client.get("/v1/datasets", headers=later).status_code == 200)
+    path.write_text("[]")
+    eventually(lambda: client.get("/v1/datasets", headers=later).status_code == 401)
+
+
+def test_key_file_that_breaks_leaves_the_keys_as_they_were(
+    settings: Settings, open_client: Open, keys: dict[str, str], tmp_path: Path
+) -> None:
+    client = open_client(replace(settings, keys=tmp_path / "keys.json"))
+    (tmp_path / "keys.json").write_text("not json")
+    for _ in range(3):
+        assert client.get("/v1/datasets", headers=_bearer(keys["reader"])).status_code == 200
+
+
+def test_secrets_are_not_stored_and_the_file_is_private(keys: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    assert keys["reader"] not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    found = find_key(load_keys(path), keys["reader"])
+    assert found is not None
+    assert (found.name, found.scopes) == ("reader", READ)
+    assert find_key(load_keys(path), "reader") is None
+
+
+def test_second_key_of_a_name_is_refused(keys: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has a key of that name"):
+        add_key(tmp_path / "keys.json", "reader", WRITE)
+
+
+def test_key_command_prints_the_secret_once(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "keys.json"
+    command = [
+        sys.executable,
+        "-m",
+        "arwkv_api",
+        "key",
+        "--keys",
+        str(path),
+        "--name",
+        "ci",
+        "--scope",
+        "read",
+        "write",
+    ]
+    run = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=60, check=True)
+    document = json.loads(run.stdout)
+    found = find_key(load_keys(path), document["key"])
+    assert found is not None
+    assert (found.name, found.scopes) == ("ci", WRITE)
+
+
+def test_writes_are_in_the_audit_log(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="arwkv_api.audit"):
+        client.delete("/v1/datasets/train")
+    assert "DELETE /v1/datasets/train by anyone" in caplog.messages
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/v1/datasets", "/nothing", "/v1/datasets/train/shards/0/data"])
+def test_every_answer_has_the_security_headers(client: TestClient, path: str) -> None:
+    headers = client.get(path).headers
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert "access-control-allow-origin" not in headers
+    assert headers["x-request-id"]
+
+
+def test_callers_request_id_is_kept_only_if_it_is_a_plain_word(client: TestClient) -> None:
+    assert client.get("/health", headers={"X-Request-ID": "run-7.a"}).headers["x-request-id"] == "run-7.a"
+    for bad in ("a b", "x" * 65, "", "é".encode("latin-1")):
+        assert client.get("/health", headers={"X-Request-ID": bad}).headers["x-request-id"] != bad
+
+
+SECRET = b"what must never leave"
+
+
+@pytest.fixture
+def outside(tmp_path: Path, root: Path) -> Path:
+    """A secret beside the root, with links to it from within."""
+    (tmp_path / "secret").write_bytes(SECRET)
+    (root / "train" / "shards" / "part-000099.arrow").symlink_to(tmp_path / "secret")
+    (root / "secret").symlink_to(tmp_path / "secret")
+    return tmp_path / "secret"
+
+
+TRAVERSALS = ["../secret", "..%2fsecret", "%2e%2e/secret", "%2e%2e%2fsecret", "train/../../secret", "..\\secret",
+              "%00", "train%00", "train/shards/../../../secret", "//secret", "%252e%252e%252fsecret"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRAVERSALS)
+@pytest.mark.parametrize("prefix", ["/v1/datasets/", "/page/", "/v1/runs/"])
+def test_no_path_leads_out_of_the_root(client: TestClient, outside: Path, prefix: str, name: str) -> None:
+    for tail in ("", "/manifest", "/shards/0/data", "/metrics"):
+        answer = client.get(prefix + name + tail)
+        assert answer.status_code in (307, 400, 404, 405, 422), (name, tail)
+        assert SECRET not in answer.content
+
+
+def test_dataset_behind_a_symbolic_link_is_not_served(client: TestClient, root: Path, tmp_path: Path) -> None:
+    write_example_dataset(tmp_path / "elsewhere")
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    write_example_dataset(root / "marker")
+    eventually(lambda: client.get("/v1/datasets/marker").status_code == 200)
+    assert client.get("/v1/datasets/linked").status_code == 404
+
+
+def test_shards_folder_that_is_a_link_is_not_followed(client: TestClient, root: Path, tmp_path: Path) -> None:
+    (root / "train" / "shards").rename(tmp_path / "moved")
+    (root / "train" / "shards").symlink_to(tmp_path / "moved")
+    eventually(lambda: client.get("/v1/datasets/train/shards/0").json()["state"] != "committed")
+    assert client.get("/v1/datasets/train/shards/0/data").status_code == 404
+
+
+def test_pipe_in_place_of_a_manifest_does_not_hang_the_scan(client: TestClient, root: Path) -> None:
+    path = root / "train" / "shards" / "part-000000.json"
+    path.unlink()
+    os.mkfifo(path)
+    shard = eventually(lambda: (a := client.get("/v1/datasets/train/shards/0").json())["state"] == "corrupt" and a)
+    assert "not a regular file" in shard["problem"]
+
+
+def test_body_over_the_limit_is_refused(settings: Settings, open_client: Open) -> None:
+    client = open_client(replace(settings, request_limit_bytes=1000))
+    whole = client.post("/v1/datasets", content=b"x" * 1001)
+    piecewise = client.post("/v1/datasets", content=(b"x" * 100 for _ in range(11)))
+    assert [whole.status_code, piecewise.status_code] == [413, 413]
+    assert "--request-limit-bytes" in whole.json()["detail"]
+
+
+def test_address_over_its_rate_is_told_to_slow_down(settings: Settings, open_client: Open) -> None:
+    client = open_client(replace(settings, requests_per_s=0.5))
+    statuses = [client.get("/health").status_code for _ in range(8)]
+    assert statuses == [200] * 5 + [429] * 3
+    assert client.get("/health").headers["retry-after"] == "1"
+
+
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(text=st.text(max_size=300), number=st.integers())
+@example(text="\0", number=-1)
+@example(text="'; DROP TABLE shards; --", number=2**64)
+def test_any_text_in_any_parameter_leaves_the_index_as_it_was(client: TestClient, text: str, number: int) -> None:
+    safe = text.encode("utf-8", "replace").decode()
+    for path in ("/v1/datasets", "/v1/datasets/train/shards"):
+        for name in ("cursor", "sort", "contains", "teacher", "state", "min_tokens", "limit"):
+            assert client.get(path, params={name: safe}).status_code < 500
+    assert client.get(f"/v1/datasets/train/shards/{number}").status_code in (404, 422) or 0 <= number < 5
+    assert client.get(f"/v1/datasets/train/samples/{number}").status_code in (404, 422) or 0 <= number < 20
+    assert client.post("/v1/datasets", json={"name": safe}).status_code in (201, 404, 422)
+    assert client.get("/v1/datasets/train").json()["shards"] == 5
