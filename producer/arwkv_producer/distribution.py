@@ -5,15 +5,21 @@ Shapes: T rows (token positions), V vocabulary columns of this rank, K kept cand
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from arwkv_producer.top_k import top_k
 
 # All-gathers a [T, n] fp32 tensor over the tensor-parallel ranks, along the last dimension: [T, R·n].
 GatherColumns = Callable[[Tensor], Tensor]
 
 OUTSIDE_VOCABULARY = -1e30
 """A logit that is no token's: so low that its probability is 0 in fp32, finite so that 0 · logit stays 0."""
+
+CACHE_BYTES = 1 << 22
+"""Of logits that are worked on at once on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -40,65 +46,79 @@ def summarise(
     and rank travel. With x the logits, m their maximum and s = Σ exp(x - m): log Z = m + log s and
     H = log s - Σ exp(x - m)(x - m) / s; the tail's mass is Σ over the tokens outside the top k of exp(x - m).
     """
+    rows = _rows_at_once(logits_TV)
+    parts = [
+        _summarise_columns(logits_TV[start : start + rows], k, next_ids_T[start : start + rows], first_id)
+        for start in range(0, len(logits_TV), rows)
+    ]
+    columns = _Columns(*map(torch.cat, zip(*parts, strict=True)))
+    if gather is not None:
+        columns = _merge_ranks(columns, k, gather)
+    log_sum_T = columns.sum_T.log()
+    log_z_T = columns.maximum_T + log_sum_T
+    return Distribution(
+        ids_TK=columns.ids_TK.int(),
+        logprobs_TK=columns.top_TK - log_z_T,
+        tail_logprob_T=(columns.rest_T.log() - log_sum_T).squeeze(1),
+        entropy_T=(log_sum_T - columns.moment_T / columns.sum_T).clamp_min_(0.0).squeeze(1),
+        true_logprob_T=torch.where(next_ids_T < 0, 0.0, (columns.next_T - log_z_T).squeeze(1)),
+    )
+
+
+class _Columns(NamedTuple):
+    """One rank's summary of its columns. All are [T, 1] but the last two."""
+
+    maximum_T: Tensor
+    sum_T: Tensor
+    moment_T: Tensor
+    rest_T: Tensor
+    next_T: Tensor
+    top_TK: Tensor
+    ids_TK: Tensor
+
+
+def _rows_at_once(logits_TV: Tensor) -> int:
+    """On a CPU few enough rows that the passes over them find them in the cache: 2.7 times as fast at V = 32,000."""
+    return max(CACHE_BYTES // (4 * logits_TV.shape[1]), 1) if logits_TV.device.type == "cpu" else max(len(logits_TV), 1)
+
+
+def _summarise_columns(logits_TV: Tensor, k: int, next_ids_T: Tensor, first_id: int) -> _Columns:
     columns = logits_TV.shape[1]
-    local_k = min(k, columns)
-    top_TK, at_TK = logits_TV.topk(local_k, dim=-1)
+    top_TK, at_TK = top_k(logits_TV, min(k, columns))
     here_T = (next_ids_T >= first_id) & (next_ids_T < first_id + columns)
     next_T = logits_TV.gather(1, torch.where(here_T, next_ids_T - first_id, 0)[:, None])
     next_T.masked_fill_(~here_T[:, None], OUTSIDE_VOCABULARY)
-
     maximum_T = top_TK[:, :1]
     shifted_TV = logits_TV.sub_(maximum_T)
     weights_TV = shifted_TV.exp()
     sum_T = weights_TV.sum(-1, keepdim=True)
     moment_T = shifted_TV.mul_(weights_TV).sum(-1, keepdim=True)
     rest_T = weights_TV.scatter_(1, at_TK, 0.0).sum(-1, keepdim=True)
-
-    ids_TK = at_TK + first_id
-    if gather is not None:
-        maximum_T, sum_T, moment_T, rest_T, next_T, top_TK, ids_TK = _merge_ranks(
-            k, gather, maximum_T, sum_T, moment_T, rest_T, next_T, top_TK, ids_TK
-        )
-    log_sum_T = sum_T.log()
-    log_z_T = maximum_T + log_sum_T
-    return Distribution(
-        ids_TK=ids_TK.int(),
-        logprobs_TK=top_TK - log_z_T,
-        tail_logprob_T=(rest_T.log() - log_sum_T).squeeze(1),
-        entropy_T=(log_sum_T - moment_T / sum_T).clamp_min_(0.0).squeeze(1),
-        true_logprob_T=torch.where(next_ids_T < 0, 0.0, (next_T - log_z_T).squeeze(1)),
-    )
+    return _Columns(maximum_T, sum_T, moment_T, rest_T, next_T, top_TK, at_TK + first_id)
 
 
-def _merge_ranks(
-    k: int,
-    gather: GatherColumns,
-    maximum_T: Tensor,
-    sum_T: Tensor,
-    moment_T: Tensor,
-    rest_T: Tensor,
-    next_T: Tensor,
-    top_TK: Tensor,
-    ids_TK: Tensor,
-) -> tuple[Tensor, ...]:
+def _merge_ranks(own: _Columns, k: int, gather: GatherColumns) -> _Columns:
     """Combine the ranks' summaries; ids travel bit-cast as fp32 because vLLM's CPU all-gather takes floats only."""
-    missing = k - top_TK.shape[1]
-    if missing:
-        top_TK = torch.nn.functional.pad(top_TK, (0, missing), value=OUTSIDE_VOCABULARY)
-        ids_TK = torch.nn.functional.pad(ids_TK, (0, missing), value=0)
-    scalars_TS = torch.cat([maximum_T, sum_T, moment_T, rest_T, next_T], dim=-1)
-    packed_TN = torch.cat([scalars_TS, top_TK, ids_TK.int().view(torch.float32)], dim=-1).contiguous()
+    missing = k - own.top_TK.shape[1]
+    top_TK = torch.nn.functional.pad(own.top_TK, (0, missing), value=OUTSIDE_VOCABULARY)
+    ids_TK = torch.nn.functional.pad(own.ids_TK, (0, missing), value=0)
+    packed_TN = torch.cat([*own[:5], top_TK, ids_TK.int().view(torch.float32)], dim=-1)
     ranks_TRN = gather(packed_TN).view(len(packed_TN), -1, packed_TN.shape[1])
     local_maximum_TR, local_sum_TR, local_moment_TR, local_rest_TR, next_TR = ranks_TRN[..., :5].unbind(-1)
     maximum_T = local_maximum_TR.amax(-1, keepdim=True)
-    scale_TR = (local_maximum_TR - maximum_T).exp()
-    sum_T = (local_sum_TR * scale_TR).sum(-1, keepdim=True)
     shift_TR = local_maximum_TR - maximum_T
-    moment_T = (scale_TR * (local_moment_TR + shift_TR * local_sum_TR)).sum(-1, keepdim=True)
+    scale_TR = shift_TR.exp()
 
     candidates_TN = ranks_TRN[..., 5 : 5 + k].flatten(1)
     candidate_ids_TN = ranks_TRN[..., 5 + k :].contiguous().view(torch.int32).flatten(1)
     top_TK, at_TK = candidates_TN.topk(k, dim=-1)
     unkept_TN = (candidates_TN - maximum_T).exp().scatter(1, at_TK, 0.0)
-    rest_T = (local_rest_TR * scale_TR).sum(-1, keepdim=True) + unkept_TN.sum(-1, keepdim=True)
-    return maximum_T, sum_T, moment_T, rest_T, next_TR.amax(-1, keepdim=True), top_TK, candidate_ids_TN.gather(1, at_TK)
+    return _Columns(
+        maximum_T=maximum_T,
+        sum_T=(local_sum_TR * scale_TR).sum(-1, keepdim=True),
+        moment_T=(scale_TR * (local_moment_TR + shift_TR * local_sum_TR)).sum(-1, keepdim=True),
+        rest_T=(local_rest_TR * scale_TR).sum(-1, keepdim=True) + unkept_TN.sum(-1, keepdim=True),
+        next_T=next_TR.amax(-1, keepdim=True),
+        top_TK=top_TK,
+        ids_TK=candidate_ids_TN.gather(1, at_TK),
+    )
