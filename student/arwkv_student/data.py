@@ -3,8 +3,9 @@
 Shape legend: B batch, T time, L layers, C model width, N stored entries of the batch.
 """
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,57 +13,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from arwkv_store import Dataset, Sample
-
-BLOCK_SAMPLES = 512
-
-
-@dataclass(frozen=True)
-class SampleOrder:
-    """The endless sequence of sample indices of a run, as a pure function of (seed, epoch).
-
-    Each epoch is a permutation of all samples, block by block: blocks of neighbouring samples in random order, shuffled
-    within a window of a few blocks, so that reads stay near each other. Which samples a step sees depends on nothing
-    else: not on the worker count, the world size, or where a run was interrupted.
-    """
-
-    samples: int
-    seed: int
-    block: int = BLOCK_SAMPLES
-
-    def epoch(self, epoch: int) -> NDArray[np.int64]:
-        """The permutation of `range(samples)` for one epoch."""
-        generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-        starts = generator.permutation(np.arange(0, self.samples, self.block))
-        windows = [starts[at : at + 8] for at in range(0, len(starts), 8)]
-        order = [
-            generator.permutation(
-                np.concatenate([np.arange(start, min(start + self.block, self.samples)) for start in window])
-            )
-            for window in windows
-        ]
-        return np.concatenate(order)
-
-    def indices(self, first: int, count: int) -> Iterator[int]:
-        """Sample indices at positions first .. first + count - 1 of the endless sequence."""
-        position, end = first, first + count
-        while position < end:
-            epoch, offset = divmod(position, self.samples)
-            for index in self.epoch(epoch)[offset : offset + end - position]:
-                yield int(index)
-                position += 1
+from arwkv_store.sampler import ShardSampler
 
 
 class OrderSampler(torch.utils.data.Sampler[int]):
-    """`SampleOrder` as the DataLoader wants it: the first `count` indices."""
+    """The first `count` indices of the store's endless order, one by one, as transformers' Trainer wants them.
 
-    def __init__(self, order: SampleOrder, count: int) -> None:
-        self.order, self.count = order, count
+    The order is a pure function of (seed, epoch), so worker count, world size and restarts change nothing; epochs
+    follow one another without a gap.
+    """
+
+    def __init__(self, shard_rows: Sequence[int] | NDArray[np.int64], count: int, seed: int) -> None:
+        self.count = count
+        epochs = math.ceil(count / int(np.sum(shard_rows)))
+        self._order = ShardSampler(shard_rows, batch_size=1, epochs=epochs, seed=seed)
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[int]:
-        return self.order.indices(0, self.count)
+        return (index for (index,) in itertools.islice(iter(self._order), self.count))
 
 
 class ShardSamples(torch.utils.data.Dataset[Sample]):

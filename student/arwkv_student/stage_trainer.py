@@ -13,7 +13,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import TensorBoardCallback
 
 from arwkv_store.progress import Progress
-from arwkv_student.data import OrderSampler, SampleOrder, ShardSamples, collate
+from arwkv_student.data import OrderSampler, ShardSamples, collate
 from arwkv_student.model import ArwkvForCausalLM
 from arwkv_student.run_folder import WHOLE, RunFolder, write_json
 from arwkv_student.settings import TrainSettings
@@ -94,7 +94,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
 
 
 class StageTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
-    """A Trainer whose batches are `collate`d samples in `SampleOrder`, whose checkpoints say when they are whole."""
+    """A Trainer over `collate`d samples in the store's order, whose checkpoints say when they are whole."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class StageTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
         evaluate: Evaluate | None = None,
     ) -> None:
         self.log_of_run = RunLog(run, plan, evaluate, settings.eval_every)
-        self.order = SampleOrder(len(samples), settings.seed)
+        self.shard_rows = samples.dataset.shard_rows
         self.bf16 = bf16
         super().__init__(
             model=model,
@@ -122,7 +122,7 @@ class StageTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
     def _get_train_sampler(self, train_dataset: Any = None) -> OrderSampler:
         args = self.args
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return OrderSampler(self.order, args.max_steps * per_step)
+        return OrderSampler(self.shard_rows, args.max_steps * per_step, args.data_seed)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
