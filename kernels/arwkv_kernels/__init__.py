@@ -1,6 +1,7 @@
 """The student's inner loops: the RWKV-7 recurrence and the distillation loss against sparse teacher distributions."""
 
-from arwkv_kernels.dispatch import BackendChoice, backend_for, wkv7, wkv7_step
+from arwkv_kernels.backends import BackendChoice, backend_for
+from arwkv_kernels.dispatch import wkv7, wkv7_step
 from arwkv_kernels.sparse_kl import linear_sparse_kl
 
 __all__ = ["BackendChoice", "backend_for", "linear_sparse_kl", "wkv7", "wkv7_step"]

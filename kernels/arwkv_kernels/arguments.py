@@ -44,18 +44,24 @@ def check_inputs(inputs: WkvInputs, axes: str) -> None:
             raise ValueError(f"wkv7: {name} is {tensor.dtype}; pass one of fp32, bf16, fp16, fp64")
 
 
-def sequence_offsets(shape: torch.Size, cu_seqlens: Tensor | None) -> list[int] | None:
+def check_packing(shape: torch.Size, cu_seqlens: Tensor | None) -> int:
+    """The number of sequences, after refusing offsets of the wrong kind; their values are not read."""
+    if cu_seqlens is None:
+        return shape[0]
+    if shape[0] != 1:
+        raise ValueError(f"wkv7: packed input has batch {shape[0]}; cu_seqlens needs batch 1, with sequences along T")
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2 or cu_seqlens.is_floating_point():
+        raise ValueError(f"wkv7: cu_seqlens is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}; pass integers [N + 1]")
+    return cu_seqlens.numel() - 1
+
+
+def sequence_offsets(length: int, cu_seqlens: Tensor | None) -> list[int] | None:
     """The packed sequences' bounds as a list [N + 1], or None for a padded batch.
 
-    Raises ValueError unless `cu_seqlens` rises from 0 to T and the batch is 1.
+    Raises ValueError unless `cu_seqlens` rises from 0 to `length`.
     """
     if cu_seqlens is None:
         return None
-    batch, length = shape[0], shape[1]
-    if batch != 1:
-        raise ValueError(f"wkv7: packed input has batch {batch}; cu_seqlens needs batch 1, with sequences along T")
-    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2 or cu_seqlens.is_floating_point():
-        raise ValueError(f"wkv7: cu_seqlens is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}; pass integers [N + 1]")
     offsets = [int(x) for x in cu_seqlens.tolist()]
     if offsets[0] != 0 or offsets[-1] != length or any(x > y for x, y in pairwise(offsets)):
         raise ValueError(f"wkv7: cu_seqlens {offsets} must rise from 0 to T={length}")

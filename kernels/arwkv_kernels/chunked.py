@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from arwkv_kernels.arguments import WkvInputs, lowest_log_decay
+from arwkv_kernels.arguments import WkvInputs
 from arwkv_kernels.reference import wkv7_recurrence
 
 CHUNK = 32
@@ -31,19 +31,19 @@ def chunk_for(lowest_w: float) -> int | None:
 
 
 def wkv7_chunked(
-    inputs: WkvInputs, state_NHKV: Tensor, offsets: list[int] | None, scale: float, chunk: int | None = None
+    inputs: WkvInputs, state_NHKV: Tensor, offsets: list[int] | None, scale: float, lowest_w: float, chunk: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Chunked where the decays allow it, else the loop. Inputs and state share one dtype; returns (o, final state).
+    """Chunked where the lowest log decay allows it, else the loop. Inputs and state share one dtype.
 
-    `chunk` forces a chunk size; the range check then does not apply.
+    `chunk` forces a chunk size. Returns (o, final state).
     """
-    chunk = chunk or chunk_for(lowest_log_decay(inputs.w))
+    size = chunk or chunk_for(lowest_w)
     run: Callable[[WkvInputs, Tensor, float], tuple[Tensor, Tensor]] = wkv7_recurrence
-    if chunk is not None:
-        size = chunk
+    if size is not None:
+        tokens = size
 
         def run(inputs: WkvInputs, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-            return _batch_in_chunks(inputs, state, scale, size)
+            return _batch_in_chunks(inputs, state, scale, tokens)
 
     if offsets is None:
         return run(inputs, state_NHKV, scale)

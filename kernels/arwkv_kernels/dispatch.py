@@ -1,9 +1,6 @@
-"""`wkv7` and `wkv7_step`: check the arguments, choose a backend, say which and why."""
+"""`wkv7` and `wkv7_step`: check the arguments, then run them on the backend that `backend_for` names."""
 
 from __future__ import annotations
-
-import importlib.util
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,63 +8,14 @@ from torch import Tensor
 from arwkv_kernels.arguments import (
     WkvInputs,
     check_inputs,
-    compute_dtype,
+    check_packing,
     lowest_log_decay,
     sequence_offsets,
     starting_state,
 )
+from arwkv_kernels.backends import backend_for
 from arwkv_kernels.chunked import wkv7_chunked
 from arwkv_kernels.reference import wkv7_reference, wkv7_step_torch
-
-# Two states of this size lie on a thread's stack: 1 MiB in fp64.
-LARGEST_COMPILED_HEAD = 256
-BACKENDS = ("auto", "reference", "torch", "cpu", "triton")
-
-
-@dataclass(frozen=True)
-class BackendChoice:
-    """Which backend runs, and the reason in words."""
-
-    name: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
-
-
-def backend_for(x: Tensor, *, backend: str = "auto", operation: str = "wkv7") -> BackendChoice:
-    """The backend that `operation` ("wkv7", "wkv7_step", "linear_sparse_kl") uses for a tensor like `x`, and why.
-
-    With a `backend` other than "auto" this is that backend, or a ValueError that says why it cannot run.
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f'{operation}: backend "{backend}" is not known; choose one of {", ".join(BACKENDS)}')
-    if backend != "auto":
-        if obstacle := _obstacle(backend, x, operation):
-            raise ValueError(f'{operation}: backend "{backend}" cannot run: {obstacle}; use backend="auto"')
-        return BackendChoice(backend, "asked for")
-    for candidate, praise in (("triton", "Triton kernels on a CUDA device"), ("cpu", "numba loops on the CPU")):
-        obstacle = _obstacle(candidate, x, operation)
-        if obstacle is None:
-            return BackendChoice(candidate, praise)
-        if candidate == ("triton" if x.is_cuda else "cpu"):
-            return BackendChoice("torch", f"no {candidate} backend: {obstacle}")
-    return BackendChoice("torch", f"plain torch is the only path on {x.device.type}")
-
-
-def _obstacle(backend: str, x: Tensor, operation: str) -> str | None:
-    """Why `backend` cannot run `operation` on `x`, or None if it can."""
-    if backend == "cpu":
-        if x.device.type != "cpu":
-            return f"the tensor is on {x.device.type}"
-        if operation != "wkv7":
-            return f"{operation} has no compiled loop"
-        if x.shape[-1] % 2 or x.shape[-1] > LARGEST_COMPILED_HEAD:
-            return f"head size {x.shape[-1]} is odd or above {LARGEST_COMPILED_HEAD}"
-        return None if importlib.util.find_spec("numba") else "numba is not installed (pip install numba)"
-    if backend == "triton":
-        return "not built"
-    return None
 
 
 def wkv7(
@@ -94,32 +42,36 @@ def wkv7(
     `initial_state`: [N, H, K, V], N = B without `cu_seqlens`; zeros where absent.
 
     Returns o [B, T, H, D] in v's dtype, and the final state [N, H, K, V] if `output_final_state`, else None.
-    `backend`: see `backend_for`. Raises ValueError for shapes, devices, decays or a backend that cannot be.
+    `backend`: see `backend_for`. Raises ValueError for shapes, devices, decays or a backend that cannot be. On
+    a GPU the values of `w` and `cu_seqlens` are not read, so as not to wait for it: they are taken to be right.
     Source: RWKV-7 "Goose", arXiv 2503.14456.
     """
     inputs = WkvInputs(r, w, k, v, a, b)
     check_inputs(inputs, "BTHD")
-    choice = backend_for(r, backend=backend)
-    offsets = sequence_offsets(r.shape, cu_seqlens)
-    state = starting_state(inputs, initial_state, r.shape[0] if offsets is None else len(offsets) - 1)
+    choice = backend_for(v, backend=backend)
+    state = starting_state(inputs, initial_state, check_packing(r.shape, cu_seqlens))
     with torch.autocast(r.device.type, enabled=False):
-        o, state = _run(choice.name, inputs, state, offsets, scale)
+        o, state = _run(choice.name, inputs, state, cu_seqlens, scale)
     return o.to(v.dtype), state if output_final_state else None
 
 
 def _run(
-    backend: str, inputs: WkvInputs, state: Tensor, offsets: list[int] | None, scale: float
+    backend: str, inputs: WkvInputs, state: Tensor, cu_seqlens: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
+    if backend == "triton":
+        from arwkv_kernels.triton.wkv7 import wkv7_triton
+
+        return wkv7_triton(inputs, state, cu_seqlens, scale)
+    lowest_w = lowest_log_decay(inputs.w)
+    offsets = sequence_offsets(inputs.r.shape[1], cu_seqlens)
     if backend == "reference":
         o, final_state = wkv7_reference(inputs, state, offsets, scale)
         return o, final_state.to(state.dtype)
     if backend == "cpu":
         from arwkv_kernels.compiled import wkv7_compiled
 
-        lowest_log_decay(inputs.w)
         return wkv7_compiled(inputs, state, offsets, scale)
-    inputs = WkvInputs(*(x.to(state.dtype) for x in inputs))
-    return wkv7_chunked(inputs, state, offsets, scale)
+    return wkv7_chunked(WkvInputs(*(x.to(state.dtype) for x in inputs)), state, offsets, scale, lowest_w)
 
 
 def wkv7_step(
@@ -136,12 +88,17 @@ def wkv7_step(
 ) -> tuple[Tensor, Tensor]:
     """One token of the recurrence, for decoding: inputs [B, H, D], state [B, H, K, V].
 
-    Returns (o [B, H, D] in v's dtype, the new state, fp32); `state` itself is left as it was.
+    Returns (o [B, H, D] in v's dtype, the new state, fp32); `state` itself is left as it was. Differentiable, in torch.
     """
     inputs = WkvInputs(r, w, k, v, a, b)
     check_inputs(inputs, "BHD")
-    backend_for(r, backend=backend, operation="wkv7_step")
+    choice = backend_for(v, backend=backend, operation="wkv7_step")
     state = starting_state(inputs, state, r.shape[0])
+    learning = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, state))
+    if choice.name == "triton" and not learning:
+        from arwkv_kernels.triton.wkv7_step import wkv7_step_triton
+
+        return wkv7_step_triton(inputs, state, scale)
     with torch.autocast(r.device.type, enabled=False):
-        o, new_state = wkv7_step_torch(WkvInputs(*(x.to(compute_dtype(r.dtype)) for x in inputs)), state, scale)
+        o, new_state = wkv7_step_torch(WkvInputs(*(x.to(state.dtype) for x in inputs)), state, scale)
     return o.to(v.dtype), new_state

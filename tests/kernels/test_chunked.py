@@ -13,8 +13,8 @@ from arwkv_kernels.chunked import chunk_for, wkv7_chunked
 @pytest.mark.parametrize("chunk", [4, 16, 32, 64])
 def test_chunk_sizes_agree(chunk: int, make_case: Callable[..., Any]) -> None:
     *inputs, state = (x.detach() for x in make_case(100).to(torch.float64).tensors)
-    whole, whole_final = wkv7_chunked(WkvInputs(*inputs), state, None, 1.0, chunk=10)
-    o, final = wkv7_chunked(WkvInputs(*inputs), state, None, 1.0, chunk=chunk)
+    whole, whole_final = wkv7_chunked(WkvInputs(*inputs), state, None, 1.0, -0.6, chunk=10)
+    o, final = wkv7_chunked(WkvInputs(*inputs), state, None, 1.0, -0.6, chunk=chunk)
     torch.testing.assert_close(o, whole)
     torch.testing.assert_close(final, whole_final)
 

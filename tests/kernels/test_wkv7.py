@@ -190,8 +190,8 @@ def test_bad_arguments_are_refused_in_words(
         broken(make_case(5).to(torch.float32)).run(backend)
 
 
-@pytest.mark.parametrize("offsets", [[0, 3, 2, 5], [1, 5], [0, 4], [5]])
+@pytest.mark.parametrize("offsets", [[0, 3, 2, 5], [1, 5], [0, 4], [5], [0.0, 5.0]])
 def test_offsets_that_do_not_rise_to_the_end_are_refused(offsets: list[int], make_case: MakeCase) -> None:
-    case = make_case(5, B=1).to(torch.float32)
+    *inputs, _ = make_case(5, B=1).to(torch.float32).tensors
     with pytest.raises(ValueError, match="cu_seqlens"):
-        type(case)(case.tensors, torch.tensor(offsets)).run("cpu")
+        wkv7(*inputs, cu_seqlens=torch.tensor(offsets))

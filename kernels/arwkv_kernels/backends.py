@@ -1,0 +1,85 @@
+"""Which backend runs an operation, and why."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "reference", "torch", "cpu", "triton")
+TRITON_HEAD_SIZES = (32, 64, 128)
+# Two states of this size lie on a thread's stack: 1 MiB in fp64.
+LARGEST_COMPILED_HEAD = 256
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """Which backend runs, and the reason in words."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def backend_for(x: Tensor, *, backend: str = "auto", operation: str = "wkv7") -> BackendChoice:
+    """The backend that `operation` uses for a tensor like `x`, and why.
+
+    `operation`: "wkv7" (x like r: [B, T, H, D]), "wkv7_step" ([B, H, D]), "linear_sparse_kl" (x like hidden) or
+    "topk_logsumexp" (x the logits). With a `backend` other than "auto" the answer is that backend, or a ValueError that
+    says why it cannot run.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f'{operation}: backend "{backend}" is not known; choose one of {", ".join(BACKENDS)}')
+    if backend != "auto":
+        if obstacle := _obstacle(backend, x, operation):
+            raise ValueError(f'{operation}: backend "{backend}" cannot run: {obstacle}; use backend="auto"')
+        return BackendChoice(backend, "asked for")
+    if x.is_cuda:
+        best, praise = "triton", "Triton kernels on a CUDA device"
+    elif x.device.type == "cpu" and operation == "wkv7":
+        best, praise = "cpu", "loops compiled by numba"
+    else:
+        return BackendChoice("torch", f"plain torch is the path of {operation} on {x.device.type}")
+    if obstacle := _obstacle(best, x, operation):
+        return BackendChoice("torch", f"no {best} backend: {obstacle}")
+    return BackendChoice(best, praise)
+
+
+def _obstacle(backend: str, x: Tensor, operation: str) -> str | None:
+    """Why `backend` cannot run `operation` on `x`, or None if it can."""
+    if backend == "cpu":
+        return _obstacle_to_numba(x, operation)
+    if backend == "triton":
+        return _obstacle_to_triton(x, operation)
+    if backend == "reference" and operation != "wkv7":
+        return f"{operation} has no fp64 loop"
+    return None
+
+
+def _obstacle_to_numba(x: Tensor, operation: str) -> str | None:
+    if operation != "wkv7":
+        return f"{operation} has no compiled loop"
+    if x.device.type != "cpu":
+        return f"the tensor is on {x.device.type}"
+    if x.shape[-1] % 2 or x.shape[-1] > LARGEST_COMPILED_HEAD:
+        return f"head size {x.shape[-1]} is odd or above {LARGEST_COMPILED_HEAD}"
+    return None if importlib.util.find_spec("numba") else "numba is not installed (pip install numba)"
+
+
+def _obstacle_to_triton(x: Tensor, operation: str) -> str | None:
+    if not importlib.util.find_spec("triton"):
+        return "triton is not installed (pip install triton)"
+    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the tensor is on {x.device.type} (only Triton's interpreter, TRITON_INTERPRET=1, runs there)"
+    if x.dtype == torch.float64:
+        return "fp64 has no Triton kernel"
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
+        return "the GPU is older than compute capability 8.0"
+    if operation.startswith("wkv7") and x.shape[-1] not in TRITON_HEAD_SIZES:
+        return f"head size {x.shape[-1]} has no configuration (there are {TRITON_HEAD_SIZES})"
+    return None
