@@ -44,9 +44,10 @@ def _dry_run(config: GenerateConfig) -> dict[str, Any]:
     from arwkv_producer.job import prepare, report_corpus
     from arwkv_producer.plan import costs, print_plan
 
-    job = prepare(config)
-    report_corpus(job)
-    document = costs(config, job.teacher, len(job.corpus.tokens), len(job.corpus), 0.0)
-    if not config.json:
-        print_plan(document)
-    return document
+    documents = {}
+    for job in prepare(config):
+        report_corpus(job)
+        documents[job.out] = costs(config, job.teacher, len(job.corpus.tokens), len(job.corpus), 0.0)
+        if not config.json:
+            print_plan(documents[job.out])
+    return documents

@@ -23,6 +23,8 @@ class CaptureConfig:
     """With `adaptive`: mass after which a position keeps no further candidates."""
     hidden_states: HiddenStates = "none"
     """`attention` outputs (stage `align` reads them), `boundaries` (what enters a layer), or the `final` state."""
+    logits_codec: Literal["exact", "compact"] = "exact"
+    """`exact` keeps fp32; `compact` rounds where the divergence hardly sees it, and takes a third of the bytes less."""
     layers: str = "all"
     """Whose hidden states: `all`, or layer numbers as in `0,4,8`."""
     hidden_dtype: Literal["bf16", "fp8", "int8"] = "bf16"
@@ -55,11 +57,19 @@ class GenerateConfig(CaptureConfig):
     """Run the teacher over a corpus and write shards; the same command continues where it stopped."""
 
     data: tuple[str, ...]
-    """Text: files, folders or globs of .jsonl and .txt."""
+    """Text: files, folders or globs of .jsonl, .json, .parquet, .csv, .arrow and .txt, or a Hub dataset's name."""
     out: str
     """The dataset's folder."""
-    field: str = "text"
-    """The JSON field that holds a document's text."""
+    split: str = "train"
+    """Which split of a Hub dataset."""
+    field: str = ""
+    """The field that holds a document: by default `text`, with `--chat` `messages`."""
+    chat: bool = False
+    """Documents are conversations: the teacher's chat template applies, and only assistant turns count in the loss."""
+    held_out: float = 0.0
+    """Fraction of the documents, chosen by their text, that goes into a second dataset, `OUT-held-out`."""
+    keep_duplicates: bool = False
+    """Keep documents whose text occurred before; by default they are left out and counted."""
     rank: int = 0
     """This process's number among `--world-size`; each makes its own parts of the same dataset."""
     world_size: int = 1
@@ -81,6 +91,7 @@ class GenerateConfig(CaptureConfig):
             0 <= self.rank < self.world_size,
             f"--rank {self.rank}: must be from 0 to {self.world_size - 1} with --world-size {self.world_size}",
         )
+        _require(0 <= self.held_out < 1, f"--held-out {self.held_out}: must be at least 0 and below 1")
         _require(self.step_tokens >= 1, f"--step-tokens {self.step_tokens}: must be at least 1")
         _require(0 < self.gpu_memory_fraction <= 1, f"--gpu-memory-fraction {self.gpu_memory_fraction}: from 0 to 1")
 

@@ -1,79 +1,146 @@
-"""Text documents from files: one per line of .jsonl, one per .txt file."""
+"""Text documents from files and Hub datasets, each knowing where it came from and what of it is to be learned."""
 
 import glob
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from arwkv_store.errors import NotFound, UsageError
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
+TABLE_FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".arrow": "arrow"}
+"""Read by Hugging Face `datasets`, under its name for the format."""
+KNOWN_SUFFIXES = (*TEXT_SUFFIXES, *JSON_LINES_SUFFIXES, *TABLE_FORMATS)
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
-class Document:
-    """A document's text and where it stands: `file.jsonl:12`, `file.txt`."""
+class Record:
+    """One line, row or file: its fields, and where it stands (`file.jsonl:12`)."""
 
-    text: str
+    fields: Mapping[str, Any]
     source: str
+    where: str
+    """The same for an error: with the whole path."""
+
+    def text(self, field: str) -> str:
+        """The string in a field. Raises UsageError naming the record where there is none."""
+        value = self.value(field)
+        if not isinstance(value, str):
+            raise UsageError(
+                f"{self.where}: field {field!r} is {type(value).__name__}, not a string; name another with --field"
+            )
+        return value
+
+    def value(self, field: str) -> Any:
+        """What is in a field. Raises UsageError naming the record where it has no such field."""
+        if field not in self.fields:
+            raise UsageError(
+                f"{self.where}: no field {field!r} (it has: {', '.join(self.fields)}); name another with --field"
+            )
+        return self.fields[field]
 
 
-def find_files(sources: Sequence[str]) -> list[Path]:
-    """The files that files, folders and globs name, each source's in sorted order.
+@dataclass(frozen=True)
+class HubDataset:
+    """A dataset on the Hub, or in its local cache."""
 
-    Raises NotFound for a source that names none, UsageError for a file of another kind.
+    name: str
+    split: str
+
+
+Source = Path | HubDataset
+
+
+def find_sources(names: Sequence[str], split: str) -> list[Source]:
+    """What files, folders, globs and Hub names stand for, files of one name in sorted order.
+
+    Raises NotFound for a name that stands for nothing, UsageError for a file of an unknown kind.
     """
-    found: list[Path] = []
-    for source in sources:
-        path = Path(source).expanduser()
+    found: list[Source] = []
+    for name in names:
+        path = Path(name).expanduser()
         if path.is_dir():
-            kinds = TEXT_SUFFIXES + JSON_LINES_SUFFIXES
-            files = sorted(file for file in path.rglob("*") if file.suffix in kinds and file.is_file())
+            files = sorted(file for file in path.rglob("*") if file.suffix in KNOWN_SUFFIXES and file.is_file())
         elif path.is_file():
             files = [path]
         else:
-            files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+            files = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
+        if not files and HUB_NAME.fullmatch(name) and path.suffix not in KNOWN_SUFFIXES:
+            found.append(HubDataset(name, split))
+            continue
         if not files:
-            raise NotFound(f"--data {source}: no such file, and no .jsonl or .txt file in such a folder or glob")
+            raise NotFound(f"--data {name}: no such file, and no {', '.join(KNOWN_SUFFIXES)} in such a folder or glob")
         found += files
-    for path in found:
-        if path.suffix not in TEXT_SUFFIXES + JSON_LINES_SUFFIXES:
-            raise UsageError(f"--data {path}: unknown kind of file; .jsonl and .txt are read")
+    for source in found:
+        if isinstance(source, Path) and source.suffix not in KNOWN_SUFFIXES:
+            raise UsageError(f"--data {source}: unknown kind of file; these are read: {', '.join(KNOWN_SUFFIXES)}")
     return found
 
 
-def read_documents(files: Sequence[Path], field: str) -> Iterator[Document]:
-    """Documents in the order of files and lines. Raises UsageError naming file and line of what cannot be read."""
-    for path in files:
+def read_records(sources: Sequence[Source], field: str) -> Iterator[Record]:
+    """Records in order; a text file is one record, its text in `field`. Raises UsageError naming file and line."""
+    for source in sources:
+        if isinstance(source, HubDataset):
+            yield from _read_hub(source)
+            continue
         try:
-            if path.suffix in TEXT_SUFFIXES:
-                yield Document(path.read_text(encoding="utf-8"), path.name)
+            if source.suffix in TEXT_SUFFIXES:
+                yield Record({field: source.read_text(encoding="utf-8")}, source.name, str(source))
+            elif source.suffix in JSON_LINES_SUFFIXES:
+                yield from _read_json_lines(source)
             else:
-                yield from _read_json_lines(path, field)
+                yield from _read_table(source)
         except UnicodeDecodeError as error:
-            raise UsageError(f"{path}: not UTF-8 at byte {error.start}; convert the file") from error
+            raise UsageError(f"{source}: not UTF-8 at byte {error.start}; convert the file") from error
         except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}; make the file readable") from error
+            raise UsageError(f"{source}: {error.strerror or error}; make the file readable") from error
 
 
-def _read_json_lines(path: Path, field: str) -> Iterator[Document]:
+def _read_json_lines(path: Path) -> Iterator[Record]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             where = f"{path}:{number}"
             try:
-                record = json.loads(line)
+                fields = json.loads(line)
             except ValueError as error:
                 raise UsageError(f"{where}: not JSON ({error}); mend or remove the line") from error
-            if not isinstance(record, dict) or field not in record:
-                known = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-                raise UsageError(f"{where}: no field {field!r} (it has: {known}); name the text's field with --field")
-            if not isinstance(record[field], str):
-                kind = type(record[field]).__name__
-                raise UsageError(
-                    f"{where}: field {field!r} is {kind}, not a string; name the text's field with --field"
-                )
-            yield Document(record[field], f"{path.name}:{number}")
+            if not isinstance(fields, dict):
+                raise UsageError(f"{where}: {type(fields).__name__}, not a JSON object; write one object a line")
+            yield Record(fields, f"{path.name}:{number}", where)
+
+
+def _read_table(path: Path) -> Iterator[Record]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(TABLE_FORMATS[path.suffix], data_files=str(path), split="train", streaming=True)
+        for number, fields in enumerate(rows, start=1):
+            yield Record(fields, f"{path.name}:{number}", f"{path}: row {number}")
+    except (ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UsageError(f"{path}: not readable as {TABLE_FORMATS[path.suffix]} ({_first_line(error)})") from error
+
+
+def _read_hub(source: HubDataset) -> Iterator[Record]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(source.name, split=source.split, streaming=True)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise NotFound(
+            f"--data {source.name} --split {source.split}: no such file, and no such dataset on the Hub "
+            f"({_first_line(error)})"
+        ) from error
+    for number, fields in enumerate(rows, start=1):
+        where = f"{source.name}/{source.split}:{number}"
+        yield Record(fields, where, where)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -29,7 +29,7 @@ def capture_info(config: CaptureConfig, teacher: Teacher) -> CaptureInfo:
         layers=chosen_layers(config.layers, config.hidden_states, teacher.layers),
         hidden_dtype=config.hidden_dtype,
         max_length=config.max_length,
-        logits_codec="exact" if keeps_candidates else "none",
+        logits_codec=config.logits_codec if keeps_candidates else "none",
     )
 
 

@@ -1,16 +1,17 @@
 """Everything that can be checked and computed before the teacher's weights load."""
 
+import hashlib
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from arwkv_producer.capture import CaptureSettings
 from arwkv_producer.config import GenerateConfig
+from arwkv_producer.conversations import chat_documents, plain_documents
 from arwkv_producer.corpus import Corpus, tokenise
-from arwkv_producer.documents import find_files, read_documents
+from arwkv_producer.documents import Source, find_sources, read_records
 from arwkv_producer.identity import dataset_info, require_fitting
 from arwkv_producer.teacher import Teacher, find_teacher, load_tokenizer, real_vocab_size, require_weights, weights_hash
 from arwkv_store import DatasetInfo
@@ -26,6 +27,7 @@ class Job:
     teacher: Teacher
     corpus: Corpus
     info: DatasetInfo
+    out: str
 
     def part_samples(self, part: int) -> range:
         """Sample ids of a part: a pure function of the dataset's identity."""
@@ -48,48 +50,64 @@ class Job:
         )
 
 
-def prepare(config: GenerateConfig) -> Job:
-    """Check teacher, flags, output and text, cheapest first. Raises UsageError or NotFound; writes nothing."""
+def prepare(config: GenerateConfig) -> list[Job]:
+    """Check teacher, flags, output and text, cheapest first; answers the main dataset's job, then the held-out one's.
+
+    Raises UsageError or NotFound; writes nothing.
+    """
     teacher = find_teacher(config.teacher)
-    files = find_files(config.data)
+    sources = find_sources(config.data, config.split)
     _require_writable(config.out)
     tokenizer = load_tokenizer(teacher)
     vocab_size = real_vocab_size(tokenizer)
     require_fitting(config, teacher, vocab_size)
     require_weights(teacher)
-    corpus = tokenise(read_documents(files, config.field), tokenizer, config.max_length)
-    if len(corpus) == 0:
-        raise UsageError(f"--data {' '.join(config.data)}: no text in {len(files)} files; name files that hold some")
-    description = f"{corpus.report.documents} documents of {', '.join(file.name for file in files[:3])}"
-    description += f" and {len(files) - 3} more" if len(files) > 3 else ""
-    info = dataset_info(
-        config,
-        teacher,
-        TokenizerInfo(hash=vocabulary_hash(tokenizer.get_vocab()), vocab_size=vocab_size),
-        corpus,
-        description,
-        weights_hash(teacher),
+    field = config.field or ("messages" if config.chat else "text")
+    records = read_records(sources, field)
+    corpora = tokenise(
+        chat_documents(records, field, tokenizer) if config.chat else plain_documents(records, field),
+        tokenizer,
+        config.max_length,
+        special_tokens=not config.chat,
+        keep_duplicates=config.keep_duplicates,
+        held_out=config.held_out,
     )
-    return Job(teacher=teacher, corpus=corpus, info=info)
+    if len(corpora[0]) == 0:
+        raise UsageError(f"--data {' '.join(config.data)}: no text in {len(sources)} sources; name some that hold text")
+    tokenizer_info = TokenizerInfo(hash=vocabulary_hash(tokenizer.get_vocab()), vocab_size=vocab_size)
+    teacher_hash, description = weights_hash(teacher), _description(config, sources, tokenizer)
+    return [
+        Job(teacher, corpus, dataset_info(config, teacher, tokenizer_info, corpus, description, teacher_hash), out)
+        for corpus, out in zip(corpora, (config.out, config.out.rstrip("/") + "-held-out"), strict=True)
+        if len(corpus)
+    ]
 
 
-def all_true(length: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """The loss mask of plain text: predicting every token counts."""
-    return np.ones(length, dtype=np.bool_)
+def _description(config: GenerateConfig, sources: list[Source], tokenizer: Any) -> str:
+    names = [source.name for source in sources]
+    described = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if config.held_out:
+        described += f"; held out {config.held_out}"
+    if config.chat:
+        described += f"; chat template {hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]}"
+    return described
 
 
 def report_corpus(job: Job) -> None:
     """Say on stderr what was read, what was cut and what was left out."""
     report = job.corpus.report
-    cut = (
-        f", {report.documents_cut:,} longer than {job.info.capture.max_length} tokens cut"
-        if report.documents_cut
-        else ""
-    )
-    empty = f", {report.documents_empty:,} empty left out" if report.documents_empty else ""
+    notes = [
+        f", {count:,} {what}"
+        for count, what in (
+            (report.documents_cut, f"longer than {job.info.capture.max_length} tokens cut"),
+            (report.documents_empty, "empty left out"),
+            (report.documents_duplicate, "duplicates left out"),
+        )
+        if count
+    ]
     print(
-        f"{report.documents:,} documents{cut}{empty}: {len(job.corpus):,} samples, {len(job.corpus.tokens):,} tokens "
-        f"in {job.info.corpus.parts:,} shards",
+        f"{job.out}: {report.documents:,} documents{''.join(notes)}: {len(job.corpus):,} samples, "
+        f"{len(job.corpus.tokens):,} tokens in {job.info.corpus.parts:,} shards",
         file=sys.stderr,
     )
 

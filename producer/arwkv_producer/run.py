@@ -5,23 +5,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.engine import EngineConfig, TeacherEngine, prepare_environment
-from arwkv_producer.identity import hidden_names
-from arwkv_producer.job import Job, all_true, prepare, report_corpus
-from arwkv_producer.samples import BadCapture, to_sample
+from arwkv_producer.job import Job, prepare, report_corpus
+from arwkv_producer.samples import BadCapture
 from arwkv_producer.shard_queue import ShardQueue
-from arwkv_store import Sample, ShardManifest, create_dataset
+from arwkv_producer.teacher_pass import TeacherPass
+from arwkv_store import ShardManifest, Writer, create_dataset
 from arwkv_store.errors import TryAgain
 from arwkv_store.progress import Progress
 
-CALL_TOKENS = 1 << 16
-"""Tokens sent to the engine in one call: enough to fill its steps, few enough that the bar moves."""
-BAD_IN_A_ROW = 5
-"""Samples without a usable answer after which the run gives up."""
+
+@dataclass
+class Work:
+    """One dataset's share of a run."""
+
+    job: Job
+    writer: Writer
+    missing: int
+    """Parts that nobody had committed when the run began."""
+    parts: list[int]
+    """Those that are this rank's to make."""
+    committed: list[ShardManifest] = field(default_factory=list)
+    capture_s: float = 0.0
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
@@ -32,93 +41,46 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     """
     began = time.monotonic()
     prepare_environment(config.tensor_parallel, config.verbose)
-    job = prepare(config)
-    report_corpus(job)
-    writer = create_dataset(config.out, job.info)
-    own = [part for part in writer.missing_parts() if part % config.world_size == config.rank]
-    committed: list[ShardManifest] = []
-    capture_s = 0.0
-    if own:
-        with _stop_requested() as stopping, _start_engine(config, job) as engine:
-            capture_began = time.monotonic()
-            total = sum(map(job.part_tokens, own))
-            with Progress("producer", total) as bar, ShardQueue(writer, _counting(bar, committed)) as shards:
-                failed = _capture_parts(job, engine, own, shards, bar, stopping)
-            capture_s = time.monotonic() - capture_began
-        if failed:
-            raise BadCapture(f"{len(failed)} shards not written; first: {next(iter(failed.values()))}")
-        if len(committed) < len(own):
-            raise TryAgain(f"stopped with {len(own) - len(committed)} shards to do; the same command continues")
-    return _summary(config, job, committed, seconds=time.monotonic() - began, capture_s=capture_s)
+    jobs = prepare(config)
+    for job in jobs:
+        report_corpus(job)
+    works = [_share(config, job) for job in jobs]
+    if any(work.parts for work in works):
+        with _stop_requested() as stopping, _start_engine(config, jobs[0]) as engine:
+            for work in works:
+                _capture(work, engine, stopping)
+    summary, *held_out = [_summary(work) for work in works]
+    return {**summary, "seconds": time.monotonic() - began, **({"held_out": held_out[0]} if held_out else {})}
 
 
-def _capture_parts(
-    job: Job, engine: TeacherEngine, parts: list[int], shards: ShardQueue, bar: Progress, stopping: Callable[[], bool]
-) -> dict[int, str]:
-    """Hand each part's samples to the writer. Answers the parts that could not be captured, with the reason."""
-    failed: dict[int, str] = {}
-    in_a_row = 0
-    for part in parts:
-        if stopping():
-            break
-        samples: list[Sample] = []
-        for sample in _capture_samples(job, engine, job.part_samples(part), bar):
-            if isinstance(sample, Sample):
-                in_a_row = 0
-                samples.append(sample)
-                continue
-            in_a_row += 1
-            failed.setdefault(part, str(sample))
-            print(f"producer: {sample}", file=sys.stderr)
-            if in_a_row == BAD_IN_A_ROW:
-                raise BadCapture(f"gave up after {BAD_IN_A_ROW} bad samples in a row; last: {sample}")
-        if part not in failed:
-            shards.put(part, samples)
-    return failed
+def _share(config: GenerateConfig, job: Job) -> Work:
+    writer = create_dataset(job.out, job.info)
+    missing = writer.missing_parts()
+    return Work(job, writer, len(missing), [part for part in missing if part % config.world_size == config.rank])
 
 
-def _capture_samples(job: Job, engine: TeacherEngine, ids: range, bar: Progress) -> Iterator[Sample | BadCapture]:
-    """A part's samples in order, captured in calls of about CALL_TOKENS; a bad one is tried once more by itself."""
-    for call in _calls(job, ids):
-        tokens = [job.corpus.sample_tokens(sample_id) for sample_id in call]
-        for sample_id, rows in zip(call, engine.capture(tokens, call), strict=True):
-            try:
-                yield _build(job, sample_id, rows)
-            except BadCapture:
-                (rows,) = engine.capture([job.corpus.sample_tokens(sample_id)], [sample_id])
-                try:
-                    yield _build(job, sample_id, rows)
-                except BadCapture as bad:
-                    yield bad
-        bar.advance(sum(map(len, tokens)))
-
-
-def _calls(job: Job, ids: range) -> Iterator[list[int]]:
-    call: list[int] = []
-    size = 0
-    for sample_id in ids:
-        call.append(sample_id)
-        size += len(job.corpus.sample_tokens(sample_id))
-        if size >= CALL_TOKENS:
-            yield call
-            call, size = [], 0
-    if call:
-        yield call
-
-
-def _build(job: Job, sample_id: int, rows: Any) -> Sample:
-    capture = job.info.capture
-    distribution = ("ids", "logprobs", "tail_logprob", "entropy", "true_logprob") if capture.top_k else ()
-    tokens = job.corpus.sample_tokens(sample_id)
-    return to_sample(
-        sample_id,
-        tokens,
-        all_true(len(tokens)),
-        job.corpus.sources[sample_id],
-        rows,
-        expected=(*distribution, *hidden_names(capture)),
-        top_p=capture.top_p,
-    )
+def _capture(work: Work, engine: TeacherEngine, stopping: Callable[[], bool]) -> None:
+    """Capture and commit the work's parts, and account for each of them."""
+    began = time.monotonic()
+    total = sum(map(work.job.part_tokens, work.parts))
+    with (
+        Progress("producer", total) as bar,
+        ShardQueue(work.writer, _counting(bar, work.committed)) as shards,
+    ):
+        teacher_pass = TeacherPass(work.job, engine, bar)
+        for part in work.parts:
+            if stopping():
+                break
+            samples = teacher_pass.capture_part(part)
+            if samples is not None:
+                shards.put(part, samples)
+    work.capture_s = time.monotonic() - began
+    if teacher_pass.failed:
+        first = next(iter(teacher_pass.failed.values()))
+        raise BadCapture(f"{len(teacher_pass.failed)} shards not written; first: {first}")
+    if len(work.committed) < len(work.parts):
+        left = len(work.parts) - len(work.committed)
+        raise TryAgain(f"{work.job.out}: stopped with {left} shards to do; the same command continues")
 
 
 def _start_engine(config: GenerateConfig, job: Job) -> TeacherEngine:
@@ -159,29 +121,27 @@ def _stop_requested() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _summary(
-    config: GenerateConfig, job: Job, committed: list[ShardManifest], seconds: float, capture_s: float
-) -> dict[str, Any]:
+def _summary(work: Work) -> dict[str, Any]:
     columns: dict[str, int] = {}
-    for manifest in committed:
+    for manifest in work.committed:
         for column, size_bytes in manifest.stats.bytes_by_column.items():
             columns[column] = columns.get(column, 0) + size_bytes
-    tokens = sum(manifest.tokens for manifest in committed)
+    corpus = work.job.info.corpus
+    tokens = sum(manifest.tokens for manifest in work.committed)
     return {
-        "dataset": config.out,
+        "dataset": work.job.out,
         "tokens": tokens,
-        "samples": sum(manifest.rows for manifest in committed),
-        "shards": len(committed),
-        "shards_present_before": job.info.corpus.parts - len(committed) if config.world_size == 1 else None,
-        "tokens_per_s": tokens / capture_s if capture_s else 0.0,
+        "samples": sum(manifest.rows for manifest in work.committed),
+        "shards": len(work.committed),
+        "shards_present_before": corpus.parts - work.missing,
+        "tokens_per_s": tokens / work.capture_s if tokens else 0.0,
         "bytes_by_column": columns,
-        "size_bytes": sum(manifest.size_bytes for manifest in committed),
-        "seconds": seconds,
-        "capture_s": capture_s,
+        "size_bytes": sum(manifest.size_bytes for manifest in work.committed),
+        "capture_s": work.capture_s,
         "corpus": {
-            **asdict(job.corpus.report),
-            "samples": len(job.corpus),
-            "tokens": len(job.corpus.tokens),
-            "shards": job.info.corpus.parts,
+            **asdict(work.job.corpus.report),
+            "samples": corpus.samples,
+            "tokens": corpus.tokens,
+            "shards": corpus.parts,
         },
     }

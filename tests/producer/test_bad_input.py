@@ -99,12 +99,12 @@ def test_missing_weights(producer: Producer, tiny_teacher: Path, tiny_corpus: Pa
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "no text in 1 files; name files that hold some"),
-        (['{"text": ""}'], "no text in 1 files; name files that hold some"),
+        ([], "no text in 1 sources"),
+        (['{"text": ""}'], "no text in 1 sources"),
         (['{"text": "a"}', "{oops"], "bad.jsonl:2: not JSON"),
-        (['{"text": "a"}', '{"body": "b"}'], "bad.jsonl:2: no field 'text' (it has: body); name the text's field"),
+        (['{"text": "a"}', '{"body": "b"}'], "bad.jsonl:2: no field 'text' (it has: body); name another with --field"),
         (['{"text": 3}'], "bad.jsonl:1: field 'text' is int, not a string"),
-        (['"text"'], "bad.jsonl:1: no field 'text' (it has: str)"),
+        (['"text"'], "bad.jsonl:1: str, not a JSON object"),
     ],
     ids=["empty file", "empty text", "not JSON", "no field", "not a string", "not an object"],
 )

@@ -1,0 +1,86 @@
+"""The teacher's pass over samples: engine calls of a good size, each answer checked, a bad one tried once more."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from arwkv_producer.identity import hidden_names
+from arwkv_producer.job import Job
+from arwkv_producer.samples import BadCapture, to_sample
+from arwkv_store import Sample
+from arwkv_store.progress import Progress
+
+CALL_TOKENS = 1 << 16
+"""Tokens sent to the engine in one call: enough to fill its steps, few enough that the bar moves."""
+BAD_IN_A_ROW = 5
+"""Samples without a usable answer after which the run gives up."""
+
+
+class TeacherPass:
+    """Captures parts of a job; counts bad samples over parts."""
+
+    def __init__(self, job: Job, engine: Any, bar: Progress) -> None:
+        self._job, self._engine, self._bar = job, engine, bar
+        self._bad_in_a_row = 0
+        self.failed: dict[int, BadCapture] = {}
+        """Parts that hold a bad sample, and what is wrong with it."""
+
+    def capture_part(self, part: int) -> list[Sample] | None:
+        """A part's samples in order, or None (and an entry in `failed`) where one is bad.
+
+        Raises BadCapture after BAD_IN_A_ROW bad samples in a row.
+        """
+        samples = []
+        for answer in self._answers(self._job.part_samples(part)):
+            if isinstance(answer, Sample):
+                self._bad_in_a_row = 0
+                samples.append(answer)
+                continue
+            self._bad_in_a_row += 1
+            self.failed.setdefault(part, answer)
+            print(f"producer: {answer}", file=sys.stderr)
+            if self._bad_in_a_row == BAD_IN_A_ROW:
+                raise BadCapture(f"gave up after {BAD_IN_A_ROW} bad samples in a row; last: {answer}")
+        return None if part in self.failed else samples
+
+    def _answers(self, ids: range) -> Iterator[Sample | BadCapture]:
+        for call in self._calls(ids):
+            tokens = [self._job.corpus.sample_tokens(sample_id) for sample_id in call]
+            for sample_id, rows in zip(call, self._engine.capture(tokens, call), strict=True):
+                yield self._checked(sample_id, rows)
+            self._bar.advance(sum(map(len, tokens)))
+
+    def _checked(self, sample_id: int, rows: Any) -> Sample | BadCapture:
+        try:
+            return self._build(sample_id, rows)
+        except BadCapture:
+            (rows,) = self._engine.capture([self._job.corpus.sample_tokens(sample_id)], [sample_id])
+        try:
+            return self._build(sample_id, rows)
+        except BadCapture as bad:
+            return bad
+
+    def _calls(self, ids: range) -> Iterator[list[int]]:
+        call: list[int] = []
+        size = 0
+        for sample_id in ids:
+            call.append(sample_id)
+            size += len(self._job.corpus.sample_tokens(sample_id))
+            if size >= CALL_TOKENS:
+                yield call
+                call, size = [], 0
+        if call:
+            yield call
+
+    def _build(self, sample_id: int, rows: Any) -> Sample:
+        capture, corpus = self._job.info.capture, self._job.corpus
+        distribution = ("ids", "logprobs", "tail_logprob", "entropy", "true_logprob") if capture.top_k else ()
+        return to_sample(
+            sample_id,
+            corpus.sample_tokens(sample_id),
+            corpus.sample_mask(sample_id),
+            corpus.sources[sample_id],
+            rows,
+            expected=(*distribution, *hidden_names(capture)),
+            top_p=capture.top_p,
+        )
