@@ -5,9 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arwkv_store import DatasetInfo
+from arwkv_store.errors import UsageError
+from arwkv_student.base import BaseCheckpoint, open_base
 from arwkv_student.config import active_mlp
-from arwkv_student.losses import distill_loss
+from arwkv_student.losses import Objective, distill_loss
 from arwkv_student.model import ArwkvForCausalLM
+from arwkv_student.settings import TrainSettings
 from arwkv_student.stage_trainer import StageTrainer
 
 
@@ -21,20 +25,46 @@ def choose_trained(model: ArwkvForCausalLM, trained: str) -> None:
 
 
 class DistillTrainer(StageTrainer):
-    """KL(teacher ‖ student) over the stored tokens and one bucket for the rest of the vocabulary."""
+    """KL(teacher ‖ student) over the stored tokens and one bucket for the rest of the vocabulary, or what is asked."""
 
-    vocab_size: int
-    temperature: float = 1.0
+    objective: Objective
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean over the positions that count, of a batch made by `collate`."""
-        loss_of_head = distill_loss(
-            inputs,
-            self.vocab_size,
-            temperature=self.temperature,
-            compute_dtype=torch.bfloat16 if self.bf16 else None,
-        )
-        outputs = model(input_ids=inputs["input_ids"], head_loss=loss_of_head)
+        outputs = model(input_ids=inputs["input_ids"], head_loss=distill_loss(inputs, self.objective))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+def distill_objective(
+    settings: TrainSettings, info: DatasetInfo, base: BaseCheckpoint, device: torch.device, bf16: bool
+) -> Objective:
+    """The settings' objective for these shards: exact from final hidden states, where there are no logits."""
+    head = None
+    if info.capture.logits == "none":
+        head = _teacher_head(settings, info, base).to(device, torch.bfloat16 if bf16 else torch.float32)
+    return Objective(
+        vocab_size=info.tokenizer.vocab_size,
+        divergence=settings.divergence,
+        temperature=settings.temperature,
+        ce_weight=settings.ce_weight,
+        teacher_head_VC=head,
+        compute_dtype=torch.bfloat16 if bf16 else None,
+    )
+
+
+def _teacher_head(settings: TrainSettings, info: DatasetInfo, base: BaseCheckpoint) -> Tensor:
+    """The frozen head that turns final hidden states into logits: the base's, or --teacher-head's."""
+    source = base if settings.teacher_head is None else open_base(settings.teacher_head)
+    if settings.divergence != "forward":
+        raise UsageError(f"divergence {settings.divergence!r} needs stored logits; final hidden states go with forward")
+    tied = source.config.get("tie_word_embeddings", False)
+    ((_, head_VC),) = source.tensors(["model.embed_tokens.weight" if tied else "lm_head.weight"])
+    if head_VC.shape[1] != info.teacher.hidden_size:
+        raise UsageError(
+            f"head of {source.name} is {head_VC.shape[1]} wide, the final hidden states {info.teacher.hidden_size}; "
+            f"name the teacher {info.teacher.model} as --teacher-head"
+        )
+    checked: Tensor = head_VC
+    return checked

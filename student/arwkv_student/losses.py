@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from arwkv_kernels import linear_sparse_kl
+from arwkv_student.divergences import DIVERGENCES, exact_kl, sparse_divergence
 from arwkv_student.model import HeadLoss
 
 
@@ -37,26 +39,69 @@ def relative_error_L(
     )
 
 
-def distill_loss(
-    batch: Mapping[str, Tensor], vocab_size: int, *, temperature: float = 1.0, compute_dtype: torch.dtype | None = None
-) -> HeadLoss:
-    """KL(teacher ‖ student) in nats with the tail as one more outcome, mean over the positions that count.
+@dataclass(frozen=True)
+class Objective:
+    """What stage distill minimises: (1 − ce_weight) · divergence from the teacher + ce_weight · cross-entropy."""
 
-    Goes into `ArwkvForCausalLM.forward(head_loss=…)`. The head's rows from `vocab_size` on are padding.
-    `compute_dtype`: of the product with the head; None keeps the hidden states' own.
+    vocab_size: int
+    """The head's rows from here on are padding and take no part."""
+    divergence: str = "forward"
+    """"forward", "reverse" or "adaptive" (see `arwkv_student.divergences`)."""
+    temperature: float = 1.0
+    """Softens teacher and student alike; the loss keeps its scale, τ² times the softened divergence."""
+    ce_weight: float = 0.0
+    """Share of the cross-entropy of the true next tokens."""
+    teacher_head_VC: Tensor | None = None
+    """With the teacher's head, and `final` hidden states in the batch, the KL is exact."""
+    compute_dtype: torch.dtype | None = None
+    """Of the products with the head; None keeps the hidden states' own."""
+
+
+def distill_loss(batch: Mapping[str, Tensor], objective: Objective) -> HeadLoss:
+    """The objective on a batch made by `collate`, in nats, mean over the positions that count.
+
+    Goes into `ArwkvForCausalLM.forward(head_loss=…)`. The tail counts as one more outcome.
     """
 
     def loss(hidden_BTC: Tensor, weight_VC: Tensor) -> Tensor:
-        dtype = compute_dtype or hidden_BTC.dtype
-        return linear_sparse_kl(
-            hidden_BTC.flatten(0, 1).to(dtype),
-            weight_VC[:vocab_size].to(dtype),
-            batch["ids"],
-            batch["logprobs"],
-            batch["counts"],
-            batch["tail_logprob"],
-            mask=batch["predicts"].flatten(),
-            temperature=temperature,
-        )
+        dtype = objective.compute_dtype or hidden_BTC.dtype
+        hidden_TC, weight_VC = hidden_BTC.flatten(0, 1).to(dtype), weight_VC[: objective.vocab_size].to(dtype)
+        terms = []
+        if objective.ce_weight < 1.0:
+            terms.append((1.0 - objective.ce_weight) * _divergence(hidden_TC, weight_VC, batch, objective))
+        if objective.ce_weight > 0.0:
+            terms.append(objective.ce_weight * _cross_entropy(hidden_TC, weight_VC, batch))
+        return sum(terms[1:], terms[0])
 
     return loss
+
+
+def _divergence(hidden_TC: Tensor, weight_VC: Tensor, batch: Mapping[str, Tensor], objective: Objective) -> Tensor:
+    temperature = objective.temperature
+    mask_T = batch["predicts"].flatten()
+    if objective.teacher_head_VC is not None:
+        final_TC = batch["final"].flatten(0, 1)
+        head_VC = objective.teacher_head_VC[: objective.vocab_size]
+        divergence = exact_kl(hidden_TC, weight_VC, final_TC, head_VC, mask_T, temperature=temperature)
+    elif objective.divergence == "forward":
+        sparse = (batch["ids"], batch["logprobs"], batch["counts"], batch["tail_logprob"])
+        divergence = linear_sparse_kl(hidden_TC, weight_VC, *sparse, mask=mask_T, temperature=temperature)
+    else:
+        formula = DIVERGENCES[objective.divergence]
+        divergence = sparse_divergence(hidden_TC, weight_VC, batch, formula, temperature=temperature)
+    return divergence * temperature**2
+
+
+def _cross_entropy(hidden_TC: Tensor, weight_VC: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """−log q of the true next tokens: the KL from a teacher that is sure of them."""
+    counts_T = torch.ones_like(batch["predicts"], dtype=torch.int64).flatten()
+    certain_T = torch.zeros_like(counts_T, dtype=torch.float32)
+    return linear_sparse_kl(
+        hidden_TC,
+        weight_VC,
+        batch["input_ids"].roll(-1, dims=1).flatten(),
+        certain_T,
+        counts_T,
+        certain_T - torch.inf,
+        mask=batch["predicts"].flatten(),
+    )

@@ -93,8 +93,16 @@ class TrainSettings(TimeMixSettings):
     """AdamW's weight decay, on matrices."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
+    rest_lr: float | None = None
+    """Peak learning rate of what is not a time mixer in stage distill (default: --distill-lr)."""
+    divergence: Literal["forward", "reverse", "adaptive"] = "forward"
+    """Distance from the teacher in stage distill."""
     temperature: float = 1.0
     """Temperature of stage distill."""
+    ce_weight: float = 0.0
+    """Share of the true tokens' cross-entropy in stage distill's loss."""
+    teacher_head: str | None = None
+    """Checkpoint whose head reads shards of final hidden states (default: the base's)."""
     trained: Literal["preset", "all", "frozen-mlp", "time-mix"] = "preset"
     """What stage distill trains: `arwkv` and `arwkv-from-32b` freeze the MLPs, the other presets train all."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
@@ -121,6 +129,7 @@ NOT_COMPARED = frozenset(
         "out",
         "shards",
         "base",
+        "teacher_head",
         "start_from",
         "eval_shards",
         "log_every",

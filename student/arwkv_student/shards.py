@@ -55,6 +55,9 @@ def require_fitting_hidden_states(base: BaseCheckpoint, info: DatasetInfo, uri: 
         )
 
 
-def align_columns(info: DatasetInfo) -> list[str]:
-    """The hidden-state columns that stage align reads."""
-    return [f"hidden.attn.{layer:03d}" for layer in range(info.teacher.num_hidden_layers)]
+def columns_of(stage: str, info: DatasetInfo) -> list[str]:
+    """The heavy columns that a stage reads."""
+    if stage == "align":
+        kind = "attn" if info.capture.hidden_states == "attention" else "boundary"
+        return [f"hidden.{kind}.{layer:03d}" for layer in range(info.teacher.num_hidden_layers)]
+    return ["logits"] if info.capture.logits != "none" else ["hidden.final"]

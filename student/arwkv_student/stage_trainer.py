@@ -30,6 +30,8 @@ class StagePlan:
     learning_rate: float
     tokens: int
     """Tokens that the steps are expected to hold."""
+    rest_learning_rate: float | None = None
+    """Of the parameters that are no time mixer's; None: the same."""
 
 
 class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
@@ -108,7 +110,8 @@ class StageTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
     ) -> None:
         self.log_of_run = RunLog(run, plan, evaluate, settings.eval_every)
         self.shard_rows = samples.dataset.shard_rows
-        self.bf16 = bf16
+        self.plan = plan
+        self.optimizer: torch.optim.Optimizer | None = None
         super().__init__(
             model=model,
             args=training_arguments(run.stage(plan.name), plan, settings, bf16),
@@ -124,6 +127,16 @@ class StageTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         return OrderSampler(self.shard_rows, args.max_steps * per_step, args.data_seed)
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW over time mixers and the rest, each with its rate; vectors do not decay."""
+        optimizer: torch.optim.Optimizer | None = self.optimizer
+        if optimizer is None:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = parameter_groups(self.model if model is None else model, self.plan, self.args.weight_decay)
+            optimizer = self.optimizer = optimizer_class(groups, **options)
+        assert optimizer is not None
+        return optimizer
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
@@ -134,6 +147,19 @@ class StageTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         raise NotImplementedError("a stage says what its loss is")
+
+
+def parameter_groups(model: torch.nn.Module, plan: StagePlan, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters that train, by learning rate and by whether they decay."""
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((".time_mix." in name, parameter.dim() >= 2), []).append(parameter)
+    rest = plan.learning_rate if plan.rest_learning_rate is None else plan.rest_learning_rate
+    return [
+        {"params": some, "lr": plan.learning_rate if mixes else rest, "weight_decay": weight_decay * is_matrix}
+        for (mixes, is_matrix), some in groups.items()
+    ]
 
 
 def _tensorboard(folder: Path) -> Any:

@@ -15,12 +15,12 @@ from arwkv_student.align import AlignTrainer, train_only_time_mixers
 from arwkv_student.base import BaseCheckpoint, open_base
 from arwkv_student.convert import convert, copy_tokenizer, student_config
 from arwkv_student.data import ShardSamples
-from arwkv_student.distill import DistillTrainer, choose_trained
+from arwkv_student.distill import DistillTrainer, choose_trained, distill_objective
 from arwkv_student.evaluate import evaluate
-from arwkv_student.model import ArwkvForCausalLM
+from arwkv_student.model import ArwkvConfig, ArwkvForCausalLM
 from arwkv_student.run_folder import RunFolder
 from arwkv_student.settings import NOT_COMPARED, TimeMixSettings, TrainSettings
-from arwkv_student.shards import align_columns, open_shards, require_fitting_hidden_states, require_same_tokenizer
+from arwkv_student.shards import columns_of, open_shards, require_fitting_hidden_states, require_same_tokenizer
 from arwkv_student.stage_trainer import Evaluate, StagePlan
 
 
@@ -33,6 +33,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     info = dataset.info
     require_same_tokenizer(base, info, settings.shards)
     stages = _stages(settings, base, info)
+    _student_config(base, settings)
     run = RunFolder(settings.out)
     run.claim(_identity(settings, base, dataset))
     held_out = _held_out(settings, base)
@@ -44,7 +45,9 @@ def train(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _stages(settings: TrainSettings, base: BaseCheckpoint, info: DatasetInfo) -> list[str]:
-    has_hidden, has_logits = info.capture.hidden_states != "none", info.capture.logits != "none"
+    hidden_states = info.capture.hidden_states
+    has_hidden = hidden_states in ("attention", "boundaries")
+    has_logits = info.capture.logits != "none" or hidden_states == "final"
     stages = [settings.stage] if settings.stage != "auto" else ["align"] * has_hidden + ["distill"] * has_logits
     if not stages or (stages == ["distill"] and not has_logits):
         raise UsageError(f"{settings.shards} holds no logits to distill from; capture with --logits top-k")
@@ -85,10 +88,9 @@ def _run_stage(
 ) -> dict[str, Any]:
     transformers.set_seed(settings.seed)
     model = _starting_student(stage, run, settings, base, before)
-    columns = align_columns(open_shards(settings.shards, []).info) if stage == "align" else ["logits"]
-    dataset = open_shards(settings.shards, columns)
+    dataset = open_shards(settings.shards, columns_of(stage, open_shards(settings.shards, []).info))
     plan = plan_stage(stage, settings, dataset)
-    trainer = make_trainer(model, dataset, run, plan, settings, held_out)
+    trainer = make_trainer(model, dataset, run, plan, settings, base, held_out)
     checkpoint = run.last_checkpoint(stage)
     run.forget_metrics_after(stage, int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -120,16 +122,18 @@ def make_trainer(
     run: RunFolder,
     plan: StagePlan,
     settings: TrainSettings,
+    base: BaseCheckpoint,
     held_out: Evaluate | None = None,
 ) -> AlignTrainer | DistillTrainer:
     """The trainer of one stage, with the parameters frozen that the stage leaves alone."""
-    common = (model, ShardSamples(dataset), run, plan, settings, uses_bf16(settings.dtype), held_out)
+    bf16 = uses_bf16(settings.dtype)
+    common = (model, ShardSamples(dataset), run, plan, settings, bf16, held_out)
     if plan.name == "align":
         train_only_time_mixers(model)
         return AlignTrainer(*common)
     choose_trained(model, settings.trained)
     trainer = DistillTrainer(*common)
-    trainer.vocab_size, trainer.temperature = dataset.info.tokenizer.vocab_size, settings.temperature
+    trainer.objective = distill_objective(settings, dataset.info, base, trainer.args.device, bf16)
     return trainer
 
 
@@ -141,7 +145,7 @@ def plan_stage(stage: str, settings: TrainSettings, dataset: Dataset) -> StagePl
     budget = budget or settings.tokens or round((settings.epochs or 1.0) * stored)
     steps = settings.steps or max(1, math.ceil(budget / per_step - 1e-9))
     rate = settings.align_lr if stage == "align" else settings.distill_lr
-    return StagePlan(stage, steps, rate, round(steps * per_step))
+    return StagePlan(stage, steps, rate, round(steps * per_step), settings.rest_lr if stage == "distill" else None)
 
 
 def _world_size() -> int:
@@ -152,10 +156,14 @@ def _world_size() -> int:
 
 def untrained_student(base: BaseCheckpoint, settings: TimeMixSettings, seed: int) -> ArwkvForCausalLM:
     """The student before any stage: `base` with fresh time mixers."""
+    transformers.set_seed(seed)
+    return convert(base, _student_config(base, settings)).model
+
+
+def _student_config(base: BaseCheckpoint, settings: TimeMixSettings) -> ArwkvConfig:
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(TimeMixSettings)}
     preset, layers = chosen.pop("preset"), chosen.pop("layers")
-    transformers.set_seed(seed)
-    return convert(base, student_config(base, preset, chosen, layers)).model
+    return student_config(base, preset, chosen, layers)
 
 
 def load_student(folder: Path) -> ArwkvForCausalLM:

@@ -74,10 +74,18 @@ def test_generate_continues_the_prompt(run: Path, capfd: pytest.CaptureFixture[s
     ],
 )
 def test_errors_are_one_line_with_exit_code_2(
-    arguments: list[str], message: str, tiny_shards: Path, tiny_teacher: Path, capfd: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tiny_shards: Path,
+    tiny_teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     code = student(*(word.format(shards=tiny_shards, teacher=tiny_teacher) for word in arguments))
     stderr = capfd.readouterr().err
     assert code == 2
     assert message in stderr
     assert len(stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())

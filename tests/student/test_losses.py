@@ -12,7 +12,7 @@ from arwkv_student.align import align_outputs
 from arwkv_student.base import open_base
 from arwkv_student.convert import convert, student_config
 from arwkv_student.data import collate
-from arwkv_student.losses import align_loss_L, distill_loss, relative_error_L
+from arwkv_student.losses import Objective, align_loss_L, distill_loss, relative_error_L
 from arwkv_student.model import ArwkvForCausalLM
 
 ROWS = [0, 3, 5, 9]
@@ -78,7 +78,7 @@ def test_distill_loss_from_shards_equals_the_live_teachers(
     student: ArwkvForCausalLM, teacher: Qwen2ForCausalLM, batch: dict[str, torch.Tensor]
 ) -> None:
     vocab, top_k = 500, 16
-    offline = student(input_ids=batch["input_ids"], head_loss=distill_loss(batch, vocab)).loss
+    offline = student(input_ids=batch["input_ids"], head_loss=distill_loss(batch, Objective(vocab))).loss
     with torch.no_grad():
         log_p, _, _ = live_forward(teacher, batch["input_ids"])
         log_q = student(batch["input_ids"]).logits
@@ -102,7 +102,7 @@ def test_padding_counts_in_neither_loss(student: ArwkvForCausalLM, tiny_shards: 
         return align_loss_L(*align_outputs(student, batch), batch["attention_mask"]).mean()
 
     def distill(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return student(input_ids=batch["input_ids"], head_loss=distill_loss(batch, 500)).loss
+        return student(input_ids=batch["input_ids"], head_loss=distill_loss(batch, Objective(500))).loss
 
     for loss, weight in ((align, "attention_mask"), (distill, "predicts")):
         weights = [float(batch[weight].sum()) for batch in apart]

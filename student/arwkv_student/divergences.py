@@ -1,0 +1,136 @@
+"""Other distances than the forward KL between stored distributions and the student, and the KL to an exact teacher.
+
+Teacher and student are distributions over a position's K stored tokens and one more outcome, the rest of the
+vocabulary. Logits exist for a chunk of positions at a time, and again in the backward pass (checkpointing): slower than
+`arwkv_kernels.linear_sparse_kl`, which is the forward KL's own path, but any formula of the two fits.
+
+Shape legend: T positions, t positions of a chunk, K stored tokens, V vocabulary, C model width, N stored entries.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+# fp32 logits held at once: 64 MiB.
+LOGITS_PER_CHUNK = 16 << 20
+# Stands for the teacher's log-probability of -inf, which the reverse direction would punish without end.
+LOWEST_LOG_PROBABILITY = -30.0
+
+# (log p, log q) [t, K + 1] -> divergence [t]
+Divergence = Callable[[Tensor, Tensor], Tensor]
+
+
+def forward_kl(log_p_tK: Tensor, log_q_tK: Tensor) -> Tensor:
+    """Σ p (log p − log q)."""
+    return (log_p_tK.exp() * (log_p_tK - log_q_tK)).sum(-1)
+
+
+def reverse_kl(log_p_tK: Tensor, log_q_tK: Tensor) -> Tensor:
+    """Σ q (log q − log p)."""
+    return forward_kl(log_q_tK, log_p_tK)
+
+
+def adaptive_kl(log_p_tK: Tensor, log_q_tK: Tensor, head_mass: float = 0.5) -> Tensor:
+    """Forward and reverse KL, weighed by where the two disagree (arXiv 2404.02657, eq. 9).
+
+    The teacher's likeliest tokens up to `head_mass` are its head: Σ|p − q| over the head weighs the forward KL, over
+    the rest the reverse.
+    """
+    p, q = log_p_tK.exp().detach(), log_q_tK.exp().detach()
+    sorted_p, order = p.sort(dim=-1, descending=True)
+    in_head = (sorted_p.cumsum(-1) - sorted_p < head_mass).gather(-1, order.argsort(-1))
+    gap = (p - q).abs()
+    head, rest = (gap * in_head).sum(-1), (gap * ~in_head).sum(-1)
+    share = head / (head + rest).clamp_min(1e-12)
+    return share * forward_kl(log_p_tK, log_q_tK) + (1 - share) * reverse_kl(log_p_tK, log_q_tK)
+
+
+DIVERGENCES: Mapping[str, Divergence] = {"forward": forward_kl, "reverse": reverse_kl, "adaptive": adaptive_kl}
+
+
+def sparse_divergence(
+    hidden_TC: Tensor,
+    weight_VC: Tensor,
+    batch: Mapping[str, Tensor],
+    divergence: Divergence,
+    *,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Mean of `divergence` in nats over the positions of `batch` (made by `collate`) that count, in fp32.
+
+    `temperature` softens the K + 1 outcomes of teacher and student alike.
+    """
+    counts_T = batch["counts"]
+    first_T = counts_T.cumsum(0) - counts_T
+    positions = batch["predicts"].flatten().nonzero().flatten()
+    total = hidden_TC.new_zeros((), dtype=torch.float32)
+    for at in torch.split(positions, max(1, LOGITS_PER_CHUNK // weight_VC.shape[0])):
+        index_tK = first_T[at, None] + torch.arange(int(counts_T[at].max()), device=at.device)
+        stored_tK = torch.arange(index_tK.shape[1], device=at.device) < counts_T[at, None]
+        index_tK = index_tK.clamp_max(len(batch["ids"]) - 1)
+        log_p_tK = torch.cat(
+            [batch["logprobs"][index_tK].masked_fill(~stored_tK, -torch.inf), batch["tail_logprob"][at, None]], dim=1
+        )
+        ids_tK = batch["ids"][index_tK].masked_fill(~stored_tK, 0)
+        total = total + checkpoint(
+            _chunk, hidden_TC[at], weight_VC, ids_tK, stored_tK, log_p_tK, divergence, temperature, use_reentrant=False
+        )
+    return total / max(1, len(positions))
+
+
+def _chunk(
+    hidden_tC: Tensor,
+    weight_VC: Tensor,
+    ids_tK: Tensor,
+    stored_tK: Tensor,
+    log_p_tK: Tensor,
+    divergence: Divergence,
+    temperature: float,
+) -> Tensor:
+    logits_tV = _logits(hidden_tC, weight_VC)
+    is_stored_tV = torch.zeros_like(logits_tV, dtype=torch.bool).scatter_(1, ids_tK, stored_tK)
+    # An id of 0 that only fills a row must not undo a stored 0.
+    is_stored_tV[:, 0] = ((ids_tK == 0) & stored_tK).any(1)
+    chosen_tK = logits_tV.gather(1, ids_tK).masked_fill(~stored_tK, -torch.inf)
+    rest_t1 = logits_tV.masked_fill(is_stored_tV, -torch.inf).logsumexp(-1, keepdim=True)
+    log_q_tK = _softened(torch.cat([chosen_tK, rest_t1], dim=1), temperature)
+    log_p_tK = _softened(log_p_tK, temperature).clamp_min(LOWEST_LOG_PROBABILITY)
+    total: Tensor = divergence(log_p_tK, log_q_tK).sum()
+    return total
+
+
+def _logits(hidden_tC: Tensor, weight_VC: Tensor) -> Tensor:
+    """In fp32: in bf16, a third of neighbouring logits would tie."""
+    with torch.autocast(hidden_tC.device.type, enabled=False):
+        return hidden_tC.float() @ weight_VC.float().T
+
+
+def _softened(logits_tK: Tensor, temperature: float) -> Tensor:
+    """Finite log-probabilities at a temperature; e^-10000 is 0."""
+    return (logits_tK / temperature).clamp_min(-1e4).log_softmax(-1)
+
+
+def exact_kl(
+    hidden_TC: Tensor, weight_VC: Tensor, final_TC: Tensor, teacher_weight_VC: Tensor, mask_T: Tensor, *,
+    temperature: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """KL(teacher ‖ student) over the whole vocabulary, mean over `mask_T`; the teacher is its final hidden states
+    (after the last norm) and its frozen head. The widths C of the two may differ."""
+    positions = mask_T.nonzero().flatten()
+    total = hidden_TC.new_zeros((), dtype=torch.float32)
+    for at in torch.split(positions, max(1, LOGITS_PER_CHUNK // weight_VC.shape[0])):
+        total = total + checkpoint(
+            _exact_chunk, hidden_TC[at], weight_VC, final_TC[at], teacher_weight_VC, temperature, use_reentrant=False
+        )
+    return total / max(1, len(positions))
+
+
+def _exact_chunk(
+    hidden_tC: Tensor, weight_VC: Tensor, final_tC: Tensor, teacher_weight_VC: Tensor, temperature: float
+) -> Tensor:
+    log_q_tV = (_logits(hidden_tC, weight_VC) / temperature).log_softmax(-1)
+    with torch.no_grad():
+        log_p_tV = (_logits(final_tC, teacher_weight_VC) / temperature).log_softmax(-1)
+    return forward_kl(log_p_tV, log_q_tV).sum()
