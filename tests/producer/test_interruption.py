@@ -1,0 +1,90 @@
+"""The command stopped and killed: what is committed stays, what is not is made again, bit for bit."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from arwkv_store import open_dataset
+from producer_captures import MAX_LENGTH
+
+
+@pytest.fixture
+def arguments(tiny_teacher: Path, tiny_corpus: Path) -> list[str]:
+    flags = f"--top-k 8 --hidden-states attention --layers 1 --max-length {MAX_LENGTH} --samples-per-shard 4 --json"
+    return ["--teacher", str(tiny_teacher), "--data", str(tiny_corpus), *flags.split()]
+
+
+def start(arguments: list[str], out: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", "from arwkv_producer.cli import main; main()", "generate", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*command, "--out", str(out)], env=environment, text=True, **pipes)
+
+
+def committed(out: Path) -> int:
+    return len(list(out.glob("shards/part-*.json")))
+
+
+def hashes(out: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("shards/*.arrow")}
+
+
+def wait_for_a_shard(process: "subprocess.Popen[str]", out: Path) -> None:
+    while committed(out) == 0:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+def test_sigterm_finishes_the_shard_and_the_same_command_continues(arguments: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    process = start(arguments, out)
+    wait_for_a_shard(process, out)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75, stderr
+    assert stderr.splitlines()[-1].endswith("shards to do; the same command continues")
+    assert stdout == ""
+    before = committed(out)
+    assert 0 < before < open_dataset(str(out)).info.corpus.parts
+
+    process = start(arguments, out)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    summary = json.loads(stdout)
+    assert (summary["shards_present_before"], summary["shards"]) == (before, summary["corpus"]["shards"] - before)
+    assert len(open_dataset(str(out))) == summary["corpus"]["samples"]
+    assert not any(word in stderr for word in ("Traceback", "WARNING", "INFO")), stderr
+
+
+@pytest.mark.crash
+@pytest.mark.timeout(1200)
+def test_killed_at_random_instants_it_ends_with_the_same_shards(arguments: list[str], tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    stdout, stderr = start(arguments, whole).communicate(timeout=200)
+    duration_s = json.loads(stdout)["capture_s"]
+    chance = random.Random(7)
+    out = tmp_path / "killed"
+    for kill in range(20):
+        if kill % 7 == 0:  # begin again, so that early instants are met too
+            out = tmp_path / f"killed-{kill}"
+        process = start(arguments, out)
+        if kill % 2:
+            wait_for_a_shard(process, out)
+            time.sleep(chance.uniform(0, duration_s / 4))
+        else:
+            time.sleep(chance.uniform(1, 25))
+        process.kill()
+        process.communicate()
+        for path in out.glob("shards/*.json"):
+            assert hashes(out)[path.stem + ".arrow"] == hashes(whole)[path.stem + ".arrow"]
+    stdout, stderr = start(arguments, out).communicate(timeout=200)
+    assert json.loads(stdout), stderr
+    assert hashes(out) == hashes(whole)
