@@ -13,20 +13,19 @@ from pathlib import Path
 def serving(*flags: str, cache: Path, environment: dict[str, str] | None = None) -> Iterator[tuple[str, int]]:
     """`api serve` as its own process; gives its address and process id, and ends it with SIGTERM, cleanly."""
     command = [sys.executable, "-m", "arwkv_api", "serve", "--port", "0", "--json", *flags]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache), **(environment or {})},
-    )
+    variables = {**os.environ, "XDG_CACHE_HOME": str(cache), **(environment or {})}
+    cache.mkdir(parents=True, exist_ok=True)
+    log = cache / "api.log"  # a file: nobody empties a pipe while the test asks
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=variables)
     assert process.stdout is not None
-    line = process.stdout.readline()
-    try:
-        assert line, process.communicate()[1]
-        yield json.loads(line)["url"], process.pid
-    finally:
-        process.terminate()
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert "Traceback" not in errors, errors
+    with process.stdout:
+        line = process.stdout.readline()
+        try:
+            assert line, log.read_text()
+            yield json.loads(line)["url"], process.pid
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+    assert process.returncode == 0, log.read_text()
+    assert "Traceback" not in log.read_text()

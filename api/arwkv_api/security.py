@@ -1,7 +1,7 @@
 """Who may do what: bearer keys with scopes, where any key is set."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
@@ -16,7 +16,7 @@ audit = logging.getLogger("arwkv_api.audit")
 _bearer = HTTPBearer(auto_error=False, description="A key made by `api key`, or the one given as --api-key.")
 
 
-def _caller(
+async def _caller(
     request: Request, service: ServiceDep, given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 ) -> frozenset[Scope]:
     """The scopes of the request's key; all of them where the service has no keys (it is on loopback then)."""
@@ -31,8 +31,8 @@ def _caller(
     return key.scopes
 
 
-def _require(scope: Scope) -> Callable[[Request, frozenset[Scope]], None]:
-    def check(request: Request, scopes: Annotated[frozenset[Scope], Depends(_caller)]) -> None:
+def _require(scope: Scope) -> Callable[[Request, frozenset[Scope]], Awaitable[None]]:
+    async def check(request: Request, scopes: Annotated[frozenset[Scope], Depends(_caller)]) -> None:
         if scope not in scopes:
             raise Forbidden(f"this key may not {scope}; ask the operator for one with scope {scope!r}")
         if scope == "write":

@@ -3,14 +3,12 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session
 
 from arwkv_api.config import Settings
 from arwkv_api.keyring import Keyring
@@ -65,18 +63,10 @@ class Service:
             self._stopping.wait(max(self.settings.scan_interval_s, took_s / BUSY_SHARE))
 
 
-def service_of(request: Request) -> Service:
-    """The application's service."""
+async def service_of(request: Request) -> Service:
+    """The application's service. Async, as a hop to another thread would cost more than this does."""
     service: Service = request.app.state.service
     return service
 
 
 ServiceDep = Annotated[Service, Depends(service_of)]
-
-
-def _session(service: ServiceDep) -> Iterator[Session]:
-    with Session(service.engine) as session:
-        yield session
-
-
-SessionDep = Annotated[Session, Depends(_session)]

@@ -22,7 +22,7 @@ from arwkv_api.parameters import Cursor, DatasetName, Limit
 from arwkv_api.problems import answers
 from arwkv_api.scan import scan_root
 from arwkv_api.security import Read, Write
-from arwkv_api.service import Service, ServiceDep, SessionDep
+from arwkv_api.service import Service, ServiceDep
 from arwkv_api.statistics import statistics
 from arwkv_api.tables import DatasetRow
 from arwkv_api.timeline import timeline_of
@@ -38,7 +38,6 @@ SCAN_WAIT_S = 10.0
 @router.get("", dependencies=[Read], responses=answers())
 def list_datasets(
     service: ServiceDep,
-    session: SessionDep,
     limit: Limit = 100,
     cursor: Cursor = None,
     sort: Annotated[str, Query(max_length=40, description="key to sort by; `-` in front reverses")] = "name",
@@ -47,27 +46,28 @@ def list_datasets(
     state: Annotated[DatasetState | None, Query(description="only datasets in this state")] = None,
 ) -> DatasetPage:
     """Datasets under the roots, withdrawn ones apart."""
-    wanted = DatasetFilter(contains, teacher, state)
-    rows, following = catalogue.list_datasets(session, service.settings.roots, wanted, sort, cursor, limit)
-    return DatasetPage(items=[dataset_summary(row) for row in rows], next_cursor=following)
+    with Session(service.engine) as session:
+        wanted = DatasetFilter(contains, teacher, state)
+        rows, following = catalogue.list_datasets(session, service.settings.roots, wanted, sort, cursor, limit)
+        return DatasetPage(items=[dataset_summary(row) for row in rows], next_cursor=following)
 
 
 @router.post("", dependencies=[Write], status_code=201, responses=answers(404))
-def register_dataset(
-    service: ServiceDep, session: SessionDep, registration: Registration, response: Response
-) -> Dataset:
+def register_dataset(service: ServiceDep, registration: Registration, response: Response) -> Dataset:
     """Index a folder under the roots now instead of at the next scan; a withdrawn dataset comes back."""
-    _scan_now(service, registration.name)
-    row = find_dataset(session, service.settings.roots, registration.name)
-    response.headers["Location"] = f"/v1/datasets/{row.name}"
-    return dataset_detail(row, _info(row))
+    with Session(service.engine) as session:
+        _scan_now(service, registration.name)
+        row = find_dataset(session, service.settings.roots, registration.name)
+        response.headers["Location"] = f"/v1/datasets/{row.name}"
+        return dataset_detail(row, _info(row))
 
 
 @router.get("/{name}", dependencies=[Read], responses=answers(404))
-def get_dataset(service: ServiceDep, session: SessionDep, name: DatasetName) -> Dataset:
+def get_dataset(service: ServiceDep, name: DatasetName) -> Dataset:
     """One dataset with its identity."""
-    row = find_dataset(session, service.settings.roots, name)
-    return dataset_detail(row, _info(row))
+    with Session(service.engine) as session:
+        row = find_dataset(session, service.settings.roots, name)
+        return dataset_detail(row, _info(row))
 
 
 @router.delete("/{name}", dependencies=[Write], status_code=204, responses=answers(404))
@@ -86,41 +86,44 @@ def withdraw_dataset(service: ServiceDep, name: DatasetName) -> None:
 
 
 @router.post("/{name}/reindex", dependencies=[Write], responses=answers(404))
-def reindex_dataset(service: ServiceDep, session: SessionDep, name: DatasetName) -> Dataset:
+def reindex_dataset(service: ServiceDep, name: DatasetName) -> Dataset:
     """Forget what is known of the dataset's shards and read every manifest again."""
-    find_dataset(session, service.settings.roots, name)
-    session.rollback()
-    _scan_now(service, name)
-    row = find_dataset(session, service.settings.roots, name)
-    return dataset_detail(row, _info(row))
+    with Session(service.engine) as session:
+        find_dataset(session, service.settings.roots, name)
+        session.rollback()
+        _scan_now(service, name)
+        row = find_dataset(session, service.settings.roots, name)
+        return dataset_detail(row, _info(row))
 
 
 @router.get("/{name}/manifest", dependencies=[Read], responses=answers(404), response_class=Response)
-def dataset_manifest(service: ServiceDep, session: SessionDep, name: DatasetName) -> Response:
+def dataset_manifest(service: ServiceDep, name: DatasetName) -> Response:
     """The raw bytes of dataset.json."""
-    row = find_dataset(session, service.settings.roots, name)
-    if not row.identity:
-        raise NotFound(f"dataset {name!r}: {row.problem}; restore its dataset.json")
-    return Response(row.identity, media_type="application/json")
+    with Session(service.engine) as session:
+        row = find_dataset(session, service.settings.roots, name)
+        if not row.identity:
+            raise NotFound(f"dataset {name!r}: {row.problem}; restore its dataset.json")
+        return Response(row.identity, media_type="application/json")
 
 
 @router.get("/{name}/stats", dependencies=[Read], responses=answers(404), response_model=DatasetStats)
-def dataset_stats(service: ServiceDep, session: SessionDep, name: DatasetName) -> Response:
+def dataset_stats(service: ServiceDep, name: DatasetName) -> Response:
     """Statistics over all committed shards."""
-    row = find_dataset(session, service.settings.roots, name)
-    return Response(row.stats or statistics(row).model_dump_json(), media_type="application/json")
+    with Session(service.engine) as session:
+        row = find_dataset(session, service.settings.roots, name)
+        return Response(row.stats or statistics(row).model_dump_json(), media_type="application/json")
 
 
 @router.get("/{name}/timeline", dependencies=[Read], responses=answers(404))
 def dataset_timeline(
     service: ServiceDep,
-    session: SessionDep,
     name: DatasetName,
     points: Annotated[int, Query(description="most points to answer", ge=2, le=1000)] = 200,
 ) -> Timeline:
     """How shards, tokens and bytes grew over time."""
-    row = find_dataset(session, service.settings.roots, name)
-    return Timeline(points=timeline_of(session, row.id, points))
+    with Session(service.engine) as session:
+        row = find_dataset(session, service.settings.roots, name)
+        return Timeline(points=timeline_of(session, row.id, points))
 
 
 def _info(row: DatasetRow) -> DatasetInfo | None:

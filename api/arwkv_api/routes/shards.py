@@ -16,7 +16,7 @@ from arwkv_api.parameters import LARGEST_ID, Cursor, DatasetName, Limit, Part
 from arwkv_api.problems import RangeNotSatisfiable, answers
 from arwkv_api.ranges import matches, requested_ranges
 from arwkv_api.security import Read
-from arwkv_api.service import Service, ServiceDep, SessionDep
+from arwkv_api.service import Service, ServiceDep
 from arwkv_api.tables import DatasetRow, ManifestRow
 from arwkv_api.transfer import FileResponse
 from arwkv_store.errors import CorruptShard, NotFound
@@ -37,7 +37,6 @@ Count = Annotated[int | None, Query(ge=0, le=LARGEST_ID)]
 @router.get("", dependencies=[Read], responses=answers(404))
 def list_shards(
     service: ServiceDep,
-    session: SessionDep,
     name: DatasetName,
     limit: Limit = 100,
     cursor: Cursor = None,
@@ -49,33 +48,37 @@ def list_shards(
     sample_id: Annotated[int | None, Query(ge=0, le=LARGEST_ID, description="only the shard with this sample")] = None,
 ) -> ShardPage:
     """The dataset's shards that have a manifest or, without `include=manifest`, had one."""
-    dataset = find_dataset(session, service.settings.roots, name)
-    wanted = ShardFilter(state, min_tokens, max_tokens, sample_id, with_manifest=include == "manifest")
-    rows, following = catalogue.list_shards(session, dataset, wanted, sort, cursor, limit)
-    raw = manifests_of(session, rows) if include == "manifest" else {}
-    return ShardPage(items=[shard_summary(row, raw.get(row.id)) for row in rows], next_cursor=following)
+    with Session(service.engine) as session:
+        dataset = find_dataset(session, service.settings.roots, name)
+        wanted = ShardFilter(state, min_tokens, max_tokens, sample_id, with_manifest=include == "manifest")
+        rows, following = catalogue.list_shards(session, dataset, wanted, sort, cursor, limit)
+        raw = manifests_of(session, rows) if include == "manifest" else {}
+        return ShardPage(items=[shard_summary(row, raw.get(row.id)) for row in rows], next_cursor=following)
 
 
 @router.get("/{part}", dependencies=[Read], responses=answers(404))
-def get_shard(service: ServiceDep, session: SessionDep, name: DatasetName, part: Part) -> Shard:
+def get_shard(service: ServiceDep, name: DatasetName, part: Part) -> Shard:
     """One shard."""
-    return shard_summary(find_shard(session, find_dataset(session, service.settings.roots, name), part))
+    with Session(service.engine) as session:
+        return shard_summary(find_shard(session, find_dataset(session, service.settings.roots, name), part))
 
 
 @router.get("/{part}/stats", dependencies=[Read], responses=answers(404, 500))
-def shard_stats(service: ServiceDep, session: SessionDep, name: DatasetName, part: Part) -> ShardStats:
+def shard_stats(service: ServiceDep, name: DatasetName, part: Part) -> ShardStats:
     """One shard's statistics, as its manifest has them."""
-    return _committed(service, session, name, part)[1].stats
+    with Session(service.engine) as session:
+        return _committed(service, session, name, part)[1].stats
 
 
 @router.get("/{part}/manifest", dependencies=[Read], responses=answers(404, 500), response_class=Response)
-def shard_manifest(service: ServiceDep, session: SessionDep, name: DatasetName, part: Part) -> Response:
+def shard_manifest(service: ServiceDep, name: DatasetName, part: Part) -> Response:
     """The raw bytes of the shard's manifest."""
-    shard = find_shard(session, find_dataset(session, service.settings.roots, name), part)
-    raw = session.get_one(ManifestRow, shard.id).raw
-    if shard.state == ShardState.MISSING or not raw:
-        raise NotFound(f"dataset {name!r}: part {part}: {shard.problem}; make the part again")
-    return Response(raw, media_type="application/json")
+    with Session(service.engine) as session:
+        shard = find_shard(session, find_dataset(session, service.settings.roots, name), part)
+        raw = session.get_one(ManifestRow, shard.id).raw
+        if shard.state == ShardState.MISSING or not raw:
+            raise NotFound(f"dataset {name!r}: part {part}: {shard.problem}; make the part again")
+        return Response(raw, media_type="application/json")
 
 
 @router.head("/{part}/data", dependencies=[Read], responses=DOWNLOADS, response_class=Response)

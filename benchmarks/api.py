@@ -1,0 +1,306 @@
+"""How fast the index service is: downloads beside nginx, statistics and lists of a large dataset, scanning, a million rows.
+
+python benchmarks/api.py [--shards 10000] [--rows 1000000] [--only downloads,requests,scan,rows] [--json]
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import numpy as np
+from sqlalchemy import insert
+from sqlalchemy.orm import Session
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from api_serving import serving
+from arwkv_api.catalogue import ShardFilter, find_dataset, list_shards
+from arwkv_api.database import connect
+from arwkv_api.scan import scan_root
+from arwkv_api.tables import DatasetRow, ShardRow
+from arwkv_api.timeline import timeline_of
+from arwkv_store import ShardManifest, create_dataset
+from arwkv_store.manifest import data_file_name, manifest_name
+from store_examples import example_dataset_info, write_example_dataset
+
+CLIENTS = 8
+RANGE_BYTES = 8 << 20
+FILE_BYTES = 256 << 20
+ROUND_S = 4.0
+ROUNDS = 3
+RATE_PER_S = 200
+LOAD_S = 10.0
+
+Results = dict[str, float]
+
+
+def main() -> None:
+    """Measure what was asked for and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, default=10_000)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--only", default="downloads,scan,requests,rows")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    parts = asked.only.split(",")
+    results: Results = {}
+    with tempfile.TemporaryDirectory(prefix="arwkv-bench-") as folder:
+        if "downloads" in parts:
+            results |= downloads(Path(folder))
+        if "scan" in parts or "requests" in parts:
+            root = make_shards(Path(folder) / "many", asked.shards)
+            if "scan" in parts:
+                results |= scanning(Path(folder), root)
+            if "requests" in parts:
+                results |= asyncio.run(requests(Path(folder), root))
+        if "rows" in parts:
+            results |= million(Path(folder), asked.rows)
+    print(json.dumps(results, indent=2) if asked.json else "\n".join(f"{k:44} {v:12,.3f}" for k, v in results.items()))
+
+
+def make_shards(root: Path, shards: int) -> Path:
+    """A dataset of many committed parts, whose data files are one file under many names."""
+    info = example_dataset_info(samples=4 * shards, layers=())
+    write_example_dataset(root / "many", info=info, parts=[0])
+    folder = root / "many" / "shards"
+    first = ShardManifest.from_bytes((folder / manifest_name(0)).read_bytes(), "first")
+    for part in range(1, shards):
+        name = data_file_name(part, "rows")
+        os.link(folder / data_file_name(0, "rows"), folder / name)
+        files = {"rows": first.files["rows"].model_copy(update={"name": name})}
+        ids = {"first_sample_id": 4 * part, "last_sample_id": 4 * part + 3}
+        (folder / manifest_name(part)).write_bytes(
+            first.model_copy(update={"part": part, "files": files, **ids}).to_bytes()
+        )
+    return root
+
+
+def scanning(folder: Path, root: Path) -> Results:
+    """Seconds to index all manifests, and to look at them again when nothing changed."""
+    engine = connect(f"sqlite:///{folder / 'scan.sqlite3'}")
+    begun = time.perf_counter()
+    scan_root(engine, root)
+    first_s = time.perf_counter() - begun
+    begun = time.perf_counter()
+    scan_root(engine, root)
+    again_s = time.perf_counter() - begun
+    engine.dispose()
+    return {"index_s": first_s, "rescan_unchanged_s": again_s}
+
+
+async def requests(folder: Path, root: Path) -> Results:
+    """Latencies of the dataset's statistics and of list pages at a fixed rate, whatever the answers take."""
+    results: Results = {}
+    paths = {
+        "stats": "/v1/datasets/many/stats",
+        "list_first_page": "/v1/datasets/many/shards?limit=100",
+        "list_sorted_page": "/v1/datasets/many/shards?limit=100&sort=-tokens&min_tokens=1",
+    }
+    with serving("--root", str(root), cache=folder / "cache") as (url, _):
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64)) as session:
+            while (await (await session.get(f"{url}/v1/datasets/many")).json())["shards"] < len(
+                list((root / "many" / "shards").glob("*.json"))
+            ):
+                await asyncio.sleep(1)
+            for name, path in paths.items():
+                latencies_ms = await _load(session, url + path)
+                results[f"{name}_p50_ms"] = float(np.quantile(latencies_ms, 0.5))
+                results[f"{name}_p99_ms"] = float(np.quantile(latencies_ms, 0.99))
+    return results
+
+
+async def _load(session: aiohttp.ClientSession, url: str) -> list[float]:
+    async def one(at_s: float) -> float:
+        await asyncio.sleep(max(at_s - time.perf_counter(), 0))
+        async with session.get(url) as answer:
+            assert answer.status == 200
+            await answer.read()
+        return (time.perf_counter() - at_s) * 1000
+
+    for _ in range(20):
+        await one(time.perf_counter())
+    begun = time.perf_counter() + 0.1
+    return await asyncio.gather(*(one(begun + i / RATE_PER_S) for i in range(int(RATE_PER_S * LOAD_S))))
+
+
+def million(folder: Path, rows: int) -> Results:
+    """Latencies of the index alone, in-process, over a dataset of very many shards."""
+    engine = connect(f"sqlite:///{folder / 'rows.sqlite3'}")
+    _fill(engine, folder, rows)
+    roots = (folder,)
+    rng = np.random.default_rng(0)
+    results: Results = {}
+    with Session(engine) as session:
+        dataset = find_dataset(session, roots, "huge")
+        deep = list_shards(session, dataset, ShardFilter(), "-tokens", None, 100)[1]
+        for _ in range(50):
+            deep = list_shards(session, dataset, ShardFilter(), "-tokens", deep, 1000)[1]
+        cases = {
+            "rows_list_sorted": lambda: list_shards(session, dataset, ShardFilter(), "-tokens", deep, 100),
+            "rows_filter_tokens": lambda: list_shards(
+                session, dataset, ShardFilter(min_tokens=999_000), "part", None, 100
+            ),
+            "rows_filter_state": lambda: list_shards(session, dataset, ShardFilter(state="corrupt"), "part", None, 100),
+            "rows_find_sample": lambda: list_shards(
+                session, dataset, ShardFilter(sample_id=int(rng.integers(4 * rows))), "part", None, 10
+            ),
+            "rows_stats": lambda: find_dataset(session, roots, "huge").stats,
+            "rows_timeline": lambda: timeline_of(session, dataset.id, 200),
+        }
+        for name, ask in cases.items():
+            took_ms = []
+            for _ in range(30):
+                session.expire_all()
+                begun = time.perf_counter()
+                ask()
+                took_ms.append((time.perf_counter() - begun) * 1000)
+            results[f"{name}_p99_ms"] = float(np.quantile(took_ms, 0.99))
+    engine.dispose()
+    return results
+
+
+def _fill(engine, folder: Path, rows: int) -> None:  # type: ignore[no-untyped-def]  # sqlalchemy.Engine
+    rng = np.random.default_rng(0)
+    with Session(engine) as session, session.begin():
+        dataset = DatasetRow(
+            name="huge", root=str(folder), folder=str(folder), state="ready", identity=b"{}", dataset_hash="", teacher="t",
+            identity_mtime_ns=0, parts=rows, shards=rows, created_at_s=0.0, updated_at_s=0.0, stats="{}",
+        )  # fmt: skip
+        session.add(dataset)
+        session.flush()
+        for start in range(0, rows, 20_000):
+            tokens = rng.integers(1, 1_000_000, 20_000)
+            session.execute(
+                insert(ShardRow),
+                [
+                    {
+                        "dataset_id": dataset.id, "part": part, "state": "corrupt" if part % 1000 == 7 else "committed",
+                        "samples": 4, "tokens": int(tokens[part - start]), "size_bytes": 1000, "first_sample_id": 4 * part,
+                        "last_sample_id": 4 * part + 3, "entropy_mean": 1.0, "tail_mass_mean": 0.1,
+                        "committed_at_s": float(part), "fingerprint": "0" * 32,
+                    }
+                    for part in range(start, min(start + 20_000, rows))
+                ],
+            )  # fmt: skip
+
+
+def downloads(folder: Path) -> Results:
+    """Bytes per second of ranges by eight clients, this service and nginx in turn, and the service's memory."""
+    root = folder / "big"
+    writer = create_dataset(root / "big", example_dataset_info(samples=4, layers=()))
+    del writer
+    write_example_dataset(root / "big", info=example_dataset_info(samples=4, layers=()))
+    shards = root / "big" / "shards"
+    path = shards / data_file_name(0, "rows")
+    _inflate(shards, path)
+    results: Results = {}
+    for workers in (1, 2):
+        flags = ["--root", str(root), "--workers", str(workers)]
+        with serving(*flags, cache=folder / f"cache{workers}") as (url, pid), _nginx(folder, shards, workers) as nginx:
+            before = _peak_bytes(pid)
+            ours, theirs = [], []
+            for _ in range(ROUNDS):
+                ours.append(_pull(f"{url}/v1/datasets/big/shards/0/data"))
+                theirs.append(_pull(f"{nginx}/{path.name}"))
+            results[f"download_api_{workers}_GB_per_s"] = float(np.median(ours)) / 1e9
+            results[f"download_nginx_{workers}_GB_per_s"] = float(np.median(theirs)) / 1e9
+            results[f"download_ratio_{workers}"] = float(np.median(np.array(ours) / np.array(theirs)))
+            results[f"download_memory_growth_{workers}_MiB"] = (_peak_bytes(pid) - before) / (1 << 20)
+    return results
+
+
+def _inflate(shards: Path, path: Path) -> None:
+    """Make part 0's file large: the service checks the size that the manifest says, its reader would check the rest."""
+    manifest = ShardManifest.from_bytes((shards / manifest_name(0)).read_bytes(), "part 0")
+    with path.open("r+b") as file:
+        for start in range(0, FILE_BYTES, 1 << 20):
+            file.seek(start)
+            file.write(os.urandom(1 << 20))
+    info = manifest.files["rows"]
+    grown = info.footer.model_copy(update={"length": info.footer.length + FILE_BYTES - info.size_bytes})
+    files = {"rows": info.model_copy(update={"size_bytes": FILE_BYTES, "footer": grown})}
+    (shards / manifest_name(0)).write_bytes(manifest.model_copy(update={"files": files}).to_bytes())
+
+
+def _pull(url: str) -> float:
+    """Bytes per second that all clients together receive."""
+    context = get_context("spawn")
+    with context.Pool(CLIENTS) as pool:
+        pool.map(_client, [(url, 0.2)] * CLIENTS)  # everyone has started
+        begun = time.perf_counter()
+        received = sum(pool.map(_client, [(url, ROUND_S)] * CLIENTS, chunksize=1))
+        return received / (time.perf_counter() - begun)
+
+
+def _client(job: tuple[str, float]) -> int:
+    import socket
+
+    url, seconds = job
+    place = urlsplit(url)
+    assert place.hostname is not None
+    rng = np.random.default_rng(os.getpid())
+    buffer, received = memoryview(bytearray(1 << 20)), 0
+    with socket.create_connection((place.hostname, place.port or 80)) as connection:
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            start = int(rng.integers(0, FILE_BYTES - RANGE_BYTES))
+            lines = [f"GET {place.path} HTTP/1.1", "Host: x", f"Range: bytes={start}-{start + RANGE_BYTES - 1}", "", ""]
+            connection.sendall("\r\n".join(lines).encode())
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += connection.recv(4096)
+            assert b" 206 " in head.split(b"\r\n")[0], head
+            left = RANGE_BYTES - len(head.split(b"\r\n\r\n", 1)[1])
+            while left:
+                left -= connection.recv_into(buffer, min(left, len(buffer)))
+            received += RANGE_BYTES
+    return received
+
+
+@contextmanager
+def _nginx(folder: Path, shards: Path, workers: int) -> Iterator[str]:
+    binary = shutil.which("nginx") or "/usr/sbin/nginx"
+    if not Path(binary).exists():
+        raise SystemExit("nginx: not found; install it (apt-get install nginx-light) or leave out downloads")
+    port = 18_500 + workers
+    place = folder / f"nginx{workers}"
+    place.mkdir()
+    config = f"""daemon off; user root; worker_processes {workers}; pid {place}/pid; error_log {place}/errors;
+    events {{ worker_connections 64; }}
+    http {{ sendfile on; tcp_nopush on; access_log off; client_body_temp_path {place}; proxy_temp_path {place};
+    fastcgi_temp_path {place}; uwsgi_temp_path {place}; scgi_temp_path {place};
+    server {{ listen 127.0.0.1:{port}; root {shards}; }} }}"""
+    (place / "nginx.conf").write_text(config)
+    process = subprocess.Popen([binary, "-c", str(place / "nginx.conf"), "-p", str(place)])
+    try:
+        time.sleep(1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _peak_bytes(pid: int) -> int:
+    """Peak resident memory of a process and its children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return sum(_status_bytes(one) for one in (str(pid), *children))
+
+
+def _status_bytes(pid: str) -> int:
+    lines: Sequence[str] = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+if __name__ == "__main__":
+    main()
