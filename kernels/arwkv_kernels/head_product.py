@@ -16,36 +16,48 @@ from torch import Tensor
 ROWS_PER_BLOCK = 8192
 
 
+def _blocks(weight_VC: Tensor) -> Iterator[slice]:
+    for start in range(0, weight_VC.shape[0], ROWS_PER_BLOCK):
+        yield slice(start, min(start + ROWS_PER_BLOCK, weight_VC.shape[0]))
+
+
 def _raised_blocks(weight_VC: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    rows = weight_VC.shape[0] if weight_VC.dtype == dtype else ROWS_PER_BLOCK
-    for start in range(0, weight_VC.shape[0], max(1, rows)):
-        block = slice(start, min(start + rows, weight_VC.shape[0]))
+    if weight_VC.dtype == dtype:
+        yield slice(0, weight_VC.shape[0]), weight_VC
+        return
+    for block in _blocks(weight_VC):
         yield block, weight_VC[block].to(dtype)
+
+
+def _multiplies_in_half(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
 
 
 def head_logits(hidden_tC: Tensor, weight_VC: Tensor, out: Tensor) -> Tensor:
     """hidden @ weightᵀ, written to `out` [t, V] (contiguous, fp32 or fp64), which is returned."""
-    if hidden_tC.is_cuda and hidden_tC.dtype == weight_VC.dtype and hidden_tC.dtype != out.dtype:
-        return torch.mm(hidden_tC, weight_VC.mT, out_dtype=out.dtype, out=out)
+    if _multiplies_in_half(weight_VC):
+        return torch.mm(hidden_tC.to(weight_VC.dtype), weight_VC.mT, out_dtype=out.dtype, out=out)
     hidden_tC = hidden_tC.to(out.dtype)
     for block, weight_block in _raised_blocks(weight_VC, out.dtype):
         torch.mm(hidden_tC, weight_block.mT, out=out[:, block])
     return out
 
 
-def times_head(d_logits_tV: Tensor, weight_VC: Tensor) -> Tensor:
-    """d_logits @ weight: the gradient of the hidden states [t, C], in d_logits' dtype."""
-    if d_logits_tV.is_cuda and weight_VC.dtype != d_logits_tV.dtype:
-        return torch.mm(d_logits_tV.to(weight_VC.dtype), weight_VC, out_dtype=d_logits_tV.dtype)
-    d_hidden_tC = d_logits_tV.new_zeros(d_logits_tV.shape[0], weight_VC.shape[1])
-    for block, weight_block in _raised_blocks(weight_VC, d_logits_tV.dtype):
+def times_head(d_logits_tV: Tensor, weight_VC: Tensor, dtype: torch.dtype) -> Tensor:
+    """d_logits @ weight: the gradient of the hidden states [t, C], in `dtype` (fp32 or fp64)."""
+    if _multiplies_in_half(weight_VC):
+        return torch.mm(d_logits_tV.to(weight_VC.dtype), weight_VC, out_dtype=dtype)
+    d_hidden_tC = torch.zeros(d_logits_tV.shape[0], weight_VC.shape[1], dtype=dtype, device=weight_VC.device)
+    for block, weight_block in _raised_blocks(weight_VC, dtype):
         d_hidden_tC.addmm_(d_logits_tV[:, block], weight_block)
     return d_hidden_tC
 
 
 def accumulate_weight_gradient(d_weight_VC: Tensor, d_logits_tV: Tensor, hidden_tC: Tensor) -> None:
-    """d_weight += d_logitsᵀ @ hidden."""
-    if hidden_tC.is_cuda and hidden_tC.dtype != d_logits_tV.dtype:
-        d_weight_VC += torch.mm(d_logits_tV.to(hidden_tC.dtype).mT, hidden_tC, out_dtype=d_weight_VC.dtype)
+    """d_weight += d_logitsᵀ @ hidden, d_weight in fp32 or fp64."""
+    if not _multiplies_in_half(hidden_tC):
+        d_weight_VC.addmm_(d_logits_tV.mT.to(d_weight_VC.dtype), hidden_tC.to(d_weight_VC.dtype))
         return
-    d_weight_VC.addmm_(d_logits_tV.mT, hidden_tC.to(d_logits_tV.dtype))
+    for block in _blocks(d_weight_VC):
+        d_logits_Vt = d_logits_tV[:, block].to(hidden_tC.dtype).mT
+        d_weight_VC[block] += torch.mm(d_logits_Vt, hidden_tC, out_dtype=d_weight_VC.dtype)

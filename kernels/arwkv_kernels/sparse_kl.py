@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from arwkv_kernels.arguments import compute_dtype
+from arwkv_kernels.backends import backend_for
 from arwkv_kernels.head_product import accumulate_weight_gradient, head_logits, times_head
 from arwkv_kernels.sparse_teacher import TAILS, ChunkSettings, SparseTeacher, TeacherChunk, soften
 
@@ -41,6 +42,7 @@ def linear_sparse_kl(
     mask: Tensor | None = None,
     token_chunk: int | None = None,
     reduction: str = "mean",
+    backend: str = "auto",
 ) -> Tensor:
     """Forward KL in nats from sparse teacher distributions to `softmax(hidden @ weightᵀ)`, in fp32.
 
@@ -54,13 +56,17 @@ def linear_sparse_kl(
     mask: [T] bool, True where a position counts. reduction: "mean" over the positions that count, "sum", or "none"
     ([T], zero where masked; the weight must then be frozen). token_chunk: positions whose logits exist at one time.
 
+    backend: "torch", or "triton" for the passes over the logits; see `backend_for`.
+
     Raises ValueError for shapes that disagree, unknown ids, or an id given twice at one position.
     """
     _check(hidden, weight, tail, temperature, mask, token_chunk, reduction)
     teacher = SparseTeacher(ids, logprobs, counts, tail_logprob)
     teacher.check(weight.shape[0], hidden.shape)
     positions = torch.arange(hidden.shape[0], device=hidden.device) if mask is None else mask.nonzero().flatten()
-    settings = ChunkSettings(positions, token_chunk or _default_token_chunk(hidden, weight), tail, temperature)
+    choice = backend_for(hidden, backend=backend, operation="linear_sparse_kl")
+    token_chunk = token_chunk or _default_token_chunk(hidden, weight)
+    settings = ChunkSettings(positions, token_chunk, tail, temperature, in_triton=choice.name == "triton")
     with torch.autocast(hidden.device.type, enabled=False):
         loss: Tensor = _LinearSparseKl.apply(  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
             hidden, weight, teacher, settings, reduction
@@ -142,22 +148,37 @@ def _accumulate(
     d_weight_VC: Tensor | None,
 ) -> None:
     """Fill the losses, and the gradients of their sum where asked for."""
-    rows = min(settings.token_chunk, settings.positions.numel())
-    buffer_tV = torch.empty(rows, weight_VC.shape[0], dtype=losses_T.dtype, device=hidden_TC.device)
     if settings.positions.numel() == 0:
         return
+    shape = min(settings.token_chunk, settings.positions.numel()), weight_VC.shape[0]
+    logits_buffer = torch.empty(shape, dtype=losses_T.dtype, device=hidden_TC.device)
+    # A half-precision head multiplies the gradient in its own precision: have it written so.
+    narrow = settings.in_triton and weight_VC.is_cuda and weight_VC.dtype in (torch.bfloat16, torch.float16)
+    gradient_buffer = torch.empty_like(logits_buffer, dtype=weight_VC.dtype) if narrow else logits_buffer
     for chunk in teacher.chunks(settings, weight_VC.shape[0], losses_T.dtype):
         hidden_tC = hidden_TC[chunk.positions_t]
-        logits_tV = head_logits(hidden_tC, weight_VC, out=buffer_tV[: hidden_tC.shape[0]])
-        losses_T[chunk.positions_t] = _losses_and_logit_gradient(logits_tV, chunk, settings)
+        logits_tV = head_logits(hidden_tC, weight_VC, out=logits_buffer[: hidden_tC.shape[0]])
+        gradient_tV = gradient_buffer[: hidden_tC.shape[0]]
+        losses_T[chunk.positions_t] = _losses_and_logit_gradient(logits_tV, gradient_tV, chunk, settings)
         if d_hidden_TC is not None:
-            d_hidden_TC[chunk.positions_t] = times_head(logits_tV, weight_VC)
+            d_hidden_TC[chunk.positions_t] = times_head(gradient_tV, weight_VC, d_hidden_TC.dtype)
         if d_weight_VC is not None:
-            accumulate_weight_gradient(d_weight_VC, logits_tV, hidden_tC)
+            accumulate_weight_gradient(d_weight_VC, gradient_tV, hidden_tC)
 
 
-def _losses_and_logit_gradient(logits_tV: Tensor, chunk: TeacherChunk, settings: ChunkSettings) -> Tensor:
-    """The chunk's losses [t]; leaves the gradient of each with respect to its logits in `logits_tV`."""
+def _losses_and_logit_gradient(
+    logits_tV: Tensor, gradient_tV: Tensor, chunk: TeacherChunk, settings: ChunkSettings
+) -> Tensor:
+    """The chunk's losses [t]; leaves the gradient of each with respect to its logits in `gradient_tV`."""
+    if settings.in_triton:
+        from arwkv_kernels.triton.sparse_kl import rows_in_triton
+
+        return rows_in_triton(logits_tV, gradient_tV, chunk, settings.tail, settings.temperature)
+    return _rows_in_torch(logits_tV, chunk, settings)
+
+
+def _rows_in_torch(logits_tV: Tensor, chunk: TeacherChunk, settings: ChunkSettings) -> Tensor:
+    """The losses [t]; turns the logits into their gradient where they lie."""
     chosen_tK = logits_tV.gather(1, chunk.ids_tK).masked_fill_(~chunk.real_tK, -torch.inf)
     logits_tV.scatter_(1, chunk.ids_tK, -torch.inf)
     highest_t1 = logits_tV.amax(1, keepdim=True)

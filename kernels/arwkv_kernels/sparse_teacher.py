@@ -22,6 +22,7 @@ class ChunkSettings:
     token_chunk: int
     tail: str
     temperature: float
+    in_triton: bool
 
 
 @dataclass(frozen=True)

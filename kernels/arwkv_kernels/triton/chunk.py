@@ -9,7 +9,8 @@ on exit then makes all products of a chunk plain ones:
     o  = r̂ exp(m) S + tril(r̂ k̂ᵀ) v + tril(r̂ b̂ᵀ) u
 """
 
-# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False
+# mypy: disallow-untyped-calls=False, disallow-incomplete-defs=False
 # Triton compiles these functions; their parameters are pointers and constants that Python's types do not describe.
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ A log decay w_t scales all that crosses token t, so dw_t = Σ_{j≥t} (r̂ dr̂ 
 Where both orientations of a product are needed, both are computed.
 """
 
-# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False
+# mypy: disallow-untyped-calls=False, disallow-incomplete-defs=False
 # Triton compiles these functions; their parameters are pointers and constants that Python's types do not describe.
 
 from __future__ import annotations

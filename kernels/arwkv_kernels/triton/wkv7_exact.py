@@ -4,7 +4,8 @@ Each program looks at its pair's flag first, so that where no pair is flagged th
 answer has to travel to the host. The backward replays a chunk from its checkpoint for every token (CHUNK²/2 steps).
 """
 
-# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False
+# mypy: disallow-untyped-calls=False, disallow-incomplete-defs=False
 # Triton compiles these functions; their parameters are pointers and constants that Python's types do not describe.
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 One program per sequence, head and VALUES columns of the state: each column is a recurrence of its own.
 """
 
-# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False
+# mypy: disallow-untyped-calls=False, disallow-incomplete-defs=False
 # Triton compiles these functions; their parameters are pointers and constants that Python's types do not describe.
 
 from __future__ import annotations
