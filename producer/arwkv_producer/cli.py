@@ -3,14 +3,16 @@
 import sys
 from typing import Any
 
-from arwkv_producer.config import GenerateConfig, PlanConfig
+from arwkv_producer.config import GenerateConfig, PlanConfig, VerifyConfig
 from arwkv_store import command_line
 
 
 def main() -> None:
     """Entry point of the console script."""
     command_line.main(
-        "producer", "Run a teacher once and keep what it said of every token.", {"generate": generate, "plan": plan}
+        "producer",
+        "Run a teacher once and keep what it said of every token.",
+        {"generate": generate, "plan": plan, "verify": verify},
     )
 
 
@@ -37,6 +39,18 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     document = plan(config)
     if not config.json:
         print_plan(document)
+    return document
+
+
+def verify(config: VerifyConfig) -> dict[str, Any]:
+    """Score stored samples again with transformers, and say what does not fit."""
+    from arwkv_producer.verify import verify
+
+    document = verify(config)
+    if not config.json:
+        print(f"{document['samples']} samples fit; largest differences:")
+        for name, difference in document["largest_differences"].items():
+            print(f"  {name:<14} {difference:.2g}")
     return document
 
 

@@ -111,6 +111,27 @@ class PlanConfig(CaptureConfig):
         _require(self.tokens_per_s >= 0, f"--tokens-per-s {self.tokens_per_s}: must be 0 (unknown) or more")
 
 
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Score stored samples again with transformers, and say what does not fit."""
+
+    shards: str
+    """The dataset."""
+    teacher: str
+    """The model that made it: a folder or a Hub name."""
+    samples: int = 16
+    """Samples to score, chosen by `--seed`."""
+    layers: str = ""
+    """Layers whose hidden states must be there, as in `producer generate`; by default those that dataset.json names."""
+    seed: int = 0
+    """Which samples are chosen."""
+    json: bool = False
+    """Print one JSON document on stdout."""
+
+    def __post_init__(self) -> None:
+        _require(self.samples >= 1, f"--samples {self.samples}: must be at least 1")
+
+
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise UsageError(message)
