@@ -9,11 +9,8 @@ from arwkv_store import command_line
 
 def main() -> None:
     """Entry point of the console script."""
-    command_line.main(
-        "producer",
-        "Run a teacher once and keep what it said of every token.",
-        {"generate": generate, "plan": plan, "verify": verify},
-    )
+    commands = {"generate": generate, "plan": plan, "verify": verify}
+    command_line.main("producer", "Run a teacher once and keep what it said of every token.", commands)
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Findings:
 
 
 def verify(config: VerifyConfig) -> dict[str, Any]:
-    """Compare `config.samples` stored samples with the teacher in transformers. Raises CorruptShard where any differs."""
+    """Compare stored samples with the teacher in transformers. Raises CorruptShard where one differs."""
     dataset = open_dataset(config.shards)
     teacher = find_teacher(config.teacher)
     findings = Findings()
