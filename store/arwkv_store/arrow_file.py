@@ -10,7 +10,9 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from arwkv_store.codecs.frames import BadCell
 from arwkv_store.errors import CorruptShard
+from arwkv_store.ipc_message import require_plain_body
 from arwkv_store.manifest import FileInfo, Region
 
 REMEDY = 'run "store verify --repair DIR" to set the part aside, then make it again'
@@ -45,8 +47,9 @@ class ArrowFile:
             self._compare(info, f"record batch {index}")
             self._verified[index] = True
         try:
+            require_plain_body(self._bytes[info.offset : info.offset + info.length].data)
             batch = self._reader.get_batch(index)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, BadCell) as error:
             raise CorruptShard(f"{self.path}: record batch {index}: {error}; {REMEDY}") from error
         if batch.num_rows != info.rows:
             raise CorruptShard(f"{self.path}: record batch {index}: {batch.num_rows} rows, not {info.rows}; {REMEDY}")

@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -55,10 +55,22 @@ def publish(lock_on: Path, data: Mapping[Path, IO[bytes]], manifest_path: Path, 
     with locked(lock_on):
         if manifest_path.exists():
             return False
-        for path, file in data.items():
-            os.replace(file.name, path)
-        sync_folder(manifest_path.parent)
-        return write_once(manifest_path, manifest)
+        try:
+            for path, file in data.items():
+                os.replace(file.name, path)
+            sync_folder(manifest_path.parent)
+            return write_once(manifest_path, manifest)
+        except OSError:
+            _withdraw(data, manifest_path)
+            raise
+
+
+def _withdraw(data: Iterable[Path], manifest_path: Path) -> None:
+    """Remove data files that were placed for a manifest that never came."""
+    if not manifest_path.exists():
+        for path in data:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """No damaged byte is ever handed on: each fault is a CorruptShard that names the file."""
 
 import random
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,7 @@ from arwkv_store import CorruptShard, NotFound, Sample, UnsupportedVersion, open
 from arwkv_store.seal import sealed, unsealed
 from store_examples import assert_same_sample, example_dataset_info, write_example_dataset
 
-FLIPS = 600
-CUTS = 200
+FEW, MANY_FLIPS, MANY_CUTS = 200, 10_000, 1_000
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +36,26 @@ def _faults(folder: Path, copy: Path, seed: int) -> Iterator[tuple[Path, random.
         yield chance.choice(files), chance
 
 
-def test_every_flipped_bit_is_refused_by_name(written: tuple[Path, list[Sample]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("flips", [3 * FEW, pytest.param(MANY_FLIPS, marks=pytest.mark.slow)])
+def test_every_flipped_bit_is_refused_by_name(written: tuple[Path, list[Sample]], tmp_path: Path, flips: int) -> None:
     folder, expected = written
     faults = _faults(folder, tmp_path / "copy", 0)
-    for _ in range(FLIPS):
+    _read_all(folder, expected)
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(flips):
         path, chance = next(faults)
         content = bytearray(path.read_bytes())
         content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
         _assert_refused(path, bytes(content), tmp_path / "copy", expected)
     _read_all(tmp_path / "copy", expected)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib <= 64 << 10
 
 
-def test_every_truncation_is_refused_by_name(written: tuple[Path, list[Sample]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("cuts", [FEW, pytest.param(MANY_CUTS, marks=pytest.mark.slow)])
+def test_every_truncation_is_refused_by_name(written: tuple[Path, list[Sample]], tmp_path: Path, cuts: int) -> None:
     folder, expected = written
     faults = _faults(folder, tmp_path / "copy", 1)
-    for _ in range(CUTS):
+    for _ in range(cuts):
         path, chance = next(faults)
         content = path.read_bytes()
         _assert_refused(path, content[: chance.randrange(len(content))], tmp_path / "copy", expected)
@@ -59,7 +64,7 @@ def test_every_truncation_is_refused_by_name(written: tuple[Path, list[Sample]],
 def test_zeroed_pages_are_refused_by_name(written: tuple[Path, list[Sample]], tmp_path: Path) -> None:
     folder, expected = written
     faults = _faults(folder, tmp_path / "copy", 2)
-    for _ in range(CUTS):
+    for _ in range(FEW):
         path, chance = next(faults)
         content = bytearray(path.read_bytes())
         first = chance.randrange(len(content))
