@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arwkv_student.base_attention import BaseAttention
 from arwkv_student.losses import align_loss_L, relative_error_L
 from arwkv_student.model import ArwkvForCausalLM
 from arwkv_student.stage_trainer import StageTrainer
@@ -24,12 +25,14 @@ class AlignTrainer(StageTrainer):
     """
 
     relative_error: Tensor | None = None
+    base_attention: BaseAttention | None = None
+    """Recomputes, a layer at a time, what shards of `boundaries` do not hold."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean over layers, of a batch made by `collate`."""
-        mixed, teacher = align_outputs(model, inputs)
+        mixed, teacher = align_outputs(model, inputs, self.base_attention)
         loss = align_loss_L(mixed, teacher, inputs["attention_mask"]).mean()
         if self.state.global_step % self.args.logging_steps == self.args.logging_steps - 1:
             with torch.no_grad():
@@ -45,8 +48,21 @@ class AlignTrainer(StageTrainer):
         super().log(logs, start_time)
 
 
-def align_outputs(model: Any, batch: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """What each time mixer makes of the teacher's stream, and what its attention made of it, layer by layer."""
-    config = model.module.config if hasattr(model, "module") else model.config
-    mixed = model(input_ids=batch["input_ids"], teacher_attention=batch["attention"]).time_mix_outputs
-    return mixed, [batch["attention"][layer] for layer in config.time_mix_layers]
+def align_outputs(
+    model: Any, batch: dict[str, Tensor], base_attention: BaseAttention | None = None
+) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """What each time mixer makes of the teacher's stream, and what its attention made of it, layer by layer.
+
+    From `attention` outputs in the batch; or from `boundaries`, whose attention outputs `base_attention` recomputes.
+    """
+    inner: ArwkvForCausalLM = model.module if hasattr(model, "module") else model
+    layers = inner.config.time_mix_layers
+    if base_attention is None:
+        mixed = model(input_ids=batch["input_ids"], teacher_attention=batch["attention"]).time_mix_outputs
+        return mixed, [batch["attention"][layer] for layer in layers]
+    streams = batch["boundaries"].float()
+    mixed = model(input_ids=batch["input_ids"], teacher_streams=streams).time_mix_outputs
+    with torch.no_grad():
+        norms = [inner.model.layers[layer].input_layernorm for layer in layers]
+        teacher = [base_attention(layer, norm(streams[layer])) for layer, norm in zip(layers, norms, strict=True)]
+    return mixed, teacher

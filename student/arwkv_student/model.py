@@ -98,7 +98,6 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
     def __init__(self, config: ArwkvConfig, layer: int) -> None:
         super().__init__()
         assert config.layer_types is not None
-        self.is_last = layer == config.num_hidden_layers - 1
         self.layer, self.mixes_time = layer, config.layer_types[layer] == TIME_MIX
         if self.mixes_time:
             self.time_mix = TimeMix(config.time_mix_options, config.hidden_size, layer, config.num_hidden_layers)
@@ -116,12 +115,13 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
         attention: AttentionContext | None,
         cache: ArwkvCache | None,
         teacher_BTC: Tensor | None = None,
+        only_mixes: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Returns (stream after the layer, value of layer 0, the time mixer's output where a teacher's was given).
 
         With `teacher_BTC`, the teacher's attention output of this layer, the stream goes on with that instead of the
-        time mixer's own, and carries no gradient: stage 1's teacher forcing. It ends before the last MLP, which nobody
-        would read.
+        time mixer's own, and carries no gradient: stage 1's teacher forcing. `only_mixes` ends with the time mixer,
+        where nobody reads the stream after it.
         """
         x_BTC = self.input_layernorm(hidden_BTC)
         mixed_BTC = None
@@ -130,7 +130,7 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
             mixed_BTC, v_first_BTU, state = self.time_mix(x_BTC, v_first_BTU, context, state)
             if cache is not None:
                 cache.keep_time_mix_state(self.layer, state, x_BTC.shape[1])
-        elif teacher_BTC is None:
+        elif teacher_BTC is None and not only_mixes:
             assert attention is not None, "a layer that attends was given no positions"
             mixed_BTC, _ = self.self_attn(
                 hidden_states=x_BTC,
@@ -138,9 +138,9 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
                 attention_mask=attention.causal_mask,
                 past_key_values=cache,
             )
+        if only_mixes:
+            return hidden_BTC, v_first_BTU, mixed_BTC
         if teacher_BTC is not None:
-            if self.is_last:
-                return hidden_BTC, v_first_BTU, mixed_BTC
             with torch.no_grad():
                 return self._with_mlp(hidden_BTC + teacher_BTC.to(hidden_BTC.dtype)), v_first_BTU, mixed_BTC
         assert mixed_BTC is not None, "without a teacher's output, a layer mixes time or attends"
@@ -192,13 +192,14 @@ class ArwkvModel(ArwkvPreTrainedModel):
         use_cache: bool | None = None,
         cu_seqlens: Tensor | None = None,
         teacher_attention: Sequence[Tensor] | None = None,
+        teacher_streams: Sequence[Tensor] | None = None,
         output_hidden_states: bool = False,
     ) -> ArwkvModelOutput:
         """Run the stack. `cu_seqlens` [n + 1]: documents packed along T, with B = 1.
 
         `teacher_attention`: the teacher's attention outputs, L of [B, T, C] (or one [L, B, T, C]): every time mixer
         then sees the teacher's own stream, rebuilt by this model's embedding, norms and MLPs, and `time_mix_outputs`
-        holds what each made of it.
+        holds what each made of it. `teacher_streams`: the same from the residual streams entering each layer, stored.
         """
         hidden_BTC = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
@@ -208,7 +209,13 @@ class ArwkvModel(ArwkvPreTrainedModel):
         v_first_BTU, streams, mixed = None, [hidden_BTC], []
         for layer, block in enumerate(self.layers):
             teacher_BTC = None if teacher_attention is None else teacher_attention[layer]
-            hidden_BTC, v_first_BTU, mixed_BTC = block(hidden_BTC, v_first_BTU, context, attention, cache, teacher_BTC)
+            if teacher_streams is not None:
+                hidden_BTC = teacher_streams[layer].to(hidden_BTC.dtype)
+            is_last = layer == len(self.layers) - 1
+            only_mixes = teacher_streams is not None or (teacher_attention is not None and is_last)
+            hidden_BTC, v_first_BTU, mixed_BTC = block(
+                hidden_BTC, v_first_BTU, context, attention, cache, teacher_BTC, only_mixes
+            )
             if output_hidden_states:
                 streams.append(hidden_BTC)
             if mixed_BTC is not None:
@@ -217,7 +224,7 @@ class ArwkvModel(ArwkvPreTrainedModel):
             last_hidden_state=self.norm(hidden_BTC),
             past_key_values=cache,
             hidden_states=tuple(streams) if output_hidden_states else None,
-            time_mix_outputs=tuple(mixed) if teacher_attention is not None else None,
+            time_mix_outputs=tuple(mixed),
         )
 
     def _context(
@@ -295,13 +302,14 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
         logits_to_keep: int | Tensor = 0,
         cu_seqlens: Tensor | None = None,
         teacher_attention: Sequence[Tensor] | None = None,
+        teacher_streams: Sequence[Tensor] | None = None,
         head_loss: HeadLoss | None = None,
         output_hidden_states: bool | None = None,
         **loss_options: Any,  # what transformers' and TRL's loss functions take
     ) -> CausalLMOutputWithPast | ArwkvModelOutput:
         """Logits [B, T, V], and the loss of `labels` (shifted here, once).
 
-        With `teacher_attention` (see `ArwkvModel.forward`) no logits are made: the stack's own output is returned. With
+        With a teacher's values (see `ArwkvModel.forward`) no logits are made: the stack's own output is returned. With
         `head_loss` neither: it is called with the final hidden states and the head's weight, inside this forward, where
         a sharded head is whole.
         """
@@ -311,12 +319,15 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=self._keeps_cache(head_loss, teacher_attention) if use_cache is None else use_cache,
+            use_cache=self._keeps_cache(head_loss, teacher_attention, teacher_streams)
+            if use_cache is None
+            else use_cache,
             cu_seqlens=cu_seqlens,
             teacher_attention=teacher_attention,
+            teacher_streams=teacher_streams,
             output_hidden_states=bool(output_hidden_states),
         )
-        if teacher_attention is not None:
+        if teacher_attention is not None or teacher_streams is not None:
             return outputs
         hidden_BTC = outputs.last_hidden_state
         if head_loss is not None:

@@ -34,23 +34,23 @@ def require_same_tokenizer(base: BaseCheckpoint, info: DatasetInfo, uri: str) ->
 
 
 def require_fitting_hidden_states(base: BaseCheckpoint, info: DatasetInfo, uri: str) -> None:
-    """Raise UsageError unless stage align can rebuild the base's stream from the shards' attention outputs."""
+    """Raise UsageError unless stage align can follow the base's stream in the shards' hidden states."""
     capture, teacher = info.capture, info.teacher
-    if capture.hidden_states != "attention":
+    if capture.hidden_states not in ("attention", "boundaries"):
         raise UsageError(
             f"{uri} holds hidden states {capture.hidden_states!r}; stage align needs --hidden-states attention"
         )
     own = (base.config["hidden_size"], base.config["num_hidden_layers"])
     if own != (teacher.hidden_size, teacher.num_hidden_layers):
         raise UsageError(
-            f"base {base.name} has hidden size {own[0]} and {own[1]} layers, the shards' attention outputs "
+            f"base {base.name} has hidden size {own[0]} and {own[1]} layers, the shards' hidden states "
             f"{teacher.hidden_size} and {teacher.num_hidden_layers} (teacher {teacher.model}); "
             "stage align needs the shards of the base itself"
         )
     missing = sorted(set(range(teacher.num_hidden_layers)) - set(capture.layers))
     if missing:
         raise UsageError(
-            f"{uri} lacks the attention outputs of layers {missing}, without which the stream cannot be rebuilt; "
+            f"{uri} lacks the hidden states of layers {missing}, without which the stream cannot be followed; "
             "capture with --layers all"
         )
 

@@ -13,6 +13,7 @@ from arwkv_store import Dataset, DatasetInfo
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_student.align import AlignTrainer, train_only_time_mixers
 from arwkv_student.base import BaseCheckpoint, open_base
+from arwkv_student.base_attention import BaseAttention
 from arwkv_student.convert import convert, copy_tokenizer, student_config
 from arwkv_student.data import ShardSamples
 from arwkv_student.distill import DistillTrainer, choose_trained, distill_objective
@@ -130,7 +131,11 @@ def make_trainer(
     common = (model, ShardSamples(dataset), run, plan, settings, bf16, held_out)
     if plan.name == "align":
         train_only_time_mixers(model)
-        return AlignTrainer(*common)
+        aligner = AlignTrainer(*common)
+        if dataset.info.capture.hidden_states == "boundaries":
+            attention = BaseAttention(base, model.config.time_mix_layers)
+            aligner.base_attention = attention.to(aligner.args.device)
+        return aligner
     choose_trained(model, settings.trained)
     trainer = DistillTrainer(*common)
     trainer.objective = distill_objective(settings, dataset.info, base, trainer.args.device, bf16)

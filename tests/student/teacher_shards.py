@@ -73,14 +73,16 @@ def capture(
         sample_id=sample_id,
         tokens=tokens_T.int().numpy(),
         loss_mask=np.ones(len(tokens), bool),
-        logits=SparseLogits(
+        logits=None
+        if not top_k
+        else SparseLogits(
             counts=np.full(len(tokens), top_k, np.int32),
             ids=ids.flatten().int().numpy(),
             logprobs=top.flatten().numpy(),
             tail_logprob=rest.numpy(),
         ),
-        entropy=-(logprobs_TV.exp() * logprobs_TV).sum(-1).numpy(),
-        true_logprob=logprobs_TV[:-1].gather(1, tokens_T[1:, None]).squeeze(1).numpy(),
+        entropy=-(logprobs_TV.exp() * logprobs_TV).sum(-1).numpy() if top_k else None,
+        true_logprob=logprobs_TV[:-1].gather(1, tokens_T[1:, None]).squeeze(1).numpy() if top_k else None,
         hidden={name: value.float().numpy().astype(ml_dtypes.bfloat16) for name, value in states.items()},
     )
 
@@ -113,8 +115,9 @@ def make_shards(
         tokenizer=TokenizerInfo(hash=vocabulary_hash(vocabulary), vocab_size=vocab_size),
         vocab_size_padded=config.vocab_size,
         capture=CaptureInfo(
-            logits="top-k",
-            top_k=top_k,
+            logits="top-k" if top_k else "none",
+            top_k=top_k or None,
+            logits_codec="exact" if top_k else "none",
             hidden_states=hidden,
             layers=tuple(range(config.num_hidden_layers)) if hidden in ("attention", "boundaries") else (),
             hidden_dtype="bf16" if hidden != "none" else "none",

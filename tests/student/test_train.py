@@ -205,7 +205,7 @@ def test_what_does_not_fit_is_refused(tiny_shards: Path, tiny_teacher: Path, tmp
         vocab_size=544, hidden_size=32, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2
     )
     Qwen2ForCausalLM(config).save_pretrained(wide)
-    with pytest.raises(UsageError, match=r"hidden size 32 and 3 layers, the shards' attention outputs 64 and 2"):
+    with pytest.raises(UsageError, match=r"hidden size 32 and 3 layers, the shards' hidden states 64 and 2"):
         train(replace(asked, base=str(wide)))
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -1,0 +1,39 @@
+"""The base's attention blocks alone, to say what attention makes of a stored residual stream.
+
+Only stage align from `boundaries` needs them: shards of attention outputs hold what they say.
+Shape legend: B batch, T time, C model width, L layers.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2RotaryEmbedding
+
+from arwkv_student.base import BaseCheckpoint
+
+
+class BaseAttention(nn.Module):
+    """Qwen2's attention of the chosen layers, frozen; no MLP, embedding or head is loaded."""
+
+    def __init__(self, base: BaseCheckpoint, layers: Sequence[int]) -> None:
+        super().__init__()
+        config = Qwen2Config(**{name: value for name, value in base.config.items() if name != "dtype"})
+        config._attn_implementation = "sdpa"
+        self.rotary_emb = Qwen2RotaryEmbedding(config)
+        self.blocks = nn.ModuleDict({str(layer): Qwen2Attention(config, layer) for layer in layers})
+        for layer, block in self.blocks.items():
+            prefix = f"model.layers.{layer}.self_attn."
+            names = [prefix + name for name in block.state_dict()]
+            block.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in base.tensors(names)})
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, layer: int, x_BTC: Tensor) -> Tensor:
+        """The attention output [B, T, C] of one layer for its normed input; causal, padding on the right."""
+        positions = torch.arange(x_BTC.shape[1], device=x_BTC.device)[None]
+        output_BTC: Tensor = self.blocks[str(layer)](
+            hidden_states=x_BTC, position_embeddings=self.rotary_emb(x_BTC, positions), attention_mask=None
+        )[0]
+        return output_BTC
