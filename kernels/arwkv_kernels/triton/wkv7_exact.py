@@ -79,15 +79,16 @@ def wkv7_exact_backward_kernel(
         for s in range(first, t):
             S = _advance(S, w_ptr, k_ptr, v_ptr, a_ptr, b_ptr, ((start + s) * H + h) * D + d)
         place = ((start + t) * H + h) * D + d
-        after = _advance(S, w_ptr, k_ptr, v_ptr, a_ptr, b_ptr, place)
         a, b, decay = _row(a_ptr, place), _row(b_ptr, place), tl.exp(_row(w_ptr, place))
-        d_o = _row(d_o_ptr, place) * scale
-        tl.store(dr_ptr + place, tl.sum(after * d_o[None, :], 1))
-        dS += _row(r_ptr, place)[:, None] * d_o[None, :]
+        k, v, d_o = _row(k_ptr, place), _row(v_ptr, place), _row(d_o_ptr, place) * scale
         u = tl.sum(a[:, None] * S, 0)
+        # The state after the token times do, without a third state in registers.
+        dr = decay * tl.sum(S * d_o[None, :], 1) + b * tl.sum(u * d_o, 0) + k * tl.sum(v * d_o, 0)
+        tl.store(dr_ptr + place, dr)
+        dS += _row(r_ptr, place)[:, None] * d_o[None, :]
         du = tl.sum(b[:, None] * dS, 0)
-        tl.store(dk_ptr + place, tl.sum(dS * _row(v_ptr, place)[None, :], 1))
-        tl.store(dv_ptr + place, tl.sum(dS * _row(k_ptr, place)[:, None], 0))
+        tl.store(dk_ptr + place, tl.sum(dS * v[None, :], 1))
+        tl.store(dv_ptr + place, tl.sum(dS * k[:, None], 0))
         tl.store(db_ptr + place, tl.sum(dS * u[None, :], 1))
         tl.store(dw_ptr + place, tl.sum(dS * S, 1) * decay)
         tl.store(da_ptr + place, tl.sum(S * du[None, :], 1))

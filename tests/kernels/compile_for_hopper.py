@@ -1,0 +1,105 @@
+"""Compiles the shipped Triton kernels for an H100 on a machine that has none, and prints what the compiler says.
+
+`python compile_for_hopper.py HEAD_SIZE...` prints one JSON object a line: kernel, head size, registers, bytes of stack
+(spilled registers) and of shared memory. Runs with whichever Triton comes first on the path.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from arwkv_kernels.triton import sparse_kl, topk_logsumexp, wkv7_step
+from arwkv_kernels.triton.configs import WKV7
+from arwkv_kernels.triton.wkv7_backward import wkv7_state_gradient_kernel, wkv7_token_gradients_kernel
+from arwkv_kernels.triton.wkv7_exact import wkv7_exact_backward_kernel, wkv7_exact_forward_kernel
+from arwkv_kernels.triton.wkv7_forward import wkv7_forward_kernel
+
+TYPES = dict.fromkeys(
+    ["initial_ptr", "final_ptr", "d_initial_ptr", "d_final_ptr", "state_ptr", "new_state_ptr", "log_p_ptr",
+     "values_ptr", "log_p_tail_ptr", "loss_ptr", "logsumexp_ptr", "entropy_ptr"], "*fp32",
+) | {
+    "unsafe_ptr": "*i32", "cu_seqlens_ptr": "*i64", "sequence_ptr": "*i64", "T": "i32", "V": "i32", "K": "i32",
+    "stride": "i32", "scale": "fp32", "temperature": "fp32", "counts_ptr": "*i64",
+}  # fmt: skip
+
+
+def report(kernel: Any, constants: dict[str, Any], warps: int, special: dict[str, str] | None = None) -> None:
+    """Compile `kernel` with pointers to bf16 where nothing else is said, aligned as torch aligns them."""
+    types = TYPES | (special or {})
+    signature = {n: "constexpr" if n in constants else types.get(n, "*bf16") for n in kernel.arg_names}
+    aligned = [
+        i for i, n in enumerate(kernel.arg_names) if signature[n].startswith("*") or n in ("T", "V", "K", "stride")
+    ]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs=constants,
+        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    registers, stack = resources(compiled.asm["cubin"], compiled.metadata.name)
+    print(
+        json.dumps(
+            {
+                "triton": triton.__version__,
+                "kernel": compiled.metadata.name,
+                "head_size": constants.get("D"),
+                "registers": registers,
+                "stack_bytes": stack,
+                "shared_bytes": compiled.metadata.shared,
+                "tensor_core": bool(re.search(r"wgmma\.mma_async|mma\.sync", compiled.asm["ptx"])),
+            }
+        ),
+        flush=True,
+    )
+
+
+def resources(cubin: bytes, name: str) -> tuple[int, int]:
+    """Registers and bytes of stack a thread, from `cuobjdump -res-usage`."""
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(rf"Function {name}:\s*REG:(\d+) STACK:(\d+)", text)
+    assert found, text
+    return int(found[1]), int(found[2])
+
+
+def report_wkv7(head_size: int) -> None:
+    config = WKV7[head_size]
+    shape = {"H": 64, "D": head_size, "CHUNK": config.chunk}
+    dot = {"DOT": tl.bfloat16}
+    values = {"VALUES": config.values}
+    report(wkv7_forward_kernel, shape | dot | values | {"KEEP": True}, config.forward_warps)
+    report(wkv7_forward_kernel, shape | dot | values | {"KEEP": False}, config.forward_warps)
+    report(wkv7_state_gradient_kernel, shape | dot | values, config.state_warps)
+    report(wkv7_token_gradients_kernel, shape | dot | {"KEYS": config.keys}, config.token_warps)
+    report(wkv7_exact_forward_kernel, shape | {"KEEP": True}, config.exact_warps)
+    report(wkv7_exact_backward_kernel, shape, config.exact_warps)
+    report(wkv7_step.wkv7_step_kernel, {"D": head_size, "VALUES": wkv7_step.VALUES}, wkv7_step.WARPS)
+
+
+def report_head() -> None:
+    rows = {"CANDIDATES": 64, "BLOCK": sparse_kl.BLOCK, "BUCKET": True, "RENORMALIZE": False}
+    logits = {"logits_ptr": "*fp32", "ids_ptr": "*i64"}
+    report(sparse_kl.sparse_kl_rows_kernel, rows, sparse_kl.WARPS, logits)
+    best = {"KEPT": 64, "BLOCK": topk_logsumexp.BLOCK}
+    report(topk_logsumexp.topk_logsumexp_kernel, best, topk_logsumexp.WARPS, {"ids_ptr": "*i32"})
+
+
+if __name__ == "__main__":
+    report_head()
+    for size in sys.argv[1:]:
+        report_wkv7(int(size))

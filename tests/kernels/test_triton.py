@@ -1,0 +1,82 @@
+"""The Triton kernels, proved without a GPU: their numbers under the interpreter, their resources from the compiler.
+
+Both run in processes of their own: Triton decides at import whether it interprets, and the path decides its version.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+HERE = Path(__file__).parent
+SHARED_MEMORY_OF_AN_H100 = 227 * 1024
+OLDER_TRITON = "3.6.0"
+
+
+def _run(command: list[str], **environment: str) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_kernels_are_right_under_the_interpreter() -> None:
+    flags = ["-q", "-p", "no:cacheprovider", "-W", "default"]
+    _run([sys.executable, "-m", "pytest", *flags, str(HERE / "interpreted.py")], TRITON_INTERPRET="1")
+
+
+def _compile(*head_sizes: int, **environment: str) -> list[dict[str, Any]]:
+    sizes = [str(size) for size in head_sizes]
+    output = _run([sys.executable, "-W", "ignore", str(HERE / "compile_for_hopper.py"), *sizes], **environment)
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+def _assert_they_fit(reports: list[dict[str, Any]], kernels: int) -> None:
+    assert len(reports) == kernels
+    for report in reports:
+        assert report["stack_bytes"] == 0, f"registers spill: {report}"
+        assert report["registers"] <= 255
+        assert report["shared_bytes"] <= SHARED_MEMORY_OF_AN_H100, report
+        if report["kernel"] in ("wkv7_forward_kernel", "wkv7_state_gradient_kernel", "wkv7_token_gradients_kernel"):
+            assert report["tensor_core"], report
+
+
+def test_kernels_of_head_size_64_compile_for_an_h100_without_spilling() -> None:
+    _assert_they_fit(_compile(64), kernels=9)
+
+
+@pytest.mark.slow
+def test_kernels_of_every_head_size_compile_without_spilling() -> None:
+    _assert_they_fit(_compile(32, 64, 128), kernels=23)
+
+
+@pytest.mark.slow
+def test_kernels_compile_on_the_triton_that_gpu_machines_carry(tmp_path_factory: pytest.TempPathFactory) -> None:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "arwkv" / f"triton-{OLDER_TRITON}"
+    if not (cache / "triton").exists():
+        fresh = tmp_path_factory.mktemp("triton")
+        _run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--no-deps",
+                "--target",
+                str(fresh),
+                f"triton=={OLDER_TRITON}",
+            ]
+        )
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        fresh.rename(cache)
+    reports = _compile(32, 64, 128, PYTHONPATH=str(cache))
+    assert {report["triton"] for report in reports} == {OLDER_TRITON}
+    _assert_they_fit(reports, kernels=23)
