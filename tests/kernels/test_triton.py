@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,21 +63,10 @@ def test_kernels_compile_on_the_triton_that_gpu_machines_carry(tmp_path_factory:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "arwkv" / f"triton-{OLDER_TRITON}"
     if not (cache / "triton").exists():
         fresh = tmp_path_factory.mktemp("triton")
-        _run(
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "-q",
-                "--no-deps",
-                "--target",
-                str(fresh),
-                f"triton=={OLDER_TRITON}",
-            ]
-        )
+        install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(fresh)]
+        _run([*install, f"triton=={OLDER_TRITON}"])
         cache.parent.mkdir(parents=True, exist_ok=True)
-        fresh.rename(cache)
+        shutil.move(fresh, cache)
     reports = _compile(32, 64, 128, PYTHONPATH=str(cache))
     assert {report["triton"] for report in reports} == {OLDER_TRITON}
     _assert_they_fit(reports, kernels=23)
