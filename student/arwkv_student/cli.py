@@ -7,7 +7,7 @@ from typing import Any
 
 from arwkv_store import command_line
 from arwkv_store.errors import UsageError
-from arwkv_student.settings import EvalSettings, GenerateSettings, TrainSettings
+from arwkv_student.settings import EvalSettings, ExportSettings, GenerateSettings, TrainSettings
 
 
 def train(settings: TrainSettings) -> dict[str, Any]:
@@ -59,6 +59,17 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     return run(settings)
 
 
+def export(settings: ExportSettings) -> dict[str, Any]:
+    """Write a folder that others can use."""
+    _prepare()
+    from arwkv_student.export import export as run
+
+    result = run(settings)
+    if not settings.json:
+        print(f"{result['out']}: {', '.join(result['files'])}")
+    return result
+
+
 def _prepare() -> None:
     # Threads that wait by spinning starve those that read shards, and everyone else on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -73,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command_line.main(
         "student",
         "RWKV-7 students of attention language models, trained from shards.",
-        {"train": train, "eval": evaluate, "generate": generate},
+        {"train": train, "eval": evaluate, "generate": generate, "export": export},
         argv,
     )
 

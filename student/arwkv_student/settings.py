@@ -184,3 +184,17 @@ class GenerateSettings:
     """Put the prompt through the tokenizer's chat template."""
     json: bool = False
     """Print the text as one JSON document."""
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Write a folder that others can use: weights, tokenizer and model card."""
+
+    model: str
+    """Folder of a student."""
+    out: Path
+    """Folder to write."""
+    self_contained: bool = False
+    """Add the code, so that `trust_remote_code=True` needs no other package than transformers."""
+    json: bool = False
+    """Print the files as one JSON document."""

@@ -1,0 +1,57 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from arwkv_store.errors import UsageError
+from arwkv_student.base import open_base
+from arwkv_student.convert import convert, copy_tokenizer, student_config
+from arwkv_student.export import export
+from arwkv_student.settings import ExportSettings
+
+WITHOUT_OUR_PACKAGES = """
+import sys
+for name in ("arwkv_student", "arwkv_store", "arwkv_kernels", "numba"):
+    sys.modules[name] = None
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, out = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+AutoTokenizer.from_pretrained(folder)
+tokens = torch.arange(20)[None]
+generated = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=8, do_sample=False)
+torch.save({"logits": model(tokens).logits, "generated": generated}, out)
+"""
+
+
+@pytest.mark.parametrize("preset", ["arwkv", "rad-rwkv7"])
+def test_self_contained_export_needs_transformers_alone(preset: str, tiny_teacher: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = open_base(str(tiny_teacher))
+    student = convert(base, student_config(base, preset, {"head_dim": 16})).model.eval()
+    for parameter in student.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    student.save_pretrained(tmp_path / "run")
+    copy_tokenizer(tiny_teacher, tmp_path / "run")
+    export(ExportSettings(model=str(tmp_path / "run"), out=tmp_path / "out", self_contained=True))
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WITHOUT_OUR_PACKAGES, str(tmp_path / "out"), str(tmp_path / "result.pt")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = torch.load(tmp_path / "result.pt")
+    tokens = torch.arange(20)[None]
+    torch.testing.assert_close(result["logits"], student(tokens).logits, rtol=1e-3, atol=1e-4)
+    mask = torch.ones_like(tokens)
+    own = student.generate(tokens, attention_mask=mask, max_new_tokens=8, do_sample=False)
+    assert torch.equal(result["generated"], own)
+    assert "Preset | " + preset in (tmp_path / "out" / "README.md").read_text()
+    assert not list((tmp_path / "out").glob("*.bin"))
+
+
+def test_export_into_the_student_itself_is_refused(tiny_teacher: Path, tmp_path: Path) -> None:
+    base = open_base(str(tiny_teacher))
+    convert(base, student_config(base, "arwkv", {"head_dim": 16})).model.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="is the student itself"):
+        export(ExportSettings(model=str(tmp_path), out=tmp_path))
