@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from arwkv_store import open_dataset
+
 Fault = Callable[[str, bytes], tuple[int, bytes]]
 """From path and body about to be sent to (status, the bytes really sent)."""
 
@@ -67,6 +69,14 @@ def served(folder: Path) -> Iterator[ExampleService]:
                 status, offset = 206, int(header.removeprefix("bytes=").rstrip("-"))
             changed, sent = service.fault(self.path, body[offset:])
             return self._send(status if changed == 200 else changed, sent, len(body) - offset - len(sent))
+
+        def do_POST(self) -> None:
+            service.requests.append(f"POST {self.path}")
+            if self.path != "/v1/datasets/example/reindex":
+                return self._send(404, b'{"title": "Not Found"}', 0)
+            shards = open_dataset(folder).shards
+            answer = {"shards": len(shards), "tokens": sum(shard.tokens for shard in shards)}
+            return self._send(200, json.dumps(answer).encode(), 0)
 
         def _send(self, status: int, body: bytes, missing: int) -> None:
             self.send_response(status)

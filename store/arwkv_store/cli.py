@@ -7,7 +7,7 @@ from typing import Any
 
 from arwkv_store.command_line import Command
 from arwkv_store.command_line import main as run_commands
-from arwkv_store.config import InfoConfig, LsConfig, StatsConfig, VerifyConfig
+from arwkv_store.config import ExportConfig, InfoConfig, LsConfig, ReindexConfig, StatsConfig, VerifyConfig
 
 
 def ls(config: LsConfig) -> Mapping[str, Any]:
@@ -74,7 +74,36 @@ def verify(config: VerifyConfig) -> Mapping[str, Any]:
     return document
 
 
+def export(config: ExportConfig) -> Mapping[str, Any]:
+    """Write a dataset as plain nested lists. Example: `store export ./shards --to parquet --out ./plain`."""
+    from arwkv_store.export import export_parquet
+
+    files = []
+    for path in export_parquet(config.uri, config.out, columns=config.columns or None):
+        files.append(str(path))
+        if not config.json:
+            print(path)
+    return {"uri": config.uri, "files": files}
+
+
+def reindex(config: ReindexConfig) -> Mapping[str, Any]:
+    """Have a service read every manifest again. Example: `store reindex http://localhost:8000/v1/datasets/train`."""
+    from arwkv_store.reindex import reindex_served
+
+    answer = reindex_served(config.uri)
+    if not config.json:
+        print(f"{config.uri}: {answer['shards']:,} shards, {answer['tokens']:,} tokens indexed")
+    return answer
+
+
 def main() -> None:
     """Run the `store` command."""
-    commands: dict[str, Command] = {"ls": ls, "info": info, "stats": stats, "verify": verify}
+    commands: dict[str, Command] = {
+        "ls": ls,
+        "info": info,
+        "stats": stats,
+        "verify": verify,
+        "export": export,
+        "reindex": reindex,
+    }
     run_commands("store", "Look at datasets of teacher outputs, verify them, hand them on.", commands)

@@ -1,6 +1,8 @@
 """The flags of `store`: one frozen dataclass a command."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -49,3 +51,29 @@ class VerifyConfig:
     """Set damaged parts aside (folder datasets only), so that the producer's same command makes them again."""
     json: bool = False
     """Print one JSON document instead of a table."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a dataset as plain nested lists. Example: `store export ./shards --to parquet --out ./plain`."""
+
+    uri: Positional[str]
+    """A dataset: folder, http(s)://, s3://, hf://."""
+    out: Path
+    """The folder to write to: one file a part."""
+    to: Literal["parquet"] = "parquet"
+    """The format."""
+    columns: tuple[str, ...] = ()
+    """Heavy columns to write: logits, token_stats, hidden, hidden.attn.007, …; all when left out."""
+    json: bool = False
+    """Print one JSON document instead of a line."""
+
+
+@dataclass(frozen=True)
+class ReindexConfig:
+    """Have a service read every manifest again. Example: `store reindex http://localhost:8000/v1/datasets/train`."""
+
+    uri: Positional[str]
+    """The dataset as the service names it: http(s)://host/v1/datasets/NAME. The key, if any, is ARWKV_API_KEY."""
+    json: bool = False
+    """Print the service's answer as one JSON document."""

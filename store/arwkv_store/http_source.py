@@ -75,8 +75,16 @@ class HttpSource:
 
         return with_retries(once, self.uri + path)
 
-    def _pieces(self, path: str, offset: int) -> Iterator[bytes]:
-        request = urllib.request.Request(self.uri + path, headers=_headers(offset))
+    def post(self, path: str) -> Any:  # the service's document
+        """The answer to an empty POST. Raises NotFound, UsageError, TryAgain."""
+
+        def once() -> bytes:
+            return b"".join(self._pieces(path, 0, method="POST"))
+
+        return json.loads(with_retries(once, self.uri + path))
+
+    def _pieces(self, path: str, offset: int, *, method: str = "GET") -> Iterator[bytes]:
+        request = urllib.request.Request(self.uri + path, headers=_headers(offset), method=method)
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
                 # A server that ignores Range sends everything again.

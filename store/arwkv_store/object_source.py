@@ -41,7 +41,7 @@ class ObjectSource:
         for at in range(0, len(parts), MANIFESTS_AT_ONCE):
             some = parts[at : at + MANIFESTS_AT_ONCE]
             paths = {part: self._path(f"shards/{manifest_name(part)}") for part in some}
-            found = self._try(partial(self._cat_many, list(paths.values())), "shards")
+            found = self._read_many(list(paths.values()))
             for part in some:
                 yield part, found[paths[part]]
 
@@ -67,10 +67,15 @@ class ObjectSource:
         content: bytes = self._fs().cat_file(self._path(path), start=start, end=end)
         return content
 
-    def _cat_many(self, paths: list[str]) -> dict[str, bytes]:
-        contents: dict[str, bytes] = self._fs().cat(paths)
+    def _read_many(self, paths: list[str]) -> dict[str, bytes]:
+        """The content of each path; asked for all at once, and again one by one where that failed."""
+        found = self._try(lambda: self._fs().cat(paths, on_error="return"), "shards")
         # fsspec answers a single path with its content alone.
-        return contents if isinstance(contents, dict) else {paths[0]: contents}
+        answers = found if isinstance(found, dict) else {paths[0]: found}
+        return {
+            path: answer if isinstance(answer, bytes) else self._read(f"shards/{path.rsplit('/', 1)[-1]}")
+            for path, answer in answers.items()
+        }
 
     def _parts(self) -> set[int]:
         try:

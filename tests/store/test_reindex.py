@@ -1,0 +1,25 @@
+"""`store reindex` asks the service that owns the index."""
+
+from pathlib import Path
+
+import pytest
+
+from arwkv_store import NotFound, UsageError, retry
+from arwkv_store.reindex import reindex_served
+from store_examples import write_example_dataset
+from store_server import served
+
+
+def test_service_is_asked_to_read_its_manifests_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.0)
+    write_example_dataset(tmp_path)
+    with served(tmp_path) as service:
+        assert reindex_served(service.uri) == {"shards": 3, "tokens": 305}
+        assert service.requests[-1] == "POST /v1/datasets/example/reindex"
+        with pytest.raises(NotFound):
+            reindex_served(service.uri.replace("example", "other"))
+
+
+def test_folder_has_no_index(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="manifests are the truth"):
+        reindex_served(str(tmp_path))
