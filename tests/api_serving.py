@@ -1,9 +1,13 @@
 """`api serve` as a process of its own, for tests that need the real thing."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +27,18 @@ def serving(*flags: str, cache: Path, environment: dict[str, str] | None = None)
         line = process.stdout.readline()
         try:
             assert line, log.read_text()
+            _wait_until_ready(json.loads(line)["url"])
             yield json.loads(line)["url"], process.pid
         finally:
             process.terminate()
             process.wait(timeout=60)
     assert process.returncode == 0, log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+def _wait_until_ready(url: str) -> None:
+    for _ in range(300):
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{url}/ready", timeout=60):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{url}/ready: not within 30 s")

@@ -7,6 +7,7 @@ from pathlib import Path
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
+from arwkv_api.folders import is_servable_name
 from arwkv_api.listing import Order
 from arwkv_api.tables import DatasetRow, ManifestRow, ShardRow
 from arwkv_store.errors import NotFound
@@ -54,7 +55,7 @@ class ShardFilter:
 def list_datasets(
     session: Session, roots: Sequence[Path], wanted: DatasetFilter, sort: str, cursor: str | None, limit: int
 ) -> tuple[Sequence[DatasetRow], str | None]:
-    """A page of datasets under `roots`, and the next page's cursor. Raises UsageError or BadCursor."""
+    """A page of datasets under `roots`, and the next page's cursor. Raises BadCursor."""
     query = _served(roots)
     if wanted.contains is not None:
         query = query.where(func.lower(DatasetRow.name).contains(wanted.contains.lower(), autoescape=True))
@@ -69,7 +70,7 @@ def list_datasets(
 
 def find_dataset(session: Session, roots: Sequence[Path], name: str, *, withdrawn: bool = False) -> DatasetRow:
     """The dataset called `name` under `roots`. Raises NotFound; a withdrawn one is found only where asked for."""
-    row = session.scalar(_served(roots).where(DatasetRow.name == name)) if "\0" not in name else None
+    row = session.scalar(_served(roots).where(DatasetRow.name == name)) if is_servable_name(name) else None
     if row is None or (row.state == "withdrawn" and not withdrawn):
         raise NotFound(f"dataset {name[:100]!r}: not under any root; GET /v1/datasets lists what is")
     return row
@@ -78,7 +79,7 @@ def find_dataset(session: Session, roots: Sequence[Path], name: str, *, withdraw
 def list_shards(
     session: Session, dataset: DatasetRow, wanted: ShardFilter, sort: str, cursor: str | None, limit: int
 ) -> tuple[Sequence[ShardRow], str | None]:
-    """A page of the dataset's shards, and the next page's cursor. Raises UsageError or BadCursor."""
+    """A page of the dataset's shards, and the next page's cursor. Raises BadCursor."""
     query = select(ShardRow).where(ShardRow.dataset_id == dataset.id)
     if wanted.state is not None:
         query = query.where(ShardRow.state == wanted.state)

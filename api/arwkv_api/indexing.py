@@ -74,15 +74,22 @@ def mark_missing(session: Session, held: Lease, present: Collection[str]) -> Non
         log.warning("%s", row.problem)
 
 
-def store_shards(session: Session, dataset_id: int, shards: Sequence[Shard]) -> None:
-    """Add or replace shards. Totals grow by the new ones; where one was replaced, `refresh_totals` has to follow."""
-    delete_shards(session, dataset_id, [shard.files.part for shard in shards])
-    session.execute(insert(ShardRow), [{"dataset_id": dataset_id, **_columns(shard)} for shard in shards])
+def store_shards(session: Session, dataset_id: int, shards: Sequence[Shard], *, replaced: bool) -> None:
+    """Add shards; `replaced` says that some are in the index already, and makes the totals be counted anew."""
     parts = [shard.files.part for shard in shards]
+    delete_shards(session, dataset_id, parts)
+    session.execute(insert(ShardRow), [{"dataset_id": dataset_id, **_columns(shard)} for shard in shards])
     ids = select(ShardRow.part, ShardRow.id).where(ShardRow.dataset_id == dataset_id, ShardRow.part.in_(parts))
     id_of = dict(session.execute(ids).all())
-    session.execute(insert(ManifestRow), [{"shard_id": id_of[shard.files.part], "raw": shard.raw} for shard in shards])
-    row = session.get_one(DatasetRow, dataset_id)
+    raw = [{"shard_id": id_of[shard.files.part], "raw": shard.raw} for shard in shards]
+    session.execute(insert(ManifestRow), raw)
+    if replaced:
+        refresh_totals(session, dataset_id)
+    else:
+        _grow_totals(session.get_one(DatasetRow, dataset_id), shards)
+
+
+def _grow_totals(row: DatasetRow, shards: Sequence[Shard]) -> None:
     good = [shard.manifest for shard in shards if shard.manifest is not None]
     row.shards, row.faulty_shards = row.shards + len(good), row.faulty_shards + len(shards) - len(good)
     row.samples += sum(manifest.rows for manifest in good)
@@ -93,10 +100,11 @@ def store_shards(session: Session, dataset_id: int, shards: Sequence[Shard]) -> 
 
 
 def mark_vanished(session: Session, dataset_id: int, parts: Iterable[int]) -> None:
-    """Show that committed shards have lost their manifest; `refresh_totals` has to follow."""
+    """Show that committed shards have lost their manifest."""
     for some in _some(list(parts)):
         gone = update(ShardRow).where(ShardRow.dataset_id == dataset_id, ShardRow.part.in_(some))
         session.execute(gone.values(state=ShardState.MISSING, fingerprint="", problem="its manifest is gone"))
+    refresh_totals(session, dataset_id)
 
 
 def refresh_totals(session: Session, dataset_id: int) -> None:

@@ -1,9 +1,11 @@
 """The parameters that operations share, with their bounds."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Path, Query
 
+# PostgreSQL keeps no NUL in a text, so nothing can be found by one.
+WITHOUT_NUL = r"^[^\x00]*$"
 PAGE_LIMIT = 1000
 LARGEST_PART = 10**15 - 1
 LARGEST_ID = 2**63 - 1
@@ -11,4 +13,12 @@ LARGEST_ID = 2**63 - 1
 DatasetName = Annotated[str, Path(description="the dataset's folder name", examples=["train"], max_length=255)]
 Part = Annotated[int, Path(description="the shard's number", ge=0, le=LARGEST_PART, examples=[0])]
 Limit = Annotated[int, Query(description="most items to answer", ge=1, le=PAGE_LIMIT)]
+DatasetSort = Literal[
+    "name", "-name", "teacher", "-teacher", "samples", "-samples", "tokens", "-tokens", "size_bytes", "-size_bytes",
+    "created_at", "-created_at", "updated_at", "-updated_at",
+]  # fmt: skip
+ShardSort = Literal[
+    "part", "-part", "samples", "-samples", "tokens", "-tokens", "size_bytes", "-size_bytes", "entropy_mean",
+    "-entropy_mean", "tail_mass_mean", "-tail_mass_mean", "committed_at", "-committed_at",
+]  # fmt: skip
 Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before", max_length=1000)]

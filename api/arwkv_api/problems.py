@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from arwkv_store.errors import ArwkvError, UsageError
 
@@ -127,7 +128,15 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     details = {404: "no such address; /docs lists the operations", 405: f"{request.method} is not offered here"}
     response = _respond(request, error.status_code, details.get(error.status_code, str(error.detail)))
     response.headers.update(error.headers or {})
+    if error.status_code == 405:
+        response.headers["Allow"] = ", ".join(sorted(_offered(request)))
     return response
+
+
+def _offered(request: Request) -> set[str]:
+    """The methods of every operation at this path; the router names those of the first alone."""
+    matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in matching for method in getattr(route, "methods", None) or ()}
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:

@@ -17,7 +17,6 @@ from arwkv_api.indexing import (
     mark_missing,
     mark_unreadable,
     mark_vanished,
-    refresh_totals,
     store_identity,
     store_shards,
 )
@@ -79,21 +78,23 @@ def _scan_dataset(engine: Engine, held: Lease, name: str, folder: Path, stopping
     found = shard_files(folder)
     changed = [files for part, files in sorted(found.items()) if known.get(part) != files.fingerprint]
     vanished = [part for part, fingerprint in known.items() if part not in found and fingerprint]
+    if sum(files.part in known for files in changed) > BATCH_SHARDS:
+        # To take so many out of the totals one batch at a time would cost more than to begin anew.
+        with Session(engine) as session, session.begin():
+            held.renew(session)
+            forget(session, held, name)
+        return _scan_dataset(engine, held, name, folder, stopping)
     for batch in _batches(changed):
         if stopping is not None and stopping.is_set():
             return 0
         shards = [read_shard(folder, files, row.dataset_hash) for files in batch]
         with Session(engine) as session, session.begin():
             held.renew(session)
-            store_shards(session, row.id, shards)
+            store_shards(session, row.id, shards, replaced=any(files.part in known for files in batch))
     if vanished:
         with Session(engine) as session, session.begin():
             held.renew(session)
             mark_vanished(session, row.id, vanished)
-    if any(part in known for part in [*vanished, *(files.part for files in changed)]):
-        with Session(engine) as session, session.begin():
-            held.renew(session)
-            refresh_totals(session, row.id)
     if changed or vanished:
         log.info("%s: %d shards read, %d vanished", name, len(changed), len(vanished))
     return len(changed) + len(vanished)

@@ -1,11 +1,14 @@
 """A root with two example datasets, the application over it, and a real server on loopback."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
+from api_eventually import eventually
+from api_postgres import new_database, postgres_server
 from api_serving import serving
 from arwkv_api.app import create_app
 from arwkv_api.config import Settings
@@ -29,21 +32,38 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The socket folder of a PostgreSQL server that the session's tests share."""
+    with postgres_server() as socket_folder:
+        yield socket_folder
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty index, on each database that the service knows."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'index' / 'index.sqlite3'}"
+    return new_database(request.getfixturevalue("postgres"))
+
+
 @pytest.fixture
-def settings(root: Path, tmp_path: Path) -> Settings:
+def settings(root: Path, database: str) -> Settings:
     """Settings over `root`, with an index of its own, looked at twenty times a second."""
-    return Settings(
-        roots=(root,), runs=(), database=f"sqlite:///{tmp_path / 'index' / 'index.sqlite3'}", scan_interval_s=0.05
-    )
+    return Settings(roots=(root,), runs=(), database=database, scan_interval_s=0.05)
 
 
 @pytest.fixture
 def open_client() -> Iterator[Callable[[Settings], TestClient]]:
-    """Starts an application for given settings and stops it at the end of the test."""
-    from contextlib import ExitStack
-
+    """Starts an application for given settings, waits for its first scan, and stops it at the end of the test."""
     with ExitStack() as stack:
-        yield lambda settings: stack.enter_context(TestClient(create_app(settings)))
+
+        def start(settings: Settings) -> TestClient:
+            client = stack.enter_context(TestClient(create_app(settings)))
+            eventually(client.app.state.service.scanned_once.is_set)  # type: ignore[attr-defined]  # typed as any ASGI
+            return client
+
+        yield start
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from arwkv_api.models import (
     dataset_detail,
     dataset_summary,
 )
-from arwkv_api.parameters import Cursor, DatasetName, Limit
+from arwkv_api.parameters import WITHOUT_NUL, Cursor, DatasetName, DatasetSort, Limit
 from arwkv_api.problems import answers
 from arwkv_api.scan import scan_root
 from arwkv_api.security import Read, Write
@@ -40,9 +40,13 @@ def list_datasets(
     service: ServiceDep,
     limit: Limit = 100,
     cursor: Cursor = None,
-    sort: Annotated[str, Query(max_length=40, description="key to sort by; `-` in front reverses")] = "name",
-    contains: Annotated[str | None, Query(max_length=255, description="part of the name, any case")] = None,
-    teacher: Annotated[str | None, Query(max_length=255, description="the teacher's exact name")] = None,
+    sort: Annotated[DatasetSort, Query(description="key to sort by; `-` in front reverses")] = "name",
+    contains: Annotated[
+        str | None, Query(max_length=255, pattern=WITHOUT_NUL, description="part of the name, any case")
+    ] = None,
+    teacher: Annotated[
+        str | None, Query(max_length=255, pattern=WITHOUT_NUL, description="the teacher's exact name")
+    ] = None,
     state: Annotated[DatasetState | None, Query(description="only datasets in this state")] = None,
 ) -> DatasetPage:
     """Datasets under the roots, withdrawn ones apart."""

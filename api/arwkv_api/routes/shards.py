@@ -12,7 +12,7 @@ from arwkv_api import catalogue
 from arwkv_api.catalogue import ShardFilter, find_dataset, find_shard, manifests_of
 from arwkv_api.committed import ShardState, open_data, parse_manifest
 from arwkv_api.models import Shard, ShardPage, ShardStateName, shard_summary
-from arwkv_api.parameters import LARGEST_ID, Cursor, DatasetName, Limit, Part
+from arwkv_api.parameters import LARGEST_ID, Cursor, DatasetName, Limit, Part, ShardSort
 from arwkv_api.problems import RangeNotSatisfiable, answers
 from arwkv_api.ranges import matches, requested_ranges
 from arwkv_api.security import Read
@@ -41,7 +41,7 @@ def list_shards(
     limit: Limit = 100,
     cursor: Cursor = None,
     include: Annotated[Literal["manifest"] | None, Query(description="add each shard's raw manifest")] = None,
-    sort: Annotated[str, Query(max_length=40, description="key to sort by; `-` in front reverses")] = "part",
+    sort: Annotated[ShardSort, Query(description="key to sort by; `-` in front reverses")] = "part",
     state: Annotated[ShardStateName | None, Query(description="only shards in this state")] = None,
     min_tokens: Count = None,
     max_tokens: Count = None,
