@@ -9,7 +9,7 @@ from arwkv_store import command_line
 
 def main() -> None:
     """Entry point of the console script."""
-    commands = {"generate": generate, "plan": plan, "verify": verify}
+    commands: dict[str, command_line.Command] = {"generate": generate, "plan": plan, "verify": verify}
     command_line.main("producer", "Run a teacher once and keep what it said of every token.", commands)
 
 

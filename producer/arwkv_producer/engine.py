@@ -160,6 +160,11 @@ def prepare_environment(tensor_parallel: int, verbose: bool) -> None:
     defaults = dict(DEFAULT_ENVIRONMENT)
     if tensor_parallel == 1:
         defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    else:
+        # On a CPU vLLM wants a NUMA node per worker unless it is told which cores each one has.
+        cores = sorted(os.sched_getaffinity(0))
+        shares = [cores[rank::tensor_parallel] or cores for rank in range(tensor_parallel)]
+        defaults["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
     if not verbose:
         defaults |= {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     for name, value in defaults.items():
