@@ -1,0 +1,58 @@
+"""What a capture costs, from config.json alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from arwkv_producer.config import PlanConfig
+from arwkv_producer.plan import plan
+
+QWEN_0_5B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+}
+
+
+@pytest.fixture
+def half_billion(tmp_path: Path) -> str:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN_0_5B))
+    return str(tmp_path)
+
+
+def test_hidden_states_outweigh_logits(half_billion: str) -> None:
+    document = plan(PlanConfig(teacher=half_billion, hidden_states="attention", tokens=10_000_000))
+    columns = document["bytes_per_token_by_column"]
+    hidden = sum(size for name, size in columns.items() if name.startswith("hidden."))
+    assert 24 * 896 <= hidden <= 43_008
+    assert 200 <= columns["logits"] <= 300
+    assert document["total_bytes"] == pytest.approx(document["bytes_per_token"] * 10_000_000)
+
+
+def test_full_hidden_states_of_a_large_corpus_are_advised_against(half_billion: str) -> None:
+    few = plan(PlanConfig(teacher=half_billion, hidden_states="attention", tokens=10_000_000))
+    many = plan(PlanConfig(teacher=half_billion, hidden_states="attention", tokens=10_000_000_000))
+    assert few["advice"] == ""
+    assert "--hidden-states none for the rest" in many["advice"]
+
+
+def test_boundaries_are_one_more_than_layers(half_billion: str) -> None:
+    document = plan(PlanConfig(teacher=half_billion, hidden_states="boundaries", logits="none"))
+    assert sum(name.startswith("hidden.boundary.") for name in document["bytes_per_token_by_column"]) == 25
+
+
+def test_time_follows_from_a_given_speed(half_billion: str) -> None:
+    assert plan(PlanConfig(teacher=half_billion, tokens=3600))["seconds"] is None
+    assert plan(PlanConfig(teacher=half_billion, tokens=3600, tokens_per_s=2.0))["seconds"] == 1800
+
+
+def test_parts_stay_near_their_target(half_billion: str) -> None:
+    for mode in ("none", "final", "attention"):
+        document = plan(PlanConfig(teacher=half_billion, hidden_states=mode, max_length=2048))
+        part_bytes = document["bytes_per_token"] * 2048 * document["samples_per_shard"]
+        assert part_bytes <= 1.01 * (256 << 20) or document["samples_per_shard"] == 8
