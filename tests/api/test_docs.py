@@ -1,0 +1,69 @@
+"""The documentation names everything that there is, nothing that there is not, and its examples work as pasted."""
+
+import re
+import shlex
+import subprocess
+from dataclasses import fields
+from pathlib import Path
+
+import httpx
+from fastapi.testclient import TestClient
+
+from arwkv_api.config import ServeConfig
+from arwkv_api.database import SCHEMA_REVISION
+from arwkv_api.parameters import PAGE_LIMIT
+
+DOCS = Path(__file__).parents[2] / "docs"
+API, OPERATIONS = (DOCS / "api.md").read_text(), (DOCS / "operations.md").read_text()
+
+
+def test_every_operation_is_documented_and_no_other(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    offered = {f"{method.upper()} {path}" for path, operations in paths.items() for method in operations}
+    assert set(re.findall(r"^\| `([A-Z]+ /\S*)`", API, re.M)) == offered
+
+
+def test_every_query_parameter_is_documented(client: TestClient) -> None:
+    rows = dict(re.findall(r"^\| `([A-Z]+ /\S*)` \| (.*) \|$", API, re.M))
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        for method, operation in operations.items():
+            for parameter in operation.get("parameters", []):
+                if parameter["in"] == "query" and method == "get":
+                    assert f"`{parameter['name']}" in rows[f"GET {path}"], (path, parameter["name"])
+
+
+def test_every_flag_is_documented_and_no_other() -> None:
+    flags = {"--" + field.name.replace("_", "-") for field in fields(ServeConfig)}
+    assert set(re.findall(r"^\| `(--[a-z-]+)` \|", OPERATIONS, re.M)) == flags
+
+
+def test_every_metric_is_documented_and_no_other(client: TestClient) -> None:
+    text = client.get("/metrics").text
+    exposed = set(re.findall(r"^# TYPE (arwkv_\w+) ", text, re.M)) - set(re.findall(r"(arwkv_\w+_created)", text))
+    assert set(re.findall(r"`(arwkv_[a-z_]+)`", OPERATIONS)) == exposed
+
+
+def test_examples_work_as_pasted(server: str, tmp_path: Path) -> None:
+    for line in re.findall(r"^curl .*$", API, re.M):
+        command = shlex.split(line.replace("http://127.0.0.1:8000", server))
+        run = subprocess.run([*command, "--fail"], capture_output=True, cwd=tmp_path, timeout=60, check=False)
+        assert run.returncode == 0, (line, run.stderr)
+    assert (tmp_path / "part.arrow").read_bytes() == httpx.get(f"{server}/v1/datasets/train/shards/0/data").content
+
+
+def test_limits_are_those_of_the_code() -> None:
+    config = {field.name: field.default for field in fields(ServeConfig)}
+    assert f"| Items in a page of a list | {PAGE_LIMIT:,} " in API
+    assert f"`--range-limit` ({config['range_limit']})" in API
+    assert config["request_limit_bytes"] == 1 << 20
+
+
+def test_schema_revision_is_the_newest_migration() -> None:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    import arwkv_api
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(arwkv_api.__file__).parent / "migrations"))
+    assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA_REVISION
