@@ -83,10 +83,10 @@ def _binary(array: pa.Array) -> _Ragged:
 
 
 def _offsets(array: pa.Array, limit: int) -> list[int]:
-    offsets = _buffer(array, 1, np.int32)[: len(array) + 1]
-    if len(offsets) != len(array) + 1 or offsets[0] < 0 or offsets[-1] > limit or (np.diff(offsets) < 0).any():
+    offsets: list[int] = _buffer(array, 1, np.int32)[: len(array) + 1].tolist()
+    if len(offsets) != len(array) + 1 or offsets[0] < 0 or offsets[-1] > limit or offsets != sorted(offsets):
         raise BadCell(f"offsets leave their buffer of {limit} values")
-    return list(offsets.tolist())
+    return offsets
 
 
 def _buffer(array: pa.Array, index: int, dtype: type[np.generic]) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from arwkv_store.schema import FORMAT_VERSION
 from arwkv_store.stats import sample_stats
 from arwkv_store.tally import Tally
 
-TARGET_BATCH_BYTES = 1 << 20
+TARGET_BATCH_BYTES = 4 << 20
 """A batch is what one hash covers, so what a random read verifies at least."""
 
 _IDENTITY = [

@@ -15,6 +15,18 @@ from numpy.typing import NDArray
 # codec, flags, parameter, tokens, entries, raw bytes, bytes the frame unpacks to, bytes of the frame
 HEADER = struct.Struct("<BBHIIIII")
 ZSTD_LEVEL = 1
+# For planes without repeats: only the entropy coding pays. Searching for short matches in them makes the frame larger
+# and its decoding slower (measured on bf16 exponents: 1.358 against 1.379 bytes a value, 1.6 times the speed).
+_ENTROPY_ONLY = zstandard.ZstdCompressionParameters(
+    strategy=zstandard.STRATEGY_FAST,
+    min_match=7,
+    hash_log=8,
+    chain_log=6,
+    search_log=1,
+    window_log=17,
+    write_checksum=False,
+    write_content_size=True,
+)
 CELL_ALIGNMENT = 8
 
 _local = threading.local()
@@ -44,11 +56,12 @@ def build_cell(
     packed: Sequence[NDArray[Any]] = (),
     flags: int = 0,
     parameter: int = 0,
+    entropy_only: bool = False,
 ) -> bytes:
     """Lay out one cell, zero-padded to a multiple of 8 bytes so that raw planes lie aligned in the file."""
     raw_bytes = b"".join([_bytes_of(plane) for plane in raw])
     packed_bytes = b"".join([_bytes_of(plane) for plane in packed])
-    frame = _compressor().compress(packed_bytes) if packed_bytes else b""
+    frame = _compressor(entropy_only).compress(packed_bytes) if packed_bytes else b""
     header = HEADER.pack(codec, flags, parameter, tokens, entries, len(raw_bytes), len(packed_bytes), len(frame))
     padding = b"\0" * (-(HEADER.size + len(raw_bytes) + len(frame)) % CELL_ALIGNMENT)
     return b"".join([header, raw_bytes, frame, padding])
@@ -108,12 +121,13 @@ def _bytes_of(plane: NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(plane).reshape(-1).view(np.uint8).data
 
 
-def _compressor() -> zstandard.ZstdCompressor:
-    # zstd contexts hold megabytes and are not thread-safe: one per thread.
-    if not hasattr(_local, "compressor"):
-        _local.compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=False)
-    compressor: zstandard.ZstdCompressor = _local.compressor
-    return compressor
+def _compressor(entropy_only: bool) -> zstandard.ZstdCompressor:
+    # zstd contexts hold megabytes and are not thread-safe: one of each per thread.
+    if not hasattr(_local, "compressors"):
+        plain = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=False)
+        _local.compressors = (plain, zstandard.ZstdCompressor(compression_params=_ENTROPY_ONLY))
+    compressors: tuple[zstandard.ZstdCompressor, zstandard.ZstdCompressor] = _local.compressors
+    return compressors[entropy_only]
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:

@@ -14,7 +14,7 @@ def encode(states: NDArray[ml_dtypes.bfloat16]) -> bytes:
     """One cell of states [T, C]."""
     T, C = states.shape
     low, high = split_u16(np.ascontiguousarray(states).view(np.uint16).reshape(-1))
-    return build_cell(CODEC_ID, tokens=T, entries=C, raw=[low], packed=[high])
+    return build_cell(CODEC_ID, tokens=T, entries=C, raw=[low], packed=[high], entropy_only=True)
 
 
 def decode(cell: NDArray[np.uint8], tokens: int, width: int) -> NDArray[ml_dtypes.bfloat16]:

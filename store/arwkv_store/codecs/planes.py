@@ -30,9 +30,9 @@ def split_u16(values: NDArray[np.uint16]) -> tuple[NDArray[np.uint8], NDArray[np
 
 def join_u16(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.uint16]:
     """Inverse of split_u16."""
-    values = high.astype(np.uint16)
-    values <<= 8
-    values |= low
+    # One pass that widens and shifts, one that joins: half the memory traffic of widening first.
+    values = np.multiply(high, np.uint16(256), dtype=np.uint16)
+    np.bitwise_or(values, low, out=values)
     return values
 
 
