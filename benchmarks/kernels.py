@@ -1,0 +1,180 @@
+"""Measures the kernels. On a CPU: the recurrence against the obvious loop, and the sparse KL's time and memory.
+
+    OMP_NUM_THREADS=1 python benchmarks/kernels.py          the CPU's figures
+    python benchmarks/kernels.py --gpu                      numerics of every configuration, then the GPU's figures
+
+Prints Markdown tables. Contestants take turns within a round; a ratio is the median over rounds of the ratios within a
+round. Needs torch, and numba, triton or flash-linear-attention where there; `PYTHONPATH=kernels` replaces an install.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from arwkv_kernels import linear_sparse_kl, wkv7, wkv7_step
+
+ROUNDS = 7
+
+
+def layer_inputs(
+    B: int, T: int, H: int, D: int, dtype: torch.dtype = torch.float32, device: str = "cpu", *, gradients: bool = True
+) -> list[Tensor]:
+    """r, w, k, v, a, b as a trained layer makes them."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal() -> Tensor:
+        return torch.randn(B, T, H, D, generator=generator, device=device)
+
+    removed = torch.nn.functional.normalize(normal(), dim=-1)
+    w = -0.6065306597126334 * torch.sigmoid(2 * normal())
+    inputs = (normal(), w, normal() / D**0.5, normal(), -removed, removed * torch.sigmoid(normal()))
+    return [x.to(dtype).requires_grad_(gradients) for x in inputs]
+
+
+def unbind_loop(*inputs: Tensor) -> Tensor:
+    """The recurrence as one would first write it."""
+    B, _, H, D = inputs[0].shape
+    state = torch.zeros(B, H, D, D)
+    outputs = []
+    for r, w, k, v, a, b in zip(*(x.unbind(1) for x in inputs), strict=True):
+        removed = torch.einsum("bhk,bhkv->bhv", a, state)
+        state = w.exp()[..., None] * state + b[..., None] * removed[..., None, :] + k[..., None] * v[..., None, :]
+        outputs.append(torch.einsum("bhk,bhkv->bhv", r, state))
+    return torch.stack(outputs, 1)
+
+
+def race(contestants: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        for name, run in contestants.items():
+            begin = time.perf_counter()
+            run()
+            if number:
+                times[name].append(time.perf_counter() - begin)
+    return times
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def recurrence_table() -> list[str]:
+    inputs = layer_inputs(2, 512, 4, 64)
+    times = race(
+        {
+            "the `unbind` loop": lambda: unbind_loop(*inputs).sum().backward(),
+            '`backend="torch"` (chunked)': lambda: wkv7(*inputs, backend="torch")[0].sum().backward(),
+            '`backend="cpu"` (compiled)': lambda: wkv7(*inputs, backend="cpu")[0].sum().backward(),
+        }
+    )
+    loop = times["the `unbind` loop"]
+    lines = ["| wkv7, forward + backward, B=2 T=512 H=4 D=64 | ms | against the loop |", "|---|---|---|"]
+    return lines + [
+        f"| {name} | {1e3 * statistics.median(each):.1f} | {ratio(loop, each):.1f}× |" for name, each in times.items()
+    ]
+
+
+def growth_table() -> list[str]:
+    lines = ["| compiled wkv7, H=4 D=64, forward + backward | ms | ns per token and head |", "|---|---|---|"]
+    for B, T in ((1, 1024), (1, 8192), (1, 32_768), (4, 1024), (16, 1024)):
+        inputs = layer_inputs(B, T, 4, 64)
+        seconds = min(race({"": lambda inputs=inputs: wkv7(*inputs)[0].sum().backward()}, rounds=3)[""])
+        lines.append(f"| B={B} T={T} | {1e3 * seconds:.1f} | {1e9 * seconds / (B * T * 4):.0f} |")
+    state, step = torch.zeros(1, 14, 64, 64), [x[:, 0] for x in layer_inputs(1, 1, 14, 64, gradients=False)]
+    seconds = min(race({"": lambda: wkv7_step(*step, state)}, rounds=50)[""])
+    return [*lines, f"| wkv7_step, B=1 H=14 | {1e3 * seconds:.3f} | {1e9 * seconds / 14:.0f} |"]
+
+
+def teacher_of(tokens: int, vocabulary: int, k: int, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """ids, logprobs, counts, tail_logprob of a made-up teacher, a few rows at a time."""
+    generator = torch.Generator(device).manual_seed(1)
+    ids, logprobs = [], []
+    for start in range(0, tokens, 256):
+        rows = min(256, tokens - start)
+        dense = (2 * torch.randn(rows, vocabulary, generator=generator, device=device)).log_softmax(-1)
+        top = dense.topk(k)
+        ids.append(top.indices)
+        logprobs.append(top.values)
+    logprobs_TK = torch.cat(logprobs)
+    tail = torch.log1p(-logprobs_TK.exp().sum(-1).clamp(max=1 - 1e-6))
+    return torch.cat(ids).flatten(), logprobs_TK.flatten(), torch.full((tokens,), k, device=device), tail
+
+
+def naive_sparse_kl(hidden: Tensor, weight: Tensor, ids: Tensor, logprobs: Tensor, tail: Tensor) -> Tensor:
+    """The loss with all logits at once, as one would first write it."""
+    ids_TK, logprobs_TK = (x.view(hidden.shape[0], -1) for x in (ids, logprobs))
+    student_TK = (hidden @ weight.T).float().log_softmax(-1).gather(-1, ids_TK)
+    student_tail = torch.log1p(-student_TK.exp().sum(-1).clamp(max=1 - 1e-6))
+    kl = (logprobs_TK.exp() * (logprobs_TK - student_TK)).sum(-1) + tail.exp() * (tail - student_tail)
+    return kl.mean()
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The largest sum of live allocations during `run`, from the CPU allocator's record."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for change in sorted(changes, key=lambda e: e.start_ns()):
+        live += change.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def sparse_kl_table() -> list[str]:
+    tokens, vocabulary, width = 1024, 32_000, 256
+    ids, logprobs, counts, tail = teacher_of(tokens, vocabulary, 64)
+    lines = [
+        "| linear_sparse_kl, T=1024 V=32,000 C=256 k=64, forward + backward | ms | peak MiB | time | memory |",
+        "|---|---|---|---|---|",
+    ]
+    for head in ("frozen", "trained"):
+        hidden = torch.randn(tokens, width, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        weight = torch.randn(vocabulary, width, generator=torch.Generator().manual_seed(3)) * width**-0.5
+        weight.requires_grad_(head == "trained")
+
+        def naive(hidden: Tensor = hidden, weight: Tensor = weight) -> None:
+            hidden.grad = weight.grad = None
+            naive_sparse_kl(hidden, weight, ids, logprobs, tail).backward()
+
+        def ours(hidden: Tensor = hidden, weight: Tensor = weight) -> None:
+            hidden.grad = weight.grad = None
+            linear_sparse_kl(hidden, weight, ids, logprobs, counts, tail).backward()
+
+        times = race({"all logits at once": naive, "ours": ours}, rounds=5)
+        peaks = {"all logits at once": peak_bytes(naive), "ours": peak_bytes(ours)}
+        for name, each in times.items():
+            lines.append(
+                f"| {name}, {head} head | {1e3 * statistics.median(each):.0f} | {peaks[name] / 2**20:.0f} | "
+                f"{1 / ratio(times['all logits at once'], each):.2f}× | "
+                f"{peaks[name] / peaks['all logits at once']:.2f}× |"
+            )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--gpu", action="store_true", help="measure a CUDA device instead")
+    parser.add_argument("--skip-numerics", action="store_true", help="with --gpu: go straight to the timing")
+    arguments = parser.parse_args()
+    if arguments.gpu:
+        from kernels_gpu import print_gpu_figures
+
+        print_gpu_figures(check_numerics=not arguments.skip_numerics)
+        return
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s)\n")
+    for table in (recurrence_table, growth_table, sparse_kl_table):
+        print("\n".join(table()) + "\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Numerics of every shipped Triton configuration on the card itself. `benchmarks/kernels.py --gpu` runs these first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from arwkv_kernels import backend_for, linear_sparse_kl, topk_logsumexp, wkv7_step
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+MakeCase = Callable[..., Any]
+AssertClose = Callable[[dict[str, Tensor], dict[str, Tensor], float], None]
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 8e-3}
+
+
+def on_gpu(case: Any) -> Any:
+    tensors = tuple(x.detach().cuda().requires_grad_() for x in case.tensors)
+    offsets = None if case.cu_seqlens is None else case.cu_seqlens.cuda()
+    return replace(case, tensors=tensors, cu_seqlens=offsets)
+
+
+def check(case: Any, dtype: torch.dtype, assert_close: AssertClose) -> None:
+    low = case.to(dtype)
+    results = {name: x.cpu() for name, x in on_gpu(low).results("triton").items()}
+    assert_close(results, low.to(torch.float64).results("reference"), TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("D", [32, 64, 128])
+@pytest.mark.parametrize("T", [1, 15, 16, 17, 63, 64, 65, 200])
+def test_outputs_and_gradients(
+    T: int, D: int, dtype: torch.dtype, make_case: MakeCase, assert_close: AssertClose
+) -> None:
+    check(make_case(T, D), dtype, assert_close)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_packed(dtype: torch.dtype, make_case: MakeCase, assert_close: AssertClose) -> None:
+    check(make_case(200, 64, offsets=[0, 1, 18, 18, 64, 200]), dtype, assert_close)
+
+
+@pytest.mark.parametrize("lowest_w", [0.0, -4.0, -60.0, -4000.0, -torch.inf])
+def test_every_decay(lowest_w: float, make_case: MakeCase, assert_close: AssertClose) -> None:
+    check(make_case(70, 64, lowest_w=lowest_w), torch.bfloat16, assert_close)
+
+
+def test_step() -> None:
+    inputs = [torch.randn(4, 3, 64, device="cuda") * 0.3 for _ in range(6)]
+    inputs[1] = -inputs[1].abs()
+    state = torch.randn(4, 3, 64, 64, device="cuda")
+    assert backend_for(inputs[0], operation="wkv7_step").name == "triton"
+    for got, want in zip(wkv7_step(*inputs, state), wkv7_step(*inputs, state, backend="torch"), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tail", ["bucket", "renormalize", "drop"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sparse_kl(tail: str, dtype: torch.dtype) -> None:
+    tokens, width, vocabulary, k = 70, 128, 5000, 33
+    hidden = torch.randn(tokens, width, device="cuda").to(dtype).requires_grad_()
+    weight = (torch.randn(vocabulary, width, device="cuda") * width**-0.5).to(dtype).requires_grad_()
+    top = (2 * torch.randn(tokens, vocabulary, device="cuda")).log_softmax(-1).topk(k)
+    teacher = (top.indices.flatten(), top.values.flatten(), torch.full((tokens,), k, device="cuda"))
+    tail_logprob = torch.log1p(-top.values.exp().sum(-1))
+    results = []
+    for device, precision in (("cuda", dtype), ("cpu", torch.float64)):
+        leaves = [x.detach().to(device, precision).requires_grad_() for x in (hidden, weight)]
+        parts = [x.to(device) for x in (*teacher, tail_logprob)]
+        loss = linear_sparse_kl(*leaves, *parts, tail=tail, token_chunk=32)
+        results.append([x.detach().cpu().double() for x in (loss, *torch.autograd.grad(loss, leaves))])
+    for got, want in zip(*results, strict=True):
+        assert ((got - want).abs().max() / want.abs().max()).item() <= (8e-3 if dtype == torch.bfloat16 else 1e-4)
+
+
+def test_topk_logsumexp() -> None:
+    logits = torch.randn(65, 152_064, device="cuda") * 3
+    for got, want in zip(topk_logsumexp(logits, 64), topk_logsumexp(logits, 64, backend="torch"), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
