@@ -1,0 +1,68 @@
+"""Datasets written by version 1 of the format, kept in the repository: every later release reads them to the bit.
+
+They are never written anew. `expected.json` holds, for each sample and field, dtype, shape and the SHA-256 of the bytes.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from arwkv_store import Sample, create_dataset, open_dataset
+from numpy.typing import NDArray
+
+DATA = Path(__file__).parent / "data" / "v1"
+NAMES = sorted(path.name for path in DATA.iterdir())
+EXACT_IDS = [200, 251, 228, 240]
+EXACT_LOGPROBS = [-1.0442085266113281, -1.9748973846435547, -2.5850467681884766, -3.20489501953125]
+
+
+def fingerprint(sample: Sample) -> dict[str, Any]:
+    """What is compared of a sample."""
+    arrays: dict[str, NDArray[Any] | None] = {
+        "tokens": sample.tokens,
+        "loss_mask": sample.loss_mask,
+        "entropy": sample.entropy,
+        "true_logprob": sample.true_logprob,
+        **{f"hidden.{name}": states for name, states in sample.hidden.items()},
+    }
+    if sample.logits is not None:
+        arrays |= {f"logits.{name}": value for name, value in vars(sample.logits).items()}
+    return {
+        "sample_id": sample.sample_id,
+        "source": sample.source,
+        **{name: _digest(array) for name, array in arrays.items() if array is not None},
+    }
+
+
+def _digest(array: NDArray[Any]) -> str:
+    return f"{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()}"
+
+
+def test_every_codec_of_version_1_is_kept() -> None:
+    infos = [open_dataset(DATA / name).info.capture for name in NAMES]
+    assert {info.logits_codec for info in infos} == {"exact", "compact", "sampled", "hybrid", "none"}
+    assert {info.hidden_dtype for info in infos} == {"bf16", "fp8", "int8", "none"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_version_1_reads_to_the_bit(name: str) -> None:
+    expected = json.loads((DATA / name / "expected.json").read_text())
+    assert [fingerprint(sample) for sample in open_dataset(DATA / name)] == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_version_1_is_resumed(tmp_path: Path, name: str) -> None:
+    shutil.copytree(DATA / name, tmp_path / name)
+    dataset = open_dataset(tmp_path / name)
+    assert create_dataset(tmp_path / name, dataset.info).missing_parts() == []
+
+
+def test_version_1_holds_these_very_numbers() -> None:
+    logits = open_dataset(DATA / "exact")[0].logits
+    assert logits is not None
+    np.testing.assert_array_equal(logits.ids[:4], EXACT_IDS)
+    np.testing.assert_array_equal(logits.logprobs[:4], np.float32(EXACT_LOGPROBS))
