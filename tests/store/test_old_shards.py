@@ -1,6 +1,6 @@
 """Datasets written by version 1 of the format, kept in the repository: every later release reads them to the bit.
 
-They are never written anew. `expected.json` holds, for each sample and field, dtype, shape and the SHA-256 of the bytes.
+They are never written anew. `expected.json` holds each sample's fields as dtype, shape and SHA-256 of the bytes.
 """
 
 import hashlib
@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arwkv_store import Sample, create_dataset, open_dataset
 from numpy.typing import NDArray
+
+from arwkv_store import Sample, create_dataset, open_dataset
 
 DATA = Path(__file__).parent / "data" / "v1"
 NAMES = sorted(path.name for path in DATA.iterdir())
