@@ -102,6 +102,9 @@ def _make_model(folder: Path, options: argparse.Namespace) -> Path:
 
 def _serve_arm(arm: str, model: str, folder: str, options: dict[str, Any], connection: Connection) -> None:
     """In the arm's process: start its engine, then run one round per message and answer its seconds."""
+    from arwkv_producer.engine import prepare_environment
+
+    prepare_environment(1, False)  # before torch loads: it reads how idle threads wait
     generator = np.random.default_rng(1)
     count = options["tokens"] // options["length"]
     prompts = [generator.integers(0, options["vocabulary"], options["length"], dtype=np.int32) for _ in range(count)]
@@ -146,7 +149,7 @@ def _keep_nothing() -> None:
     def summarise(logits: torch.Tensor, k: int, next_ids: torch.Tensor, **others: Any) -> Distribution:
         rows = len(logits)
         empty, numbers = torch.zeros(rows, 1), torch.zeros(rows)
-        return Distribution(empty.int(), empty, numbers, numbers, numbers)
+        return Distribution(empty.int(), empty, numbers, numbers, numbers, empty.int())
 
     capture_models.summarise = summarise
 
@@ -186,7 +189,7 @@ def _writing(engine: Any, folder: str, layers: tuple[int, ...], options: dict[st
                 ids = range(part * per_part, (part + 1) * per_part)
                 answers = engine.capture([prompts[i] for i in ids], ids)
                 samples = [
-                    to_sample(i, prompts[i], mask, "bench", rows, names, None)
+                    to_sample(i, prompts[i], mask, "bench", rows, names, info.capture)
                     for i, rows in zip(ids, answers, strict=True)
                 ]
                 shards.put(part, samples)
@@ -195,9 +198,6 @@ def _writing(engine: Any, folder: str, layers: tuple[int, ...], options: dict[st
 
 
 def _stock(arm: str, model: str, options: dict[str, Any]) -> Run:
-    from arwkv_producer.engine import prepare_environment
-
-    prepare_environment(1, False)
     import vllm
 
     engine = vllm.LLM(

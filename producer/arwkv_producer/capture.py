@@ -23,6 +23,10 @@ class CaptureSettings:
     """Candidates kept per token; 0 captures no distributions."""
     vocab_size: int
     """The tokenizer's token ids: head rows from here on are padding."""
+    draws: int = 0
+    """Ids drawn at random per token."""
+    draws_outside_top_k: bool = False
+    """Draw them from the tail only."""
     attention_layers: tuple[int, ...] = ()
     boundary_layers: tuple[int, ...] = ()
     final: bool = False

@@ -23,8 +23,9 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.v1.pool.metadata import PoolingMetadata
 
 from arwkv_producer.capture import CaptureSettings
-from arwkv_producer.distribution import OUTSIDE_VOCABULARY, summarise
+from arwkv_producer.distribution import OUTSIDE_VOCABULARY, Draws, summarise
 from arwkv_producer.handover import Rows, open_handover
+from arwkv_producer.sampling import uniforms
 
 TASK = "token_embed"
 """The vLLM pooling task that gives the pooler every prompt token, in chunks where the scheduler cuts a prompt."""
@@ -90,7 +91,8 @@ class CapturePooler(Pooler):  # type: ignore[misc]  # vLLM has no types
         lengths = cursor.num_scheduled_tokens_cpu.tolist()
         ends = cursor.seq_lens_cpu.tolist()
         prompt_lengths = cursor.prompt_lens_cpu.tolist()
-        rows = self._capture(hidden_states, _next_ids(pooling_metadata, lengths, ends, prompt_lengths))
+        uniforms = self._uniforms(pooling_metadata, lengths, ends)
+        rows = self._capture(hidden_states, _next_ids(pooling_metadata, lengths, ends, prompt_lengths), uniforms)
         acknowledged: list[Tensor | None] = []
         start_row = 0
         for request, (length, end, prompt_length) in enumerate(zip(lengths, ends, prompt_lengths, strict=True)):
@@ -111,16 +113,25 @@ class CapturePooler(Pooler):  # type: ignore[misc]  # vLLM has no types
             acknowledged.append(torch.tensor([prompt_length], dtype=torch.int32))
         return acknowledged
 
-    def _capture(self, hidden_TC: Tensor, next_ids_T: Tensor) -> Rows:
+    def _uniforms(self, metadata: PoolingMetadata, lengths: list[int], ends: list[int]) -> Tensor | None:
+        """[T, S] random numbers that depend on sample and position alone, None where nothing is drawn."""
+        if not self._settings.draws:
+            return None
+        keys = [int((params.extra_kwargs or {}).get("key", 0)) for params in metadata.pooling_params]
+        keys_T = torch.tensor(keys).repeat_interleave(torch.tensor(lengths))
+        positions = [torch.arange(end - length, end) for length, end in zip(lengths, ends, strict=True)]
+        return uniforms(keys_T, torch.cat(positions), self._settings.draws)
+
+    def _capture(self, hidden_TC: Tensor, next_ids_T: Tensor, uniforms_TS: Tensor | None) -> Rows:
         """All of one step's rows, on the CPU."""
-        rows = self._distributions(hidden_TC, next_ids_T) if self._settings.top_k else {}
+        rows = self._distributions(hidden_TC, next_ids_T, uniforms_TS) if self._settings.top_k else {}
         if self._tap is not None:
             rows |= {name: state_TC[: len(hidden_TC)] for name, state_TC in self._tap.take().items()}
             if self._settings.final:
                 rows["final"] = hidden_TC.to(torch.bfloat16, copy=True)
         return {name: tensor.to("cpu") for name, tensor in rows.items()}
 
-    def _distributions(self, hidden_TC: Tensor, next_ids_T: Tensor) -> Rows:
+    def _distributions(self, hidden_TC: Tensor, next_ids_T: Tensor, uniforms_TS: Tensor | None) -> Rows:
         model, settings = self._language_model[0], self._settings
         head = model.lm_head
         first_id = int(head.shard_indices.org_vocab_start_index)
@@ -135,13 +146,19 @@ class CapturePooler(Pooler):  # type: ignore[misc]  # vLLM has no types
             logits_TV = model.logits_processor(head, hidden_TC[rows], skip_gather=True)[:, :columns].float()
             if first_id >= end_id:  # this rank's share of the head is all padding
                 logits_TV = torch.full_like(logits_TV, OUTSIDE_VOCABULARY)
-            summaries.append(summarise(logits_TV, settings.top_k, next_ids_T[rows], first_id=first_id, gather=gather))
+            draws = None
+            if uniforms_TS is not None:
+                draws = Draws(uniforms_TS[rows].to(hidden_TC.device), settings.draws_outside_top_k)
+            summaries.append(
+                summarise(logits_TV, settings.top_k, next_ids_T[rows], draws=draws, first_id=first_id, gather=gather)
+            )
         return {
             "ids": torch.cat([summary.ids_TK for summary in summaries]),
             "logprobs": torch.cat([summary.logprobs_TK for summary in summaries]),
             "tail_logprob": torch.cat([summary.tail_logprob_T for summary in summaries]),
             "entropy": torch.cat([summary.entropy_T for summary in summaries]),
             "true_logprob": torch.cat([summary.true_logprob_T for summary in summaries]),
+            "drawn": torch.cat([summary.drawn_TS for summary in summaries]),
         }
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from arwkv_store.errors import UsageError
 
-LogitsMode = Literal["top-k", "adaptive", "none"]
+LogitsMode = Literal["top-k", "adaptive", "sampled", "hybrid", "none"]
 HiddenStates = Literal["none", "attention", "boundaries", "final"]
 
 
@@ -16,11 +16,13 @@ class CaptureConfig:
     teacher: str
     """A local model folder, or a Hub name, with `@revision` if wanted; `Qwen2.5-32B` means `Qwen/Qwen2.5-32B`."""
     logits: LogitsMode = "top-k"
-    """`top-k` keeps the K likeliest tokens, `adaptive` as many of these as hold `--top-p` of the mass, `none` none."""
+    """`top-k` likeliest tokens; `adaptive`: those that hold `--top-p`; `sampled`: draws; `hybrid`: both; `none`."""
     top_k: int = 64
     """Candidates kept per token (at most, with `adaptive`)."""
     top_p: float = 0.98
     """With `adaptive`: mass after which a position keeps no further candidates."""
+    samples: int = 50
+    """Tokens drawn per position: from all of them with `sampled`, from those outside the top k with `hybrid`."""
     hidden_states: HiddenStates = "none"
     """`attention` outputs (stage `align` reads them), `boundaries` (what enters a layer), or the `final` state."""
     logits_codec: Literal["exact", "compact"] = "exact"
@@ -43,6 +45,12 @@ class CaptureConfig:
     def __post_init__(self) -> None:
         _require(self.top_k >= 1, f"--top-k {self.top_k}: must be at least 1; use --logits none to keep no tokens")
         _require(0 < self.top_p <= 1, f"--top-p {self.top_p}: must be above 0 and at most 1")
+        _require(1 <= self.samples <= 65535, f"--samples {self.samples}: must be from 1 to 65535")
+        _require(
+            self.logits not in ("sampled", "hybrid") or self.tensor_parallel == 1,
+            f"--logits {self.logits} --tensor-parallel {self.tensor_parallel}: drawing needs all columns on one "
+            "device; use --logits top-k or adaptive",
+        )
         _require(self.max_length >= 2, f"--max-length {self.max_length}: must be at least 2 tokens")
         _require(self.samples_per_shard >= 0, f"--samples-per-shard {self.samples_per_shard}: must be 0 (auto) or more")
         _require(self.tensor_parallel >= 1, f"--tensor-parallel {self.tensor_parallel}: must be at least 1")

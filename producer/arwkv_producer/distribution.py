@@ -4,12 +4,13 @@ Shapes: T rows (token positions), V vocabulary columns of this rank, K kept cand
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from arwkv_producer.sampling import draw
 from arwkv_producer.top_k import top_k
 
 # All-gathers a [T, n] fp32 tensor over the tensor-parallel ranks, along the last dimension: [T, R·n].
@@ -34,10 +35,28 @@ class Distribution:
     """Of the full distribution."""
     true_logprob_T: Tensor
     """Of the token that follows in the text; 0 where `next_ids` is -1 (nothing follows)."""
+    drawn_TS: Tensor
+    """int32 ids drawn at random, S = 0 where none were asked for."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Ids to draw from each distribution."""
+
+    uniforms_TS: Tensor
+    """float64 in [0, 1): see `sampling.uniforms`."""
+    outside_top_k: bool
+    """From the tail only, given that it is the tail."""
 
 
 def summarise(
-    logits_TV: Tensor, k: int, next_ids_T: Tensor, *, first_id: int = 0, gather: GatherColumns | None = None
+    logits_TV: Tensor,
+    k: int,
+    next_ids_T: Tensor,
+    *,
+    draws: Draws | None = None,
+    first_id: int = 0,
+    gather: GatherColumns | None = None,
 ) -> Distribution:
     """Keep the top `k`, the exact tail, the entropy and the next token's log-probability of each row of `logits_TV`.
 
@@ -45,12 +64,15 @@ def summarise(
     each rank passes its own columns and the same `gather`, all get the same answer, and only 2k + 5 numbers per row
     and rank travel. With x the logits, m their maximum and s = Σ exp(x - m): log Z = m + log s and
     H = log s - Σ exp(x - m)(x - m) / s; the tail's mass is Σ over the tokens outside the top k of exp(x - m).
+    `draws` needs all the columns, so not together with `gather`.
     """
-    rows = _rows_at_once(logits_TV)
-    parts = [
-        _summarise_columns(logits_TV[start : start + rows], k, next_ids_T[start : start + rows], first_id)
-        for start in range(0, len(logits_TV), rows)
-    ]
+    assert draws is None or gather is None
+    size = _rows_at_once(logits_TV)
+    parts = []
+    for start in range(0, len(logits_TV), size):
+        rows = slice(start, start + size)
+        wanted = None if draws is None else replace(draws, uniforms_TS=draws.uniforms_TS[rows])
+        parts.append(_summarise_columns(logits_TV[rows], k, next_ids_T[rows], first_id, wanted))
     columns = _Columns(*map(torch.cat, zip(*parts, strict=True)))
     if gather is not None:
         columns = _merge_ranks(columns, k, gather)
@@ -62,11 +84,12 @@ def summarise(
         tail_logprob_T=(columns.rest_T.log() - log_sum_T).squeeze(1),
         entropy_T=(log_sum_T - columns.moment_T / columns.sum_T).clamp_min_(0.0).squeeze(1),
         true_logprob_T=torch.where(next_ids_T < 0, 0.0, (columns.next_T - log_z_T).squeeze(1)),
+        drawn_TS=columns.drawn_TS.int(),
     )
 
 
 class _Columns(NamedTuple):
-    """One rank's summary of its columns. All are [T, 1] but the last two."""
+    """One rank's summary of its columns. All are [T, 1] but the last three."""
 
     maximum_T: Tensor
     sum_T: Tensor
@@ -75,6 +98,7 @@ class _Columns(NamedTuple):
     next_T: Tensor
     top_TK: Tensor
     ids_TK: Tensor
+    drawn_TS: Tensor
 
 
 def _rows_at_once(logits_TV: Tensor) -> int:
@@ -82,7 +106,7 @@ def _rows_at_once(logits_TV: Tensor) -> int:
     return max(CACHE_BYTES // (4 * logits_TV.shape[1]), 1) if logits_TV.device.type == "cpu" else max(len(logits_TV), 1)
 
 
-def _summarise_columns(logits_TV: Tensor, k: int, next_ids_T: Tensor, first_id: int) -> _Columns:
+def _summarise_columns(logits_TV: Tensor, k: int, next_ids_T: Tensor, first_id: int, draws: Draws | None) -> _Columns:
     columns = logits_TV.shape[1]
     top_TK, at_TK = top_k(logits_TV, min(k, columns))
     here_T = (next_ids_T >= first_id) & (next_ids_T < first_id + columns)
@@ -93,8 +117,13 @@ def _summarise_columns(logits_TV: Tensor, k: int, next_ids_T: Tensor, first_id: 
     weights_TV = shifted_TV.exp()
     sum_T = weights_TV.sum(-1, keepdim=True)
     moment_T = shifted_TV.mul_(weights_TV).sum(-1, keepdim=True)
+    drawn_TS = at_TK[:, :0]
+    if draws is not None and not draws.outside_top_k:
+        drawn_TS = draw(weights_TV, draws.uniforms_TS)
     rest_T = weights_TV.scatter_(1, at_TK, 0.0).sum(-1, keepdim=True)
-    return _Columns(maximum_T, sum_T, moment_T, rest_T, next_T, top_TK, at_TK + first_id)
+    if draws is not None and draws.outside_top_k:
+        drawn_TS = draw(weights_TV, draws.uniforms_TS)
+    return _Columns(maximum_T, sum_T, moment_T, rest_T, next_T, top_TK, at_TK + first_id, drawn_TS + first_id)
 
 
 def _merge_ranks(own: _Columns, k: int, gather: GatherColumns) -> _Columns:
@@ -121,4 +150,5 @@ def _merge_ranks(own: _Columns, k: int, gather: GatherColumns) -> _Columns:
         next_T=next_TR.amax(-1, keepdim=True),
         top_TK=top_TK,
         ids_TK=candidate_ids_TN.gather(1, at_TK),
+        drawn_TS=own.drawn_TS,
     )

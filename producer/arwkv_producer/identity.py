@@ -3,6 +3,7 @@
 import importlib.metadata
 import shlex
 import sys
+from typing import Any
 
 from arwkv_producer.config import CaptureConfig
 from arwkv_producer.corpus import Corpus
@@ -20,16 +21,18 @@ HIDDEN_BYTES = {"bf16": 1.4, "fp8": 1.0, "int8": 1.0}
 
 def capture_info(config: CaptureConfig, teacher: Teacher) -> CaptureInfo:
     """The capture's settings as recorded."""
-    keeps_candidates = config.logits in ("top-k", "adaptive")
+    keeps_candidates = config.logits in ("top-k", "adaptive", "hybrid")
+    codec: Any = {"sampled": "sampled", "hybrid": "hybrid", "none": "none"}.get(config.logits, config.logits_codec)
     return CaptureInfo(
         logits=config.logits,
         top_k=config.top_k if keeps_candidates else None,
         top_p=config.top_p if config.logits == "adaptive" else None,
+        samples=config.samples if config.logits in ("sampled", "hybrid") else None,
         hidden_states=config.hidden_states,
         layers=chosen_layers(config.layers, config.hidden_states, teacher.layers),
         hidden_dtype=config.hidden_dtype,
         max_length=config.max_length,
-        logits_codec=config.logits_codec if keeps_candidates else "none",
+        logits_codec=codec,
     )
 
 
@@ -46,9 +49,9 @@ def hidden_names(capture: CaptureInfo) -> tuple[str, ...]:
 def bytes_per_token(capture: CaptureInfo, width: int) -> dict[str, float]:
     """Expected stored bytes of one token, by column."""
     columns = {"tokens": 2.0}
-    if capture.top_k is not None:
-        # Measured on natural text: positions keep 25 of 64 candidates at top-p 0.98.
-        kept = capture.top_k * (0.4 if capture.logits == "adaptive" else 1.0)
+    if capture.logits != "none":
+        # Measured on natural text: positions keep 25 of 64 candidates at top-p 0.98, and 50 draws hit about 12 tokens.
+        kept = (capture.top_k or 0) * (0.4 if capture.logits == "adaptive" else 1.0) + (capture.samples or 0) * 0.25
         columns |= {"logits": kept * BYTES_PER_CANDIDATE + 4, "token_stats": 8.0}
     for column in capture.hidden_columns():
         columns[column] = width * HIDDEN_BYTES[capture.hidden_dtype]

@@ -42,7 +42,9 @@ class Job:
         """What the worker is told."""
         capture = self.info.capture
         return CaptureSettings(
-            top_k=capture.top_k or 0,
+            top_k=capture.top_k or (1 if capture.samples else 0),
+            draws=capture.samples or 0,
+            draws_outside_top_k=capture.logits == "hybrid",
             vocab_size=self.info.tokenizer.vocab_size,
             attention_layers=capture.layers if capture.hidden_states == "attention" else (),
             boundary_layers=capture.layers if capture.hidden_states == "boundaries" else (),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from arwkv_producer.handover import Rows
 from arwkv_store import Sample, SparseLogits
 from arwkv_store.errors import ArwkvError
+from arwkv_store.schema import CaptureInfo
 
 
 class BadCapture(ArwkvError):
@@ -23,9 +24,9 @@ def to_sample(
     source: str,
     rows: Rows,
     expected: Sequence[str],
-    top_p: float | None,
+    capture: CaptureInfo,
 ) -> Sample:
-    """Build the Sample of T `tokens` from its rows; `top_p` bounds the candidates kept per position (adaptive).
+    """Build the Sample of T `tokens` from its rows, as `capture` says to keep them.
 
     Raises BadCapture where one of the `expected` rows is missing, of another length or not finite.
     """
@@ -41,11 +42,58 @@ def to_sample(
         tokens=tokens,
         loss_mask=loss_mask,
         source=source,
-        logits=sparse_logits(arrays["ids"], arrays["logprobs"], arrays["tail_logprob"], top_p),
+        logits=_logits(arrays, capture),
         entropy=arrays["entropy"],
         true_logprob=arrays["true_logprob"][:-1],
         hidden=hidden,
     )
+
+
+def _logits(arrays: Mapping[str, NDArray[Any]], capture: CaptureInfo) -> SparseLogits:
+    if capture.logits == "sampled":
+        return sampled_logits(arrays["drawn"])
+    if capture.logits == "hybrid":
+        return hybrid_logits(arrays["ids"], arrays["logprobs"], arrays["tail_logprob"], arrays["drawn"])
+    return sparse_logits(arrays["ids"], arrays["logprobs"], arrays["tail_logprob"], capture.top_p)
+
+
+def sampled_logits(drawn_TS: NDArray[np.int32]) -> SparseLogits:
+    """How often each token was drawn: probability hits / S, unbiased; no tail."""
+    counts_T, ids, hits = _hits(drawn_TS)
+    logprobs = np.log(hits / drawn_TS.shape[1]).astype(np.float32)
+    return SparseLogits(counts_T, ids, logprobs, np.full(len(drawn_TS), -np.inf, np.float32))
+
+
+def hybrid_logits(
+    ids_TK: NDArray[np.int32],
+    logprobs_TK: NDArray[np.float32],
+    tail_logprob_T: NDArray[np.float32],
+    drawn_TS: NDArray[np.int32],
+) -> SparseLogits:
+    """The top k as they are, then the tail's draws, each with its share hits / S of the tail's exact mass: unbiased."""
+    T, K = ids_TK.shape
+    counts_T, ids, hits = _hits(drawn_TS)
+    positions = np.repeat(np.arange(T), counts_T)
+    logprobs = (tail_logprob_T[positions] + np.log(hits / drawn_TS.shape[1])).astype(np.float32)
+    drawn = np.isfinite(logprobs)  # where the top k hold all the mass, what was drawn means nothing
+    positions = np.concatenate([np.repeat(np.arange(T), K), positions[drawn]])
+    order = np.argsort(positions, kind="stable")
+    return SparseLogits(
+        np.bincount(positions, minlength=T).astype(np.int32),
+        np.concatenate([ids_TK.reshape(-1), ids[drawn]])[order],
+        np.concatenate([logprobs_TK.reshape(-1), logprobs[drawn]])[order],
+        np.full(T, -np.inf, np.float32),
+    )
+
+
+def _hits(drawn_TS: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+    """Per position how many different tokens were drawn; then flat, most frequent first: the tokens and their hits."""
+    T = len(drawn_TS)
+    flat = np.arange(T, dtype=np.int64)[:, None] << 32 | drawn_TS
+    found, hits = np.unique(flat, return_counts=True)
+    order = np.lexsort((found, -hits, found >> 32))
+    counts_T = np.bincount(found >> 32, minlength=T).astype(np.int32)
+    return counts_T, (found[order] & 0xFFFFFFFF).astype(np.int32), hits[order]
 
 
 def sparse_logits(

@@ -10,6 +10,7 @@ from arwkv_producer.samples import BadCapture, to_sample
 from arwkv_store import Sample
 from arwkv_store.progress import Progress
 
+DISTRIBUTION = ("ids", "logprobs", "tail_logprob", "entropy", "true_logprob", "drawn")
 CALL_TOKENS = 1 << 16
 """Tokens sent to the engine in one call: enough to fill its steps, few enough that the bar moves."""
 BAD_IN_A_ROW = 5
@@ -74,7 +75,7 @@ class TeacherPass:
 
     def _build(self, sample_id: int, rows: Any) -> Sample:
         capture, corpus = self._job.info.capture, self._job.corpus
-        distribution = ("ids", "logprobs", "tail_logprob", "entropy", "true_logprob") if capture.top_k else ()
+        distribution = DISTRIBUTION if capture.logits != "none" else ()
         return to_sample(
             sample_id,
             corpus.sample_tokens(sample_id),
@@ -82,5 +83,5 @@ class TeacherPass:
             corpus.sources[sample_id],
             rows,
             expected=(*distribution, *hidden_names(capture)),
-            top_p=capture.top_p,
+            capture=capture,
         )

@@ -42,6 +42,8 @@ def captures(tiny_teacher: Path, tiny_corpus: Path, tmp_path_factory: pytest.Tem
         "part_lost": asked("mended") | {"copy_of": str(folder / "base"), "lost_part": 3},
         "other_top_k": asked("base", top_k=8),
         "boundaries": asked("boundaries", hidden_states="boundaries", logits="adaptive", top_k=64, top_p=0.5),
+        "sampled": asked("sampled", hidden_states="none", logits="sampled", samples=20),
+        "hybrid": asked("hybrid", hidden_states="none", logits="hybrid", top_k=8, samples=6),
         "final": asked("final", hidden_states="final", logits="none"),
     }
     return Captures(folder, dict(zip(runs, run_captures(list(runs.values())), strict=True)))

@@ -15,6 +15,7 @@ from arwkv_producer.samples import BadCapture, sparse_logits, to_sample
 from arwkv_producer.teacher import Teacher
 from arwkv_producer.teacher_pass import TeacherPass
 from arwkv_store.progress import Progress
+from arwkv_store.schema import CaptureInfo
 from store_examples import example_dataset_info
 
 T, K = 6, 4
@@ -29,12 +30,21 @@ def good_rows() -> dict[str, torch.Tensor]:
         "tail_logprob": torch.full((T,), 0.05).log(),
         "entropy": torch.ones(T),
         "true_logprob": torch.full((T,), -1.0),
+        "drawn": torch.zeros(T, 0, dtype=torch.int32),
         "attn.0": torch.ones(T, 8, dtype=torch.bfloat16),
     }
 
 
 def build(rows: dict[str, torch.Tensor]) -> Any:
-    return to_sample(7, np.arange(T, dtype=np.int32), np.ones(T, np.bool_), "a.txt", rows, EXPECTED, None)
+    return to_sample(
+        7,
+        np.arange(T, dtype=np.int32),
+        np.ones(T, np.bool_),
+        "a.txt",
+        rows,
+        EXPECTED,
+        CaptureInfo(top_k=K, max_length=T),
+    )
 
 
 def test_good_rows_make_a_sample() -> None:

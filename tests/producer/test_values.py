@@ -116,3 +116,22 @@ def test_grouping_and_scheduling_change_no_bit(captures: Captures) -> None:
         np.testing.assert_array_equal(one.logits.logprobs, other.logits.logprobs)
         for name, state in one.hidden.items():
             np.testing.assert_array_equal(as_float(state), as_float(other.hidden[name]))
+
+
+def test_sampled_ids_are_the_teachers_and_hybrid_holds_all_the_mass(captures: Captures, reference: Reference) -> None:
+    for sample in samples_of(captures, "sampled"):
+        assert sample.logits is not None
+        assert set(np.rint(np.exp(sample.logits.logprobs) * 20)) <= set(range(1, 21))
+        assert sample.logits.ids.max() < 500
+    for index, sample in enumerate(samples_of(captures, "hybrid")):
+        assert sample.logits is not None
+        if index % 20:
+            continue
+        full = reference.logprobs(sample)
+        values, _ = full.topk(8, dim=-1)
+        entries = np.split(np.arange(len(sample.logits.ids)), np.cumsum(sample.logits.counts)[:-1])
+        for position, at in enumerate(entries):
+            logprobs = sample.logits.logprobs[at]
+            assert 8 < len(at) <= 14
+            np.testing.assert_allclose(logprobs[:8], values[position], atol=0.13)
+            assert abs(float(np.exp(logprobs).sum()) - 1) < 0.05

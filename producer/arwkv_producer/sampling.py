@@ -1,0 +1,57 @@
+"""Draws from a next-token distribution that a rerun repeats: random numbers are a function of sample, position, draw.
+
+Shapes: T positions, V vocabulary columns, S draws, G groups of B columns.
+"""
+
+import torch
+from torch import Tensor
+
+GROUP = 64
+WORK_BYTES = 1 << 26
+"""Bound on what drawing allocates at once."""
+_GOLDEN = -7046029254386353131  # 2^64 / golden ratio, odd; int64 arithmetic wraps around
+_MIX_1, _MIX_2 = -4658895280553007687, -7723592293110705685
+
+
+def uniforms(keys_T: Tensor, positions_T: Tensor, draws: int) -> Tensor:
+    """[T, S] float64 in [0, 1), counter-based: SplitMix64 (Steele, Lea, Flood 2014) of key, position and draw."""
+    rows_T = _mix(_mix(keys_T.long() * _GOLDEN) + positions_T.long() * _GOLDEN)
+    counters_S = torch.arange(1, draws + 1, device=keys_T.device) * _GOLDEN
+    return _shift_right(_mix(rows_T[:, None] + counters_S), 11).double() * 2.0**-53
+
+
+def draw(weights_TV: Tensor, uniforms_TS: Tensor) -> Tensor:
+    """[T, S] int64 columns, column v with probability weights[v] / Σ weights; the weights are fp32 and not negative.
+
+    Inverts the cumulative sum in two levels, groups of columns and then within the group, both in float64: exact
+    where one fp32 sum over the vocabulary would lose what is rare.
+    """
+    rows = max(WORK_BYTES // (24 * GROUP * max(uniforms_TS.shape[1], 1)), 1)
+    blocks = [_draw(weights_TV[at : at + rows], uniforms_TS[at : at + rows]) for at in range(0, len(weights_TV), rows)]
+    return torch.cat(blocks)
+
+
+def _draw(weights_TV: Tensor, uniforms_TS: Tensor) -> Tensor:
+    missing = -weights_TV.shape[1] % GROUP
+    grouped_TGB = torch.nn.functional.pad(weights_TV, (0, missing)).view(len(weights_TV), -1, GROUP)
+    masses_TG = grouped_TGB.sum(-1, dtype=torch.float64)
+    below_TG = masses_TG.cumsum(-1)
+    target_TS = uniforms_TS * below_TG[:, -1:]
+    group_TS = torch.searchsorted(below_TG, target_TS, right=True).clamp_max_(below_TG.shape[1] - 1)
+    residual_TS = target_TS - (below_TG.gather(1, group_TS) - masses_TG.gather(1, group_TS))
+    inside_TSB = grouped_TGB.gather(1, group_TS[..., None].expand(-1, -1, GROUP)).double()
+    at_TS = torch.searchsorted(inside_TSB.cumsum(-1), residual_TS[..., None].contiguous(), right=True).squeeze(-1)
+    # Rounding may leave the target just past the group's last weight.
+    last_TS = (torch.arange(GROUP, device=weights_TV.device) * (inside_TSB > 0)).amax(-1)
+    return group_TS * GROUP + torch.minimum(at_TS, last_TS)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
