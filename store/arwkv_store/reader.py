@@ -1,5 +1,6 @@
 """Reading a dataset by sample index, verified by default, from wherever it lies."""
 
+import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
@@ -110,7 +111,9 @@ class Dataset(Sequence[Sample]):
             while len(self._open) > MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
         else:
-            self._open.move_to_end(at)
+            # Another thread may have let go of it just now.
+            with contextlib.suppress(KeyError):
+                self._open.move_to_end(at)
         return shard
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """Reading over HTTP: complete, verified, and patient with a bad line."""
 
+import multiprocessing
 import pickle
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from arwkv_store import CorruptShard, NotFound, TryAgain, UsageError, open_dataset, retry
-from store_examples import assert_same_sample, write_example_dataset
+from arwkv_store import CorruptShard, Dataset, NotFound, TryAgain, UsageError, open_dataset, reader, retry
+from store_examples import assert_same_sample, example_dataset_info, write_example_dataset
 from store_server import served
 
 
@@ -25,6 +27,33 @@ def test_served_dataset_reads_like_the_folder(tmp_path: Path) -> None:
             assert_same_sample(read, sample)
         assert dataset.stats() == open_dataset(tmp_path / "data").stats()
         assert_same_sample(pickle.loads(pickle.dumps(dataset))[5], written[5])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_worker_processes_share_one_cache(tmp_path: Path, method: str) -> None:
+    write_example_dataset(tmp_path / "data")
+    with served(tmp_path / "data") as service:
+        dataset = open_dataset(service.uri, columns=["logits"])
+        with multiprocessing.get_context(method).Pool(3) as pool:
+            asked = [(dataset, i) for i in (0, 5, 9, 1, 6, 8)]
+            assert pool.map(_sample_id, asked, chunksize=1) == [0, 5, 9, 1, 6, 8]
+        fetched = [path for path in service.requests if "/data?" in path]
+        assert len(fetched) == len(set(fetched)) == 3
+
+
+def _sample_id(asked: tuple[Dataset, int]) -> int:
+    return asked[0][asked[1]].sample_id
+
+
+def test_samples_are_read_from_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 2)
+    written = write_example_dataset(tmp_path / "data", info=example_dataset_info(samples=30))
+    with served(tmp_path / "data") as service:
+        dataset = open_dataset(service.uri)
+        with ThreadPoolExecutor(8) as pool:
+            for read, sample in zip(pool.map(dataset.__getitem__, [*range(30)] * 4), written * 4, strict=True):
+                assert_same_sample(read, sample)
 
 
 def test_hidden_file_is_fetched_only_when_asked_for(tmp_path: Path) -> None:
