@@ -1,6 +1,6 @@
-"""How fast the index service is: downloads beside nginx, statistics and lists of a large dataset, scanning, a million rows.
+"""How fast the index service is: downloads beside nginx, lists and statistics of many shards, scans, a million rows.
 
-python benchmarks/api.py [--shards 10000] [--rows 1000000] [--only downloads,requests,scan,rows] [--json]
+python benchmarks/api.py [--shards 10000] [--rows 1000000] [--only downloads,scan,requests,rows] [--json-out FILE]
 """
 
 import argparse
@@ -20,17 +20,18 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
-from sqlalchemy import insert
+from sqlalchemy import Engine, insert
 from sqlalchemy.orm import Session
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from api_many import many_shards
 from api_serving import serving
 from arwkv_api.catalogue import ShardFilter, find_dataset, list_shards
 from arwkv_api.database import connect
 from arwkv_api.scan import scan_root
 from arwkv_api.tables import DatasetRow, ShardRow
 from arwkv_api.timeline import timeline_of
-from arwkv_store import ShardManifest, create_dataset
+from arwkv_store import ShardManifest
 from arwkv_store.manifest import data_file_name, manifest_name
 from store_examples import example_dataset_info, write_example_dataset
 
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--only", default="downloads,scan,requests,rows")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json-out", type=Path)
     asked = parser.parse_args()
     parts = asked.only.split(",")
     results: Results = {}
@@ -59,31 +60,16 @@ def main() -> None:
         if "downloads" in parts:
             results |= downloads(Path(folder))
         if "scan" in parts or "requests" in parts:
-            root = make_shards(Path(folder) / "many", asked.shards)
+            root = many_shards(Path(folder) / "many" / "many", asked.shards).parent
             if "scan" in parts:
                 results |= scanning(Path(folder), root)
             if "requests" in parts:
                 results |= asyncio.run(requests(Path(folder), root))
         if "rows" in parts:
             results |= million(Path(folder), asked.rows)
-    print(json.dumps(results, indent=2) if asked.json else "\n".join(f"{k:44} {v:12,.3f}" for k, v in results.items()))
-
-
-def make_shards(root: Path, shards: int) -> Path:
-    """A dataset of many committed parts, whose data files are one file under many names."""
-    info = example_dataset_info(samples=4 * shards, layers=())
-    write_example_dataset(root / "many", info=info, parts=[0])
-    folder = root / "many" / "shards"
-    first = ShardManifest.from_bytes((folder / manifest_name(0)).read_bytes(), "first")
-    for part in range(1, shards):
-        name = data_file_name(part, "rows")
-        os.link(folder / data_file_name(0, "rows"), folder / name)
-        files = {"rows": first.files["rows"].model_copy(update={"name": name})}
-        ids = {"first_sample_id": 4 * part, "last_sample_id": 4 * part + 3}
-        (folder / manifest_name(part)).write_bytes(
-            first.model_copy(update={"part": part, "files": files, **ids}).to_bytes()
-        )
-    return root
+    print("\n".join(f"{name:44} {value:12,.3f}" for name, value in results.items()))
+    if asked.json_out is not None:
+        asked.json_out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def scanning(folder: Path, root: Path) -> Results:
@@ -170,36 +156,41 @@ def million(folder: Path, rows: int) -> Results:
     return results
 
 
-def _fill(engine, folder: Path, rows: int) -> None:  # type: ignore[no-untyped-def]  # sqlalchemy.Engine
+def _fill(engine: Engine, folder: Path, rows: int) -> None:
     rng = np.random.default_rng(0)
     with Session(engine) as session, session.begin():
         dataset = DatasetRow(
-            name="huge", root=str(folder), folder=str(folder), state="ready", identity=b"{}", dataset_hash="", teacher="t",
-            identity_mtime_ns=0, parts=rows, shards=rows, created_at_s=0.0, updated_at_s=0.0, stats="{}",
+            name="huge", root=str(folder), folder=str(folder), state="ready", identity=b"{}", dataset_hash="",
+            teacher="t", identity_mtime_ns=0, parts=rows, shards=rows, created_at_s=0.0, updated_at_s=0.0, stats="{}",
         )  # fmt: skip
         session.add(dataset)
         session.flush()
+        tokens = rng.integers(1, 1_000_000, rows)
         for start in range(0, rows, 20_000):
-            tokens = rng.integers(1, 1_000_000, 20_000)
-            session.execute(
-                insert(ShardRow),
-                [
-                    {
-                        "dataset_id": dataset.id, "part": part, "state": "corrupt" if part % 1000 == 7 else "committed",
-                        "samples": 4, "tokens": int(tokens[part - start]), "size_bytes": 1000, "first_sample_id": 4 * part,
-                        "last_sample_id": 4 * part + 3, "entropy_mean": 1.0, "tail_mass_mean": 0.1,
-                        "committed_at_s": float(part), "fingerprint": "0" * 32,
-                    }
-                    for part in range(start, min(start + 20_000, rows))
-                ],
-            )  # fmt: skip
+            parts = range(start, min(start + 20_000, rows))
+            session.execute(insert(ShardRow), [_row(dataset.id, part, int(tokens[part])) for part in parts])
+
+
+def _row(dataset_id: int, part: int, tokens: int) -> dict[str, object]:
+    return {
+        "dataset_id": dataset_id,
+        "part": part,
+        "state": "corrupt" if part % 1000 == 7 else "committed",
+        "samples": 4,
+        "tokens": tokens,
+        "size_bytes": 1000,
+        "first_sample_id": 4 * part,
+        "last_sample_id": 4 * part + 3,
+        "entropy_mean": 1.0,
+        "tail_mass_mean": 0.1,
+        "committed_at_s": float(part),
+        "fingerprint": "0" * 32,
+    }
 
 
 def downloads(folder: Path) -> Results:
     """Bytes per second of ranges by eight clients, this service and nginx in turn, and the service's memory."""
     root = folder / "big"
-    writer = create_dataset(root / "big", example_dataset_info(samples=4, layers=()))
-    del writer
     write_example_dataset(root / "big", info=example_dataset_info(samples=4, layers=()))
     shards = root / "big" / "shards"
     path = shards / data_file_name(0, "rows")

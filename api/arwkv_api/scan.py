@@ -21,6 +21,7 @@ from arwkv_api.indexing import (
     store_shards,
 )
 from arwkv_api.lease import Lease, lease, scanned_within
+from arwkv_api.looks import Looks, shards_time_ns
 from arwkv_api.tables import DatasetRow, ShardRow
 from arwkv_store.errors import ArwkvError
 
@@ -45,13 +46,14 @@ def scan_root(
     wait_s: float = 0.0,
     fresh_s: float = 0.0,
     anew: str | None = None,
+    looks: Looks | None = None,
     stopping: threading.Event | None = None,
 ) -> Report:
     """Index what is new, changed or gone under `root`.
 
     Leaves it to another process that is at it (after waiting `wait_s` for it) or was within the last `fresh_s`. Dataset
-    `anew` is read as if never seen before, and served again if it was withdrawn. Ends after the batch at hand once
-    `stopping` is set; the next scan goes on from there.
+    `anew` is read as if never seen before, and served again if it was withdrawn. `looks` spares listing folders that
+    have not changed. Ends after the batch at hand once `stopping` is set; the next scan goes on from there.
     """
     if fresh_s and scanned_within(engine, str(root), fresh_s):
         return Report(done=False)
@@ -63,15 +65,18 @@ def scan_root(
             mark_missing(session, held, present=set(folders))
             if anew is not None:
                 forget(session, held, anew)
-        changed = [_scan_dataset(engine, held, name, folder, stopping) for name, folder in folders.items()]
+        changed = [_scan_dataset(engine, held, name, folder, looks, stopping) for name, folder in folders.items()]
     return Report(True, len(folders), sum(changed))
 
 
-def _scan_dataset(engine: Engine, held: Lease, name: str, folder: Path, stopping: threading.Event | None) -> int:
+def _scan_dataset(
+    engine: Engine, held: Lease, name: str, folder: Path, looks: Looks | None, stopping: threading.Event | None
+) -> int:
     """Bring one dataset up to date; returns how many shards had changed."""
     row = _refresh_identity(engine, held, name, folder)
-    if row is None or row.state == "withdrawn":
+    if row is None or row.state == "withdrawn" or (looks is not None and looks.unchanged(folder)):
         return 0
+    time_ns = shards_time_ns(folder)
     with Session(engine) as session:
         columns = select(ShardRow.part, ShardRow.fingerprint).where(ShardRow.dataset_id == row.id)
         known = dict(session.execute(columns).all())
@@ -83,7 +88,7 @@ def _scan_dataset(engine: Engine, held: Lease, name: str, folder: Path, stopping
         with Session(engine) as session, session.begin():
             held.renew(session)
             forget(session, held, name)
-        return _scan_dataset(engine, held, name, folder, stopping)
+        return _scan_dataset(engine, held, name, folder, looks, stopping)
     for batch in _batches(changed):
         if stopping is not None and stopping.is_set():
             return 0
@@ -95,6 +100,8 @@ def _scan_dataset(engine: Engine, held: Lease, name: str, folder: Path, stopping
         with Session(engine) as session, session.begin():
             held.renew(session)
             mark_vanished(session, row.id, vanished)
+    if looks is not None:
+        looks.saw(folder, time_ns)
     if changed or vanished:
         log.info("%s: %d shards read, %d vanished", name, len(changed), len(vanished))
     return len(changed) + len(vanished)

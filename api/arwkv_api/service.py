@@ -10,8 +10,10 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlalchemy import Engine
 
+from arwkv_api.answers import Answers
 from arwkv_api.config import Settings
 from arwkv_api.keyring import Keyring
+from arwkv_api.looks import Looks
 from arwkv_api.preview import Previews
 from arwkv_api.scan import scan_root
 
@@ -19,6 +21,8 @@ log = logging.getLogger("arwkv_api.service")
 
 # A scan takes at most this share of the time, so that a slow root does not keep a disk busy.
 BUSY_SHARE = 0.2
+# Every so many looks, files are compared even in folders whose own time has not changed.
+DEEP_LOOK_INTERVALS = 10
 
 
 @dataclass
@@ -28,6 +32,7 @@ class Service:
     engine: Engine
     settings: Settings
     keyring: Keyring
+    answers: Answers = field(default_factory=Answers)
     previews: Previews = field(default_factory=Previews)
     scanned_once: threading.Event = field(default_factory=threading.Event)
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -51,11 +56,13 @@ class Service:
         self.engine.dispose()
 
     def _scan_until_stopped(self) -> None:
+        looks = Looks(DEEP_LOOK_INTERVALS * self.settings.scan_interval_s)
+        fresh_s = self.settings.scan_interval_s * 0.8
         while not self._stopping.is_set():
             began = time.monotonic()
             for root in self.settings.roots:
                 try:
-                    scan_root(self.engine, root, fresh_s=self.settings.scan_interval_s * 0.8, stopping=self._stopping)
+                    scan_root(self.engine, root, fresh_s=fresh_s, looks=looks, stopping=self._stopping)
                 except Exception:  # the thread must outlive any one look, or the index stands still
                     log.exception("scan of %s failed; it is tried again", root)
             self.scanned_once.set()

@@ -212,7 +212,7 @@ def test_address_over_its_rate_is_told_to_slow_down(settings: Settings, open_cli
     assert client.get("/health").headers["retry-after"] == "1"
 
 
-@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@hypothesis_settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(text=st.text(max_size=300), number=st.integers())
 @example(text="\0", number=-1)
 @example(text="'; DROP TABLE shards; --", number=2**64)

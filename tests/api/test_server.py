@@ -104,6 +104,7 @@ def test_sigterm_lets_a_running_transfer_finish(tmp_path: Path) -> None:
         assert b"".join(received) == expected
 
 
+@pytest.mark.slow
 def test_index_can_be_deleted_and_comes_back(root: Path, tmp_path: Path) -> None:
     index = tmp_path / "index.sqlite3"
     flags = ["--root", str(root), "--database", f"sqlite:///{index}"]

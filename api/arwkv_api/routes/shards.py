@@ -34,7 +34,7 @@ DOWNLOADS: dict[int | str, dict[str, Any]] = {
 Count = Annotated[int | None, Query(ge=0, le=LARGEST_ID)]
 
 
-@router.get("", dependencies=[Read], responses=answers(404))
+@router.get("", dependencies=[Read], responses=answers(404), response_model=ShardPage)
 def list_shards(
     service: ServiceDep,
     name: DatasetName,
@@ -46,14 +46,20 @@ def list_shards(
     min_tokens: Count = None,
     max_tokens: Count = None,
     sample_id: Annotated[int | None, Query(ge=0, le=LARGEST_ID, description="only the shard with this sample")] = None,
-) -> ShardPage:
+) -> Response:
     """The dataset's shards that have a manifest or, without `include=manifest`, had one."""
+    wanted = ShardFilter(state, min_tokens, max_tokens, sample_id, with_manifest=include == "manifest")
     with Session(service.engine) as session:
         dataset = find_dataset(session, service.settings.roots, name)
-        wanted = ShardFilter(state, min_tokens, max_tokens, sample_id, with_manifest=include == "manifest")
-        rows, following = catalogue.list_shards(session, dataset, wanted, sort, cursor, limit)
-        raw = manifests_of(session, rows) if include == "manifest" else {}
-        return ShardPage(items=[shard_summary(row, raw.get(row.id)) for row in rows], next_cursor=following)
+
+        def page() -> bytes:
+            rows, following = catalogue.list_shards(session, dataset, wanted, sort, cursor, limit)
+            raw = manifests_of(session, rows) if wanted.with_manifest else {}
+            items = [shard_summary(row, raw.get(row.id)) for row in rows]
+            return ShardPage(items=items, next_cursor=following).model_dump_json().encode()
+
+        body = service.answers.of((dataset.id, dataset.revision, wanted, sort, cursor, limit), page)
+    return Response(body, media_type="application/json")
 
 
 @router.get("/{part}", dependencies=[Read], responses=answers(404))

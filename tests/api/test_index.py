@@ -1,0 +1,156 @@
+"""The index under stress: two processes at once, a process killed at any moment, many starts and stops."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import create_engine, select
+from sqlalchemy.orm import Session
+
+from api_many import many_shards
+from api_serving import serving
+from arwkv_api.config import Settings
+from arwkv_api.database import connect
+from arwkv_api.lease import lease
+from arwkv_api.scan import scan_root
+from arwkv_api.tables import DatasetRow, ShardRow
+from arwkv_store import TryAgain, open_dataset
+
+SHARDS = 1200
+
+
+def _totals(database: str) -> tuple[int, int, int, int]:
+    engine = connect(database)
+    with Session(engine) as session:
+        row = session.scalar(select(DatasetRow))
+        assert row is not None
+        counted = session.scalars(select(ShardRow.tokens)).all()
+        assert (row.shards, row.tokens) == (len(counted), sum(counted))
+        totals = (row.shards, row.samples, row.tokens, row.size_bytes)
+    engine.dispose()
+    return totals
+
+
+def test_scan_of_more_shards_than_a_batch_gives_the_readers_statistics(tmp_path: Path, database: str) -> None:
+    folder = many_shards(tmp_path / "root" / "many", SHARDS)
+    engine = connect(database)
+    assert scan_root(engine, tmp_path / "root").changed_shards == SHARDS
+    assert scan_root(engine, tmp_path / "root").changed_shards == 0
+    with Session(engine) as session:
+        row = session.scalar(select(DatasetRow))
+        assert row is not None
+        expected = open_dataset(folder).stats()
+        assert (row.shards, row.samples, row.tokens) == (SHARDS, expected.samples, expected.tokens)
+    for path in (folder / "shards").glob("*.json"):
+        os.utime(path)  # every manifest looks new: more than is taken out one batch at a time
+    assert scan_root(engine, tmp_path / "root").changed_shards == SHARDS
+    engine.dispose()
+    assert _totals(database)[0] == SHARDS
+
+
+@pytest.mark.slow
+def test_processes_on_one_database_index_each_shard_once(tmp_path: Path, database: str) -> None:
+    many_shards(tmp_path / "root" / "many", SHARDS)
+    flags = ["--root", str(tmp_path / "root"), "--database", database, "--scan-interval-s", "0.05"]
+    with (
+        serving(*flags, cache=tmp_path / "a") as (one, _),
+        serving(*flags, cache=tmp_path / "b") as (two, _),
+    ):
+        for url in (one, two):
+            assert httpx.post(f"{url}/v1/datasets", json={"name": "many"}, timeout=60).json()["shards"] == SHARDS
+        assert httpx.get(f"{one}/v1/datasets/many/stats").json() == httpx.get(f"{two}/v1/datasets/many/stats").json()
+    assert _totals(database)[0] == SHARDS
+
+
+def test_lease_has_one_holder_and_a_stalled_one_is_fenced_off(database: str) -> None:
+    engine = connect(database)
+    with lease(engine, "root", 0.0) as first:
+        assert first is not None
+        with lease(engine, "root", 0.0) as second:
+            assert second is None
+        stolen = create_engine(engine.url)
+        with stolen.begin() as connection:
+            connection.exec_driver_sql("UPDATE leases SET holder = 'another'")
+        with Session(engine) as session, pytest.raises(TryAgain, match="another process scans it now"):
+            first.renew(session)
+        stolen.dispose()
+    engine.dispose()
+
+
+@pytest.mark.slow
+def test_concurrent_starts_on_an_empty_database_migrate_once(database: str) -> None:
+    engines, errors = [], []
+
+    def start() -> None:
+        try:
+            engines.append(connect(database))
+        except Exception as error:  # noqa: BLE001  # whatever it is, the test reports it
+            errors.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for engine in engines:
+        engine.dispose()
+    assert not errors
+
+
+@pytest.mark.crash
+def test_killed_scan_leaves_a_consistent_index_that_the_next_start_completes(tmp_path: Path, database: str) -> None:
+    folder = many_shards(tmp_path / "root" / "many", SHARDS)
+    command = [sys.executable, "-m", "arwkv_api", "serve", "--root", str(tmp_path / "root"), "--database", database]
+    dice = random.Random(0)
+    for _ in range(12):
+        process = subprocess.Popen([*command, "--port", "0"], stderr=subprocess.DEVNULL)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=1.0 + 1.5 * dice.random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        engine = connect(database)
+        with Session(engine) as session:
+            for row in session.scalars(select(DatasetRow)):
+                tokens = session.scalars(select(ShardRow.tokens)).all()
+                assert (row.shards, row.tokens) == (len(tokens), sum(tokens))
+            # The dead process's lease runs out by itself; the test does not wait for that.
+            session.connection().exec_driver_sql("UPDATE leases SET expires_at_s = 0")
+            session.commit()
+        engine.dispose()
+    with serving("--root", str(tmp_path / "root"), "--database", database, cache=tmp_path) as (url, _):
+        answer = httpx.post(f"{url}/v1/datasets", json={"name": "many"}, timeout=60).json()
+    assert (answer["shards"], answer["tokens"]) == (SHARDS, open_dataset(folder).stats().tokens)
+
+
+def test_starts_and_stops_leak_neither_descriptors_nor_threads(
+    settings: Settings, open_client: Callable[[Settings], TestClient]
+) -> None:
+    from arwkv_api.app import create_app
+
+    def cycle() -> tuple[int, int]:
+        with TestClient(create_app(settings)) as client:
+            assert client.get("/v1/datasets/train/shards/0/data").status_code in (200, 404)
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    cycle()
+    before = cycle()
+    after = [cycle() for _ in range(15)][-1]
+    assert after[0] <= before[0] + 2
+    assert after[1] <= before[1] + 2
+
+
+def test_sqlite_is_set_up_for_concurrent_readers(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path / 'index.sqlite3'}")
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 10_000
+    engine.dispose()
