@@ -37,6 +37,7 @@ class AlignTrainer(StageTrainer):
         if self.state.global_step % self.args.logging_steps == self.args.logging_steps - 1:
             with torch.no_grad():
                 self.relative_error = relative_error_L(mixed, teacher, inputs["attention_mask"])
+        loss = self.weighed(loss, inputs["attention_mask"].sum())
         return (loss, mixed) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -34,7 +34,8 @@ class DistillTrainer(StageTrainer):
     ) -> Any:
         """The mean over the positions that count, of a batch made by `collate`."""
         outputs = model(input_ids=inputs["input_ids"], head_loss=distill_loss(inputs, self.objective))
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+        loss = self.weighed(outputs.loss, inputs["predicts"].sum())
+        return (loss, outputs) if return_outputs else loss
 
 
 def distill_objective(

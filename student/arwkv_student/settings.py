@@ -123,9 +123,12 @@ class TrainSettings(TimeMixSettings):
     """Print a summary as one JSON document."""
 
 
-# What may differ when a run continues: where things are, and how often they are said.
+# What may differ when a run continues: where things are, how often they are said, and how a step's samples are split
+# between processes and batches (their number is compared).
 NOT_COMPARED = frozenset(
     {
+        "batch_size",
+        "gradient_accumulation",
         "out",
         "shards",
         "base",

@@ -55,6 +55,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
         every = self.eval_every
         if (
             self.evaluate is not None
+            and state.is_world_process_zero
             and every
             and state.global_step % every == 0
             and state.global_step < state.max_steps
@@ -142,6 +143,14 @@ class StageTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
         if self.args.should_save:
             step = self.state.global_step
             write_json(Path(self.args.output_dir) / f"checkpoint-{step}" / WHOLE, {"step": step})
+
+    def weighed(self, loss: Tensor, positions: Tensor) -> Tensor:
+        """A mean over this process's `positions` that averages over processes to the mean over all of them."""
+        if self.args.world_size == 1:
+            return loss
+        total: Tensor = self.accelerator.reduce(positions.float(), reduction="sum")
+        weighed: Tensor = loss * positions * self.args.world_size / total.clamp_min(1.0)
+        return weighed
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
 
 from arwkv_store import Dataset, DatasetInfo
 from arwkv_store.errors import NotFound, UsageError
@@ -35,13 +36,17 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     require_same_tokenizer(base, info, settings.shards)
     stages = _stages(settings, base, info)
     _student_config(base, settings)
-    run = RunFolder(settings.out)
-    run.claim(_identity(settings, base, dataset))
+    run, processes = RunFolder(settings.out), PartialState(cpu=not torch.accelerator.is_available())
+    with processes.main_process_first():
+        run.claim(_identity(settings, base, dataset))
     held_out = _held_out(settings, base)
     summaries = {}
     for position, stage in enumerate(stages):
         summaries[stage] = run.finished(stage) or _run_stage(stage, run, settings, base, stages[:position], held_out)
-    run.publish(stages[-1])
+        processes.wait_for_everyone()
+    if processes.is_main_process:
+        run.publish(stages[-1])
+    processes.wait_for_everyone()
     return {"out": str(settings.out), "stages": summaries}
 
 
@@ -62,6 +67,7 @@ def _identity(settings: TrainSettings, base: BaseCheckpoint, dataset: Dataset) -
     compared = {name: value for name, value in dataclasses.asdict(settings).items() if name not in NOT_COMPARED}
     shards = dataset.info
     return compared | {
+        "samples_per_step": settings.batch_size * settings.gradient_accumulation * _world_size(),
         "base_config": base.config,
         "shards_teacher": shards.teacher.model_dump(mode="json"),
         "shards_corpus": shards.corpus.fingerprint,
@@ -92,16 +98,22 @@ def _run_stage(
     dataset = open_shards(settings.shards, columns_of(stage, open_shards(settings.shards, []).info))
     plan = plan_stage(stage, settings, dataset)
     trainer = make_trainer(model, dataset, run, plan, settings, base, held_out)
-    checkpoint = run.last_checkpoint(stage)
-    run.forget_metrics_after(stage, int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+    processes = PartialState()
+    with processes.main_process_first():
+        checkpoint = run.last_checkpoint(stage)
+    if processes.is_main_process:
+        run.forget_metrics_after(stage, int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+    processes.wait_for_everyone()
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model(str(run.stage(stage)))
-    copy_tokenizer(base.folder, run.stage(stage))
     tokens = trainer.state.num_input_tokens_seen
     summary = {"steps": plan.steps, "tokens": tokens, "loss_mean": result.training_loss}
-    if held_out is not None:
-        summary["eval"] = trainer.log_of_run.write_evaluation(model, plan.steps, tokens)
-    run.finish(stage, summary)
+    if processes.is_main_process:
+        copy_tokenizer(base.folder, run.stage(stage))
+        if held_out is not None:
+            summary["eval"] = trainer.log_of_run.write_evaluation(model, plan.steps, tokens)
+        run.finish(stage, summary)
+    processes.wait_for_everyone()
     return summary
 
 

@@ -95,7 +95,7 @@ def test_finished_run_is_not_run_again(finished: Path, tiny_shards: Path, tiny_t
 def test_changed_configuration_is_refused_by_field(finished: Path, tiny_shards: Path, tiny_teacher: Path) -> None:
     changed = replace(settings(tiny_shards, tiny_teacher, finished), align_lr=1e-2, batch_size=2)
     with pytest.raises(
-        ConfigurationDiffers, match=r"align_lr: 0\.003 there, 0\.01 asked; batch_size: 4 there, 2 asked"
+        ConfigurationDiffers, match=r"align_lr: 0\.003 there, 0\.01 asked; samples_per_step: 4 there, 2 asked"
     ):
         train(changed)
 

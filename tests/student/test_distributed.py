@@ -1,0 +1,71 @@
+"""Two gloo processes: the same losses as one, and a run that changes its world size sees the same samples."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+STEPS = 6
+
+
+def train(shards: Path, base: Path, out: Path, processes: int, stop_after: int | None = None) -> None:
+    """Run `student train` on `processes` CPU processes, together 4 samples a step; optionally die after some steps."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", LAUNCH, str(stop_after or 0), "train"]
+    command += ["--shards", str(shards), "--base", str(base), "--out", str(out), "--head-dim", "16", "--dtype", "fp32"]
+    command += ["--steps", str(STEPS), "--batch-size", str(4 // processes), "--log-every", "1", "--save-every", "2"]
+    command += ["--align-lr", "3e-3", "--distill-lr", "3e-3", "--workers", "0"]
+    started = []
+    for rank in range(processes):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        if processes > 1:
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    ended = [(process.communicate()[1], process.returncode) for process in started]
+    for stderr, code in ended:
+        assert code == (9 if stop_after else 0), stderr
+
+
+LAUNCH = """
+import os, sys
+stop_after = int(sys.argv[1])
+from arwkv_student.cli import main
+from arwkv_student.stage_trainer import RunLog
+def on_substep(self, args, state, control, **_):
+    if stop_after and state.global_step == stop_after:
+        os._exit(9)
+RunLog.on_step_begin = on_substep
+main(sys.argv[2:])
+"""
+
+
+def losses(run: Path) -> dict[tuple[str, int], float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {(line["stage"], line["step"]): line["loss"] for line in lines}
+
+
+def test_two_processes_train_as_one(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    train(tiny_shards, tiny_teacher, tmp_path / "one", 1)
+    train(tiny_shards, tiny_teacher, tmp_path / "two", 2)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert two.keys() == one.keys()
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_world_size_may_change_between_checkpoints(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    train(tiny_shards, tiny_teacher, tmp_path / "steady", 1)
+    out = tmp_path / "changing"
+    train(tiny_shards, tiny_teacher, out, 1, stop_after=2)
+    train(tiny_shards, tiny_teacher, out, 2, stop_after=4)
+    train(tiny_shards, tiny_teacher, out, 1)
+    assert losses(out) == pytest.approx(losses(tmp_path / "steady"), rel=1e-4)
+    weights = [load_file(run / "model.safetensors") for run in (tmp_path / "steady", out)]
+    assert weights[0].keys() == weights[1].keys()
