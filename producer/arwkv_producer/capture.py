@@ -15,6 +15,9 @@ CAPTURED_ARCHITECTURES = {
 """The teacher's architecture in its config.json → our class in `capture_models`, also its registered architecture."""
 
 
+LOGITS_CHUNK_BYTES = 1 << 26
+
+
 @dataclass(frozen=True)
 class CaptureSettings:
     """What the worker captures; travels to it as JSON in vLLM's `additional_config["arwkv_capture"]`."""
@@ -30,7 +33,7 @@ class CaptureSettings:
     attention_layers: tuple[int, ...] = ()
     boundary_layers: tuple[int, ...] = ()
     final: bool = False
-    logits_chunk_bytes: int = 1 << 26
+    logits_chunk_bytes: int = LOGITS_CHUNK_BYTES
     """Logits live this many bytes (fp32) at a time."""
     handover_folder: str | None = None
 

@@ -37,6 +37,8 @@ class CaptureConfig:
     """The teacher's arithmetic; `auto` is the checkpoint's own. The head always runs in fp32."""
     samples_per_shard: int = 0
     """Samples in one part; 0 chooses so that a part's files stay near 256 MiB."""
+    step_tokens: int = 4096
+    """Tokens per engine step: more is faster until memory is short."""
     tensor_parallel: int = 1
     """Devices that share one copy of the teacher."""
     json: bool = False
@@ -53,6 +55,7 @@ class CaptureConfig:
         )
         _require(self.max_length >= 2, f"--max-length {self.max_length}: must be at least 2 tokens")
         _require(self.samples_per_shard >= 0, f"--samples-per-shard {self.samples_per_shard}: must be 0 (auto) or more")
+        _require(self.step_tokens >= 1, f"--step-tokens {self.step_tokens}: must be at least 1")
         _require(self.tensor_parallel >= 1, f"--tensor-parallel {self.tensor_parallel}: must be at least 1")
         _require(
             self.logits != "none" or self.hidden_states != "none",
@@ -82,10 +85,10 @@ class GenerateConfig(CaptureConfig):
     """This process's number among `--world-size`; each makes its own parts of the same dataset."""
     world_size: int = 1
     """Processes that share the work."""
-    step_tokens: int = 4096
-    """Tokens per engine step: more is faster until memory is short."""
     gpu_memory_fraction: float = 0.9
     """Share of each GPU's memory that vLLM may take."""
+    fill_disk: bool = False
+    """Go on although the shards may take more than 90% of what is free on the disk."""
     dry_run: bool = False
     """Check everything and show the plan; start no engine, write nothing."""
     verbose: bool = False
@@ -100,7 +103,6 @@ class GenerateConfig(CaptureConfig):
             f"--rank {self.rank}: must be from 0 to {self.world_size - 1} with --world-size {self.world_size}",
         )
         _require(0 <= self.held_out < 1, f"--held-out {self.held_out}: must be at least 0 and below 1")
-        _require(self.step_tokens >= 1, f"--step-tokens {self.step_tokens}: must be at least 1")
         _require(0 < self.gpu_memory_fraction <= 1, f"--gpu-memory-fraction {self.gpu_memory_fraction}: from 0 to 1")
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -69,6 +70,7 @@ class TeacherEngine:
         self._handover = open_handover(folder)
         with output_shown_on_failure() if not config.verbose else contextlib.nullcontext():
             self._llm = self._start(config, replace(settings, handover_folder=folder))
+        _say_if_unverified()
 
     def _start(self, config: EngineConfig, settings: CaptureSettings) -> Any:
         import vllm
@@ -137,6 +139,17 @@ class TeacherEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _say_if_unverified() -> None:
+    import vllm
+
+    if vllm.__version__.split("+")[0] != VERIFIED_VLLM:
+        print(
+            f"vLLM {vllm.__version__}: captured values were compared with transformers on {VERIFIED_VLLM}; "
+            'run "producer verify" on the first shards',
+            file=sys.stderr,
+        )
 
 
 def _require_supported_head(config: EngineConfig) -> None:

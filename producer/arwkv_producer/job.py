@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,15 @@ from arwkv_producer.config import GenerateConfig
 from arwkv_producer.conversations import chat_documents, plain_documents
 from arwkv_producer.corpus import Corpus, tokenise
 from arwkv_producer.documents import Source, find_sources, read_records
-from arwkv_producer.identity import dataset_info, require_fitting
+from arwkv_producer.identity import bytes_per_token, capture_info, dataset_info, require_fitting
 from arwkv_producer.teacher import Teacher, find_teacher, load_tokenizer, real_vocab_size, require_weights, weights_hash
 from arwkv_store import DatasetInfo
 from arwkv_store.errors import UsageError
 from arwkv_store.schema import TokenizerInfo
 from arwkv_store.vocabulary import vocabulary_hash
+
+ROOM_TO_USE = 0.9
+"""Share of the free disk that a dataset may take without --fill-disk."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def prepare(config: GenerateConfig) -> list[Job]:
     )
     if len(corpora[0]) == 0:
         raise UsageError(f"--data {' '.join(config.data)}: no text in {len(sources)} sources; name some that hold text")
+    if not config.fill_disk:
+        _require_room(config, teacher, sum(len(corpus.tokens) for corpus in corpora))
     tokenizer_info = TokenizerInfo(hash=vocabulary_hash(tokenizer.get_vocab()), vocab_size=vocab_size)
     teacher_hash, description = weights_hash(teacher), _description(config, sources, tokenizer)
     return [
@@ -112,6 +118,21 @@ def report_corpus(job: Job) -> None:
         f"{len(job.corpus.tokens):,} tokens in {job.info.corpus.parts:,} shards",
         file=sys.stderr,
     )
+
+
+def _require_room(config: GenerateConfig, teacher: Teacher, tokens: int) -> None:
+    """Raise UsageError where the whole dataset would take more than 90% of the room there is for it."""
+    if "://" in config.out:
+        return
+    folder = Path(config.out).expanduser().absolute()
+    needed = sum(bytes_per_token(capture_info(config, teacher), teacher.width).values()) * tokens
+    present = sum(file.stat().st_size for file in folder.glob("shards/*"))
+    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+    if needed - present > ROOM_TO_USE * free:
+        raise UsageError(
+            f"--out {config.out}: the shards take about {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free; "
+            "choose fewer layers or another disk, or say --fill-disk"
+        )
 
 
 def _require_writable(out: str) -> None:

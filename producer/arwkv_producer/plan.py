@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from arwkv_producer.capture import LOGITS_CHUNK_BYTES
 from arwkv_producer.config import CaptureConfig, PlanConfig
 from arwkv_producer.identity import bytes_per_token, capture_info, samples_per_part
 from arwkv_producer.teacher import Teacher, find_teacher
@@ -32,9 +33,18 @@ def costs(config: CaptureConfig, teacher: Teacher, tokens: int, samples: int, to
         "bytes_per_token": sum(columns.values()),
         "bytes_per_token_by_column": columns,
         "total_bytes": sum(columns.values()) * tokens,
+        "extra_device_bytes": extra_device_bytes(capture, teacher, config.step_tokens),
         "seconds": tokens / tokens_per_s if tokens_per_s else None,
         "advice": advice(capture, columns, tokens),
     }
+
+
+def extra_device_bytes(capture: CaptureInfo, teacher: Teacher, step_tokens: int) -> int:
+    """Device memory of capture beside the engine's own: one chunk of logits, one step's hidden states."""
+    # fp32 logits, their exponentials and one temporary; a chunk has at least 64 rows.
+    logits = 3 * max(LOGITS_CHUNK_BYTES, 64 * 4 * teacher.head_rows) if capture.logits != "none" else 0
+    kept = step_tokens * ((capture.top_k or 1) * 8 + (capture.samples or 0) * 4 + 12) if logits else 0
+    return logits + kept + step_tokens * len(capture.hidden_columns()) * teacher.width * 2
 
 
 def advice(capture: CaptureInfo, columns: dict[str, float], tokens: int) -> str:
@@ -57,6 +67,7 @@ def print_plan(document: dict[str, Any]) -> None:
     together, total = document["bytes_per_token"], document["total_bytes"] / 1e9
     print(f"  {'together':<22} {together:>10,.1f} bytes/token {total:>12,.3f} GB")
     print(f"  {document['shards']:,} shards of {document['samples_per_shard']} samples")
+    print(f"  {document['extra_device_bytes'] / 1e9:,.2f} GB of device memory beside the engine's own")
     if document["seconds"]:
         print(f"  {document['seconds'] / 3600:,.1f} hours at the given speed")
     if document["advice"]:

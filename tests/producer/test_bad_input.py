@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -162,6 +163,16 @@ def test_output_that_is_not_writable(producer: Producer, tiny_teacher: Path, tin
     code, said = producer("generate", "--max-length", "96", *arguments)
     assert code == 2
     assert "is not writable" in said
+
+
+def test_disk_without_room(
+    producer: Producer, tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
+    arguments = ["--teacher", str(tiny_teacher), "--data", str(tiny_corpus), "--out", str(tmp_path / "o")]
+    code, said = producer("generate", "--max-length", "96", *arguments)
+    assert code == 2
+    assert said.endswith("choose fewer layers or another disk, or say --fill-disk")
 
 
 def test_missing_data(producer: Producer, tiny_teacher: Path, tmp_path: Path) -> None:

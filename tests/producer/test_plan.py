@@ -46,6 +46,13 @@ def test_boundaries_are_one_more_than_layers(half_billion: str) -> None:
     assert sum(name.startswith("hidden.boundary.") for name in document["bytes_per_token_by_column"]) == 25
 
 
+def test_extra_memory_is_bounded_by_the_step(half_billion: str) -> None:
+    one, two = (plan(PlanConfig(teacher=half_billion, hidden_states="attention", step_tokens=n)) for n in (4096, 8192))
+    grown = two["extra_device_bytes"] - one["extra_device_bytes"]
+    assert grown == 4096 * (24 * 896 * 2 + 64 * 8 + 12)
+    assert one["extra_device_bytes"] < 1 << 30
+
+
 def test_time_follows_from_a_given_speed(half_billion: str) -> None:
     assert plan(PlanConfig(teacher=half_billion, tokens=3600))["seconds"] is None
     assert plan(PlanConfig(teacher=half_billion, tokens=3600, tokens_per_s=2.0))["seconds"] == 1800
