@@ -23,10 +23,15 @@ def arguments(tiny_teacher: Path, tiny_corpus: Path) -> list[str]:
 
 
 def start(arguments: list[str], out: Path) -> "subprocess.Popen[str]":
+    """The command with `--out shards`, run in `out`'s parent: the very same words wherever the dataset lies.
+
+    Words matter: dataset.json records the command, and every shard carries dataset.json's hash.
+    """
+    out.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-c", "from arwkv_producer.cli import main; main()", "generate", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*command, "--out", str(out)], env=environment, text=True, **pipes)
+    return subprocess.Popen([*command, "--out", out.name], env=environment, cwd=out.parent, text=True, **pipes)
 
 
 def committed(out: Path) -> int:
@@ -44,7 +49,7 @@ def wait_for_a_shard(process: "subprocess.Popen[str]", out: Path) -> None:
 
 
 def test_sigterm_finishes_the_shard_and_the_same_command_continues(arguments: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "stopped"
+    out = tmp_path / "stopped" / "shards"
     process = start(arguments, out)
     wait_for_a_shard(process, out)
     process.send_signal(signal.SIGTERM)
@@ -67,14 +72,14 @@ def test_sigterm_finishes_the_shard_and_the_same_command_continues(arguments: li
 @pytest.mark.crash
 @pytest.mark.timeout(1200)
 def test_killed_at_random_instants_it_ends_with_the_same_shards(arguments: list[str], tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
+    whole = tmp_path / "whole" / "shards"
     stdout, stderr = start(arguments, whole).communicate(timeout=200)
     duration_s = json.loads(stdout)["capture_s"]
     chance = random.Random(7)
-    out = tmp_path / "killed"
+    out = tmp_path / "killed" / "shards"
     for kill in range(20):
         if kill % 7 == 0:  # begin again, so that early instants are met too
-            out = tmp_path / f"killed-{kill}"
+            out = tmp_path / f"killed-{kill}" / "shards"
         process = start(arguments, out)
         if kill % 2:
             wait_for_a_shard(process, out)
