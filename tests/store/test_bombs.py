@@ -54,16 +54,18 @@ def _write(folder: Path, cell: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 READ = """
-import resource, sys
+import sys
+sys.path.insert(0, sys.argv.pop(1))
 from arwkv_store import CorruptShard, open_dataset
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from process_memory import peak_bytes
+before = peak_bytes()
 for folder in sys.argv[1:]:
     try:
         open_dataset(folder)[0]
         print("read")
     except CorruptShard as error:
         print(error)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak_bytes() - before)
 """
 
 
@@ -74,7 +76,7 @@ def test_bombs_are_refused_within_the_memory_bound(tmp_path: Path, monkeypatch: 
         _write(folders[-1], bomb(), monkeypatch)
     folders.append(tmp_path / "arrow")
     _write_compressed_batches(folders[-1], monkeypatch)
-    command = [sys.executable, "-c", READ, *map(str, folders)]
+    command = [sys.executable, "-c", READ, str(Path(__file__).parents[1]), *map(str, folders)]
     *answers, grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     for name, answer in zip([*BOMBS, "compressed record batch"], answers, strict=True):
         assert "part-000000.arrow: record batch 0" in answer, name

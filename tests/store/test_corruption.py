@@ -1,7 +1,6 @@
 """No damaged byte is ever handed on: each fault is a CorruptShard that names the file."""
 
 import random
-import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 from arwkv_store import CorruptShard, NotFound, Sample, UnsupportedVersion, open_dataset
 from arwkv_store.seal import sealed, unsealed
+from process_memory import forget_peak, peak_bytes
 from store_examples import assert_same_sample, example_dataset_info, write_example_dataset
 
 FEW, MANY_FLIPS, MANY_CUTS = 200, 10_000, 1_000
@@ -41,14 +41,14 @@ def test_every_flipped_bit_is_refused_by_name(written: tuple[Path, list[Sample]]
     folder, expected = written
     faults = _faults(folder, tmp_path / "copy", 0)
     _read_all(folder, expected)
-    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = forget_peak()
     for _ in range(flips):
         path, chance = next(faults)
         content = bytearray(path.read_bytes())
         content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
         _assert_refused(path, bytes(content), tmp_path / "copy", expected)
     _read_all(tmp_path / "copy", expected)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib <= 64 << 10
+    assert peak_bytes() - before <= 64 << 20
 
 
 @pytest.mark.parametrize("cuts", [FEW, pytest.param(MANY_CUTS, marks=pytest.mark.slow)])
