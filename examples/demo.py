@@ -66,13 +66,13 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     run = out / f"student-{config.preset}"
     with _serve(out / "shards") as address:
         stats = _get_json(f"{address}/v1/datasets/train/stats")
-        training = _train_student(config, teacher, address, run)
+        _train_student(config, teacher, address, run)
         heldout = f"{address}/v1/datasets/heldout"
         untrained = _command("student", "eval", "--base", teacher, "--preset", config.preset, "--shards", heldout)
         aligned = _command("student", "eval", "--model", str(run / "align"), "--shards", heldout)
         distilled = _command("student", "eval", "--model", str(run), "--shards", heldout)
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    summary = _summarise(captures, stats, metrics, training, untrained, aligned, distilled)
+    summary = _summarise(captures, stats, metrics, untrained, aligned, distilled)
     summary["seconds"] = round(time.monotonic() - started, 1)
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     _report(config, teacher, run, summary, metrics, stats, out)
@@ -114,45 +114,39 @@ def _capture(config: DemoConfig, teacher: str, text: Path, out: Path) -> dict[st
         "--top-k", "64", "--max-length", str(config.max_length), *hidden,
     )  # fmt: skip
     kept = out / f"capture-{text.stem}.json"
-    if report["tokens_captured"] or not kept.exists():
+    if report["shards_present_before"] < report["shards"] or not kept.exists():
         kept.write_text(json.dumps(report, indent=2) + "\n")
     first: dict[str, Any] = json.loads(kept.read_text())
     return first
 
 
-def _train_student(config: DemoConfig, teacher: str, address: str, run: Path) -> dict[str, Any]:
+def _train_student(config: DemoConfig, teacher: str, address: str, run: Path) -> None:
     _say(f"student: preset {config.preset}, reading shards over HTTP")
-    return _command(
+    rates = [] if config.teacher else ["--align-lr", "3e-3", "--distill-lr", "1e-3"]  # a small model takes large steps
+    _command(
         "student", "train", "--shards", f"{address}/v1/datasets/train", "--base", teacher,
-        "--preset", config.preset, "--stage", "auto", "--out", str(run),
+        "--preset", config.preset, "--stage", "auto", "--out", str(run), *rates,
     )  # fmt: skip
 
 
 @contextlib.contextmanager
 def _serve(root: Path) -> Iterator[str]:
     """`api serve` on a free port for as long as the block runs; yields its address."""
-    _say(f"api: serving {root}")
-    words = [str(BIN / "api"), "serve", "--root", str(root), "--port", "8017"]
-    server = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-    address = "http://127.0.0.1:8017"
-    try:
-        _wait_until_ready(server, address)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def _wait_until_ready(server: subprocess.Popen[bytes], address: str, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise ArwkvError(f"api serve stopped with exit code {server.returncode}; its message is above")
-        with contextlib.suppress(OSError):
-            _get_json(f"{address}/ready")
-            return
-        time.sleep(0.2)
-    raise ArwkvError(f"{address}/ready: no answer within {timeout_s:.0f} s")
+    log = root.parent / "api.log"
+    words = [str(BIN / "api"), "serve", "--root", str(root), "--port", "0", "--json"]
+    with (
+        open(log, "w") as messages,
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=messages, text=True) as server,
+    ):
+        try:
+            ready = server.stdout.readline() if server.stdout else ""
+            if not ready:
+                raise ArwkvError(f"api serve stopped with exit code {server.wait(30)}; see {log}")
+            address = json.loads(ready)["url"]
+            _say(f"api: serving {root} at {address}, log in {log}")
+            yield address
+        finally:
+            server.terminate()
 
 
 def _get_json(url: str) -> Any:
@@ -173,7 +167,6 @@ def _summarise(
     captures: dict[str, Any],
     stats: dict[str, Any],
     metrics: list[dict[str, Any]],
-    training: dict[str, Any],
     untrained: dict[str, Any],
     aligned: dict[str, Any],
     distilled: dict[str, Any],
@@ -195,8 +188,18 @@ def _summarise(
         "bytes_per_token_logits": round(by_column["logits"] / tokens, 2),
         "bytes_per_token_hidden": round(hidden / tokens, 2),
         "producer_tokens_per_s": round(captures["train"]["tokens_per_s"]),
-        "student_tokens_per_s": round(training["tokens_per_s"]),
+        "student_tokens_per_s": round(_tokens_per_s(metrics)),
     }
+
+
+def _tokens_per_s(metrics: list[dict[str, Any]]) -> float:
+    """Mean speed over both stages, from the lines that say how far each came and how fast."""
+    tokens = seconds = 0.0
+    before: dict[str, Any] = {}
+    for line in (line for line in metrics if "tokens_per_s" in line):
+        step_tokens = line["tokens"] - (before["tokens"] if before.get("stage") == line["stage"] else 0)
+        tokens, seconds, before = tokens + step_tokens, seconds + step_tokens / line["tokens_per_s"], line
+    return tokens / seconds
 
 
 def _report(
