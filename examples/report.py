@@ -10,6 +10,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from arwkv_store.stats import ENTROPY_BIN_NATS
+
 TEACHER_COLOUR, STUDENT_COLOUR = "#8a6d3b", "#1f6feb"
 Record = Mapping[str, Any]
 
@@ -102,9 +104,8 @@ def _plot_kl(axes: Axes, summary: Record) -> None:
 
 
 def _plot_histogram(axes: Axes, stats: Record) -> None:
-    histogram = stats["entropy_histogram"]
-    edges, counts = histogram["edges"], histogram["counts"]
-    axes.stairs(counts, edges, fill=True, color=TEACHER_COLOUR)
+    counts = stats["entropy_histogram"]
+    axes.stairs(counts, [bin * ENTROPY_BIN_NATS for bin in range(len(counts) + 1)], fill=True, color=TEACHER_COLOUR)
     axes.set_xlabel("entropy, nats")
     axes.set_ylabel("tokens")
 
