@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from arwkv_store import (
     CaptureInfo,
     CorpusInfo,
+    Dataset,
     DatasetInfo,
     Sample,
     SparseLogits,
@@ -216,3 +217,9 @@ def _states(rng: np.random.Generator, T: int, C: int) -> NDArray[ml_dtypes.bfloa
 def _hidden_name(column: str) -> str:
     _, *rest = column.split(".")
     return rest[0] if len(rest) == 1 else f"{rest[0]}.{int(rest[1])}"
+
+
+def read_sample_id(asked: tuple[Dataset, int]) -> int:
+    """For worker processes: a spawned one can import this module, and no test module."""
+    dataset, index = asked
+    return dataset[index].sample_id

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from arwkv_store import CorruptShard, Dataset, NotFound, TryAgain, UsageError, open_dataset, reader, retry
-from store_examples import assert_same_sample, example_dataset_info, write_example_dataset
+from arwkv_store import CorruptShard, NotFound, TryAgain, UsageError, open_dataset, reader, retry
+from store_examples import assert_same_sample, example_dataset_info, read_sample_id, write_example_dataset
 from store_server import served
 
 
@@ -37,13 +37,9 @@ def test_worker_processes_share_one_cache(tmp_path: Path, method: str) -> None:
         dataset = open_dataset(service.uri, columns=["logits"])
         with multiprocessing.get_context(method).Pool(3) as pool:
             asked = [(dataset, i) for i in (0, 5, 9, 1, 6, 8)]
-            assert pool.map(_sample_id, asked, chunksize=1) == [0, 5, 9, 1, 6, 8]
+            assert pool.map(read_sample_id, asked, chunksize=1) == [0, 5, 9, 1, 6, 8]
         fetched = [path for path in service.requests if "/data?" in path]
         assert len(fetched) == len(set(fetched)) == 3
-
-
-def _sample_id(asked: tuple[Dataset, int]) -> int:
-    return asked[0][asked[1]].sample_id
 
 
 def test_samples_are_read_from_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

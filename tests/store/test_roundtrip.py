@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from arwkv_store import Sample, UsageError, create_dataset, open_dataset
-from store_examples import assert_same_sample, example_dataset_info, example_samples, write_example_dataset
+from store_examples import (
+    assert_same_sample,
+    example_dataset_info,
+    example_samples,
+    read_sample_id,
+    write_example_dataset,
+)
 
 CAPTURES = {
     "top-k": {},
@@ -130,9 +136,4 @@ def test_worker_processes_read_the_same(tmp_path: Path, method: str) -> None:
     dataset = open_dataset(tmp_path)
     expected = [dataset[i].sample_id for i in range(10)]
     with multiprocessing.get_context(method).Pool(2) as pool:
-        assert pool.map(_sample_id, [(dataset, i) for i in range(10)]) == expected
-
-
-def _sample_id(asked: tuple[object, int]) -> int:
-    dataset, index = asked
-    return int(dataset[index].sample_id)  # type: ignore[index]  # a Dataset, which mypy sees as object here
+        assert pool.map(read_sample_id, [(dataset, i) for i in range(10)]) == expected
