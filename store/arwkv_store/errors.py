@@ -8,6 +8,8 @@ class ArwkvError(Exception):
 
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
+    # How the service's answers name this error where its status does not say enough (RFC 9457, section 3.1.1).
+    problem_type: ClassVar[str] = "about:blank"
 
 
 class UsageError(ArwkvError):
@@ -39,6 +41,8 @@ class CorruptShard(ArwkvError):
     """Bytes on disk are not the bytes that were committed; the message names file, batch and remedy."""
 
     exit_code = 3
+    http_status = 409
+    problem_type = "urn:arwkv:corrupt-shard"
 
 
 class TryAgain(ArwkvError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from arwkv_store.cache import FileCache
-from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.errors import CorruptShard, NotFound, UsageError
 from arwkv_store.manifest import FileInfo
 from arwkv_store.retry import Passing, with_retries
 
@@ -113,7 +113,10 @@ def _headers(offset: int) -> dict[str, str]:
 
 
 def _refusal(where: str, error: urllib.error.HTTPError) -> Exception:
-    detail = _detail(error)
+    problem = _problem(error)
+    detail = problem.get("detail") or problem.get("title") or error.reason
+    if problem.get("type") == CorruptShard.problem_type:
+        return CorruptShard(f"{where}: {detail}")
     if error.code in _PASSING_STATUSES:
         return Passing(f"HTTP {error.code} {detail}")
     if error.code == 404:
@@ -123,10 +126,11 @@ def _refusal(where: str, error: urllib.error.HTTPError) -> Exception:
     return UsageError(f"{where}: HTTP {error.code} {detail}; check the URI")
 
 
-def _detail(error: urllib.error.HTTPError) -> str:
+def _problem(error: urllib.error.HTTPError) -> dict[str, Any]:
+    """The answer's problem document (RFC 9457); empty where it has none."""
     try:
         with error:
             problem = json.loads(error.read(1 << 16))
-        return str(problem.get("detail") or problem.get("title") or error.reason)
-    except (ValueError, AttributeError, OSError, http.client.HTTPException):
-        return str(error.reason)
+    except (ValueError, OSError, http.client.HTTPException):
+        return {}
+    return problem if isinstance(problem, dict) else {}

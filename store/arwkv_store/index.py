@@ -1,5 +1,6 @@
 """The committed parts of a dataset: their manifests, verified, and what of them is kept in memory."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
@@ -8,8 +9,8 @@ from numpy.typing import NDArray
 
 from arwkv_store.errors import CorruptShard
 from arwkv_store.manifest import ShardManifest, manifest_name
-from arwkv_store.schema import refuse_unknown_version
-from arwkv_store.seal import unsealed
+from arwkv_store.schema import FORMAT_VERSION, refuse_unknown_version
+from arwkv_store.seal import require_intact, unsealed
 from arwkv_store.source import Source
 
 
@@ -30,6 +31,14 @@ def manifest_document(part: int, raw: bytes, dataset_hash: str, where: str) -> d
     return document
 
 
+# The scalars our writer puts first. With the bytes verified, matching them costs a seventh of parsing all the statistics
+# behind them; a manifest in another order is parsed.
+_LEADING = re.compile(
+    rb'\{"format_version":%d,"part":(\d+),"rows":(\d+),"tokens":(\d+),"first_sample_id":\d+,"last_sample_id":\d+,'
+    rb'"dataset_hash":"([0-9a-f]{64})"' % FORMAT_VERSION
+)
+
+
 class ManifestIndex:
     """Which parts are committed and how many rows each has: 24 bytes a part, however large the manifests are."""
 
@@ -37,8 +46,13 @@ class ManifestIndex:
         self._source, self._dataset_hash = source, dataset_hash
         numbers: list[tuple[int, int, int]] = []
         for part, raw in source.manifests():
-            document = self._document(part, raw)
-            numbers.append((part, int(document["rows"]), int(document["tokens"])))
+            leading = _LEADING.match(raw)
+            if leading and int(leading[1]) == part and leading[4] == dataset_hash.encode():
+                require_intact(raw, self._where(part))
+                numbers.append((part, int(leading[2]), int(leading[3])))
+            else:
+                document = self._document(part, raw)
+                numbers.append((part, int(document["rows"]), int(document["tokens"])))
         table = np.array(numbers, np.int64).reshape(-1, 3)
         self.parts, self.tokens = table[:, 0].copy(), table[:, 2].copy()
         self.ends: NDArray[np.int64] = np.cumsum(table[:, 1])

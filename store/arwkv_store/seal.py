@@ -26,15 +26,20 @@ def sealed(document: Mapping[str, Any]) -> bytes:
 
 def unsealed(raw: bytes, where: str) -> dict[str, Any]:
     """The verified document, without its seal. Raises CorruptShard when a single bit differs."""
+    require_intact(raw, where)
+    try:
+        document: dict[str, Any] = from_json(raw[:-_SEAL_BYTES] + b"}")
+    except ValueError as error:
+        raise CorruptShard(f"{where}: not JSON ({error}); restore it from a copy") from error
+    return document
+
+
+def require_intact(raw: bytes, where: str) -> None:
+    """Raise CorruptShard unless the bytes match the hash they carry."""
     body, seal = raw[:-_SEAL_BYTES], raw[-_SEAL_BYTES:]
     expected = _OPEN + hashlib.sha256(body).hexdigest().encode() + _CLOSE
     if len(raw) > MAX_DOCUMENT_BYTES or seal != expected:
         raise CorruptShard(f"{where}: {len(raw)} bytes that do not match their own hash; restore it from a copy")
-    try:
-        document: dict[str, Any] = from_json(body + b"}")
-    except ValueError as error:
-        raise CorruptShard(f"{where}: not JSON ({error}); restore it from a copy") from error
-    return document
 
 
 def self_hash(raw: bytes) -> str:

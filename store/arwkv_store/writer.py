@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,5 +122,5 @@ class Writer:
 
 def committed_parts(shards: Path) -> set[int]:
     """Parts with a manifest in this folder."""
-    matches = (_MANIFEST_NAME.fullmatch(entry.name) for entry in shards.iterdir())
+    matches = map(_MANIFEST_NAME.fullmatch, os.listdir(shards))
     return {int(match[1]) for match in matches if match}
