@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from arwkv_store.columns import heavy_columns
-from arwkv_store.errors import NotFound
+from arwkv_store.errors import CorruptShard, NotFound
 from arwkv_store.manifest import ShardManifest
 from arwkv_store.sample import Sample
 from arwkv_store.schema import DatasetInfo
@@ -68,6 +68,13 @@ class Previews:
 
     def sample(self, folder: Path, info: DatasetInfo, manifest: ShardManifest, sample_id: int) -> Sample:
         """The sample with this id. Raises NotFound where the part skips it, CorruptShard for damaged bytes."""
+        try:
+            return self._read(folder, info, manifest, sample_id)
+        except CorruptShard as error:
+            # The store names the whole path, which is nobody's business beyond this machine.
+            raise CorruptShard(str(error).replace(f"{folder}/shards/", "")) from error
+
+    def _read(self, folder: Path, info: DatasetInfo, manifest: ShardManifest, sample_id: int) -> Sample:
         with self._lock:
             shard = self._shard(folder, info, manifest)
             # Ids rise within a part, by one for the most part: then the first guess is right.

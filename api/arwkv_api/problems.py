@@ -28,7 +28,7 @@ class FieldProblem(BaseModel):
 class Problem(BaseModel):
     """What went wrong, where, and the way out."""
 
-    type: str = Field("about:blank", examples=["about:blank"])
+    type: str = Field("about:blank", examples=["about:blank", "urn:arwkv:corrupt-shard"])
     title: str = Field(examples=["Not Found"])
     status: int = Field(examples=[404])
     detail: str = Field(examples=["dataset 'train': not under any root; GET /v1/datasets lists what is"])
@@ -78,11 +78,16 @@ class RangeNotSatisfiable(UsageError):
 
 
 def problem_response(
-    status: int, detail: str, path: str, request_id: str | None, errors: list[FieldProblem] | None = None
+    status: int,
+    detail: str,
+    path: str,
+    request_id: str | None,
+    errors: list[FieldProblem] | None = None,
+    kind: str = "about:blank",
 ) -> JSONResponse:
-    """The response for one problem; `path` is the request's path."""
+    """The response for one problem; `path` is the request's path, `kind` a URI where the status does not say enough."""
     problem = Problem(
-        type="about:blank",
+        type=kind,
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
@@ -111,13 +116,19 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
 
 
-def _respond(request: Request, status: int, detail: str, errors: list[FieldProblem] | None = None) -> JSONResponse:
-    return problem_response(status, detail, request.url.path, request.scope.get("request_id"), errors)
+def _respond(
+    request: Request,
+    status: int,
+    detail: str,
+    errors: list[FieldProblem] | None = None,
+    kind: str = "about:blank",
+) -> JSONResponse:
+    return problem_response(status, detail, request.url.path, request.scope.get("request_id"), errors, kind)
 
 
 async def _expected(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ArwkvError)
-    response = _respond(request, error.http_status, str(error))
+    response = _respond(request, error.http_status, str(error), kind=error.problem_type)
     if isinstance(error, RangeNotSatisfiable):
         response.headers["Content-Range"] = f"bytes */{error.size_bytes}"
     return response

@@ -1,11 +1,17 @@
 """The store's own reader over this service: `open_dataset("http://…")` gives what the folder gives."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
+from api_eventually import eventually
+
 from api_serving import serving
-from arwkv_store import NotFound, UsageError, open_dataset
+from arwkv_store import CorruptShard, NotFound, UsageError, open_dataset
 from store_examples import assert_same_sample
 
 
@@ -29,6 +35,27 @@ def test_remote_dataset_reads_like_the_folder(server: str, served_root: Path) ->
 def test_unknown_dataset_is_not_found(server: str) -> None:
     with pytest.raises(NotFound, match="not under any root"):
         open_dataset(f"{server}/v1/datasets/absent")
+
+
+def test_shard_that_the_service_knows_to_be_corrupt_is_not_asked_for_again(root: Path, tmp_path: Path) -> None:
+    with serving("--root", str(root), "--scan-interval-s", "0.05", cache=tmp_path) as (url, _):
+        uri = f"{url}/v1/datasets/train"
+        dataset = open_dataset(uri)
+        path = root / "train" / "shards" / "part-000001.arrow"
+        os.truncate(path, path.stat().st_size - 1)
+        eventually(lambda: httpx.get(f"{uri}/shards/1").json()["state"] == "corrupt")
+        with pytest.raises(CorruptShard, match=r"part-000001\.arrow: \d+ bytes .*; make the part again") as refusal:
+            dataset[4]
+        assert refusal.value.exit_code == 3
+        asked = httpx.get(f"{url}/metrics").text
+        verified = subprocess.run(
+            [sys.executable, "-c", "from arwkv_store.cli import main; main()", "verify", uri],
+            capture_output=True,
+            text=True,
+        )
+    assert 'route="/v1/datasets/{name}/shards/{part}/data",status="409"} 1.0' in asked
+    assert verified.returncode == 3, verified.stderr
+    assert "part-000001.arrow" in verified.stdout + verified.stderr
 
 
 def test_key_comes_from_the_environment(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def test_shard_with_damaged_data_file_is_shown_as_corrupt(
     assert shard["state"] == "corrupt"
     assert "part-000001.arrow" in shard["problem"]
     answer = client.get(f"{SHARDS}/1/data")
-    assert answer.status_code == 500
+    assert (answer.status_code, answer.json()["type"]) == (409, "urn:arwkv:corrupt-shard")
     assert shard["problem"] in answer.json()["detail"]
     dataset = client.get("/v1/datasets/train").json()
     assert (dataset["shards"], dataset["faulty_shards"]) == (4, 1)

@@ -22,7 +22,7 @@ from arwkv_store.schema import DatasetInfo
 router = APIRouter(prefix="/v1/datasets/{name}/samples", tags=["samples"])
 
 
-@router.get("/{sample_id}", dependencies=[Read], responses=answers(404, 500))
+@router.get("/{sample_id}", dependencies=[Read], responses=answers(404, 409))
 def read_sample(
     service: ServiceDep,
     name: DatasetName,

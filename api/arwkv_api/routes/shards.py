@@ -26,7 +26,7 @@ from arwkv_store.stats import ShardStats
 router = APIRouter(prefix="/v1/datasets/{name}/shards", tags=["shards"])
 ARROW_FILE = "application/vnd.apache.arrow.file"
 DOWNLOADS: dict[int | str, dict[str, Any]] = {
-    **answers(404, 416, 500),
+    **answers(404, 409, 416),
     200: {"description": "the whole file", "content": {ARROW_FILE: {}}},
     206: {"description": "the ranges asked for", "content": {ARROW_FILE: {}, "multipart/byteranges": {}}},
     304: {"description": "the caller's copy is this one"},
@@ -69,14 +69,14 @@ def get_shard(service: ServiceDep, name: DatasetName, part: Part) -> Shard:
         return shard_summary(find_shard(session, find_dataset(session, service.settings.roots, name), part))
 
 
-@router.get("/{part}/stats", dependencies=[Read], responses=answers(404, 500))
+@router.get("/{part}/stats", dependencies=[Read], responses=answers(404, 409))
 def shard_stats(service: ServiceDep, name: DatasetName, part: Part) -> ShardStats:
     """One shard's statistics, as its manifest has them."""
     with Session(service.engine) as session:
         return _committed(service, session, name, part)[1].stats
 
 
-@router.get("/{part}/manifest", dependencies=[Read], responses=answers(404, 500), response_class=Response)
+@router.get("/{part}/manifest", dependencies=[Read], responses=answers(404, 409), response_class=Response)
 def shard_manifest(service: ServiceDep, name: DatasetName, part: Part) -> Response:
     """The raw bytes of the shard's manifest."""
     with Session(service.engine) as session:
