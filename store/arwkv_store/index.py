@@ -31,7 +31,7 @@ def manifest_document(part: int, raw: bytes, dataset_hash: str, where: str) -> d
     return document
 
 
-# The scalars our writer puts first. With the bytes verified, matching them costs a seventh of parsing all the statistics
+# The scalars our writer puts first. With the bytes verified, matching them costs a seventh of parsing the statistics
 # behind them; a manifest in another order is parsed.
 _LEADING = re.compile(
     rb'\{"format_version":%d,"part":(\d+),"rows":(\d+),"tokens":(\d+),"first_sample_id":\d+,"last_sample_id":\d+,'
