@@ -4,7 +4,8 @@ import hashlib
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from arwkv_producer.conversations import chat_documents, plain_documents
 from arwkv_producer.corpus import Corpus, tokenise
 from arwkv_producer.documents import Source, find_sources, read_records
 from arwkv_producer.identity import bytes_per_token, capture_info, dataset_info, require_fitting
-from arwkv_producer.teacher import Teacher, find_teacher, load_tokenizer, real_vocab_size, require_weights, weights_hash
+from arwkv_producer.teacher import Teacher, find_teacher, require_weights, weights_hash
+from arwkv_producer.tokenizer import load_tokenizer, real_vocab_size, tokenizer_files
 from arwkv_store import DatasetInfo
 from arwkv_store.errors import UsageError
 from arwkv_store.schema import TokenizerInfo
@@ -32,6 +34,7 @@ class Job:
     corpus: Corpus
     info: DatasetInfo
     out: str
+    tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
 
     def part_samples(self, part: int) -> range:
         """Sample ids of a part: a pure function of the dataset's identity."""
@@ -84,8 +87,15 @@ def prepare(config: GenerateConfig) -> list[Job]:
         _require_room(config, teacher, sum(len(corpus.tokens) for corpus in corpora))
     tokenizer_info = TokenizerInfo(hash=vocabulary_hash(tokenizer.get_vocab()), vocab_size=vocab_size)
     teacher_hash, description = weights_hash(teacher), _description(config, sources, tokenizer)
+    files = tokenizer_files(tokenizer)
     return [
-        Job(teacher, corpus, dataset_info(config, teacher, tokenizer_info, corpus, description, teacher_hash), out)
+        Job(
+            teacher,
+            corpus,
+            dataset_info(config, teacher, tokenizer_info, corpus, description, teacher_hash),
+            out,
+            files,
+        )
         for corpus, out in zip(corpora, (config.out, config.out.rstrip("/") + "-held-out"), strict=True)
         if len(corpus)
     ]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from arwkv_producer.config import GenerateConfig
@@ -14,6 +15,7 @@ from arwkv_producer.job import Job, prepare, report_corpus
 from arwkv_producer.samples import BadCapture
 from arwkv_producer.shard_queue import ShardQueue
 from arwkv_producer.teacher_pass import TeacherPass
+from arwkv_producer.tokenizer import write_tokenizer
 from arwkv_store import ShardManifest, Writer, create_dataset
 from arwkv_store.errors import TryAgain
 from arwkv_store.progress import Progress
@@ -55,6 +57,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
 def _share(config: GenerateConfig, job: Job) -> Work:
     writer = create_dataset(job.out, job.info)
+    write_tokenizer(Path(job.out), job.tokenizer_files)
     missing = writer.missing_parts()
     return Work(job, writer, len(missing), [part for part in missing if part % config.world_size == config.rank])
 

@@ -110,28 +110,6 @@ def _read_hub_config(name: str, revision: str | None) -> tuple[dict[str, Any], s
     return dict(json.loads(path.read_text())), path.parent.name
 
 
-def load_tokenizer(teacher: Teacher) -> Any:
-    """The teacher's own tokenizer (transformers). Raises NotFound where the model has none."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(teacher.model, revision=teacher.revision)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise NotFound(
-            f"--teacher {teacher.name}: no usable tokenizer ({reason}); put tokenizer.json beside the weights"
-        ) from error
-    # Without tokenizer files transformers makes up a tokenizer that knows its special tokens only.
-    if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
-        raise NotFound(f"--teacher {teacher.name}: it has no tokenizer; put tokenizer.json beside the weights")
-    return tokenizer
-
-
-def real_vocab_size(tokenizer: Any) -> int:
-    """Token ids the tokenizer can name: the highest plus one. Head rows from here on are padding."""
-    return int(max(tokenizer.get_vocab().values())) + 1
-
-
 def weights_hash(teacher: Teacher) -> str | None:
     """xxh3-128 over a local folder's weight files, names and contents; None for a Hub model, which has a revision."""
     import xxhash

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from arwkv_producer.config import VerifyConfig
 from arwkv_producer.identity import hidden_names
-from arwkv_producer.teacher import Teacher, chosen_layers, find_teacher, load_tokenizer
+from arwkv_producer.teacher import Teacher, chosen_layers, find_teacher
+from arwkv_producer.tokenizer import load_tokenizer
 from arwkv_store import Dataset, Sample, open_dataset
 from arwkv_store.errors import CorruptShard
 from arwkv_store.vocabulary import vocabulary_hash
