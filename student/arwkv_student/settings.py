@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from arwkv_student.config import Gate, OutputNorm, Preset, ValueResidual
 
-Stage = Literal["auto", "align", "distill"]
+Stage = Literal["auto", "align", "distill", "sft", "dpo"]
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,41 @@ class TimeMixSettings:
 
 
 @dataclass(frozen=True)
-class TrainSettings(TimeMixSettings):
-    """Train a student from shards: `align` its time mixers to stored attention outputs, then `distill` the logits."""
+class TuneSettings:
+    """Options of stage 3: `sft` and `dpo`."""
 
-    shards: str = ""
-    """Dataset: a folder, or http(s)://host/v1/datasets/NAME."""
+    data: str | None = None
+    """JSONL file of stages sft (messages, or prompt and completion) and dpo (chosen and rejected)."""
+    eval_data: str | None = None
+    """Held-out JSONL file of the same form, evaluated at the end (and every --eval-every steps)."""
+    max_length: int = 8192
+    """Tokens of a conversation that stages sft and dpo keep, from its start."""
+    chat_template: str | None = None
+    """Jinja file that replaces the tokenizer's chat template, for training and afterwards."""
+    sft_lr: float = 1e-5
+    """Peak learning rate of stage sft."""
+    dpo_lr: float = 5e-7
+    """Peak learning rate of stage dpo."""
+    dpo_beta: float = 0.1
+    """How dear it is in stage dpo to leave the student that it starts from."""
+    reference: str | None = None
+    """Folder for the log-probabilities of dpo's starting student (default: `reference` in --start-from)."""
+
+
+@dataclass(frozen=True)
+class TrainSettings(TuneSettings, TimeMixSettings):
+    """Train a student: `align` its time mixers, `distill` the logits, both from shards; then `sft` and `dpo`."""
+
+    shards: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Dataset: a folder, or http(s)://host/v1/datasets/NAME. Once for each; a stage reads those that hold its part."""
+    shard_weights: tuple[float, ...] | None = None
+    """Share of the samples from each --shards, in their order (default: by their number of samples)."""
     base: str = ""
     """Qwen2 or Qwen2.5 checkpoint that the student starts from: a folder, or a Hub name (name@revision)."""
     out: Path = Path("runs/student")
     """Folder of the run; the same command again continues it."""
     stage: Stage = "auto"
-    """`auto` runs what the shards allow: align with attention outputs, distill with logits."""
+    """`auto` runs what the shards allow: align with attention outputs, distill with logits. sft and dpo read --data."""
     start_from: str | None = None
     """A trained student's folder to start from instead of the base's conversion."""
     eval_shards: str | None = None
@@ -79,8 +105,24 @@ class TrainSettings(TimeMixSettings):
     """Epochs of each stage, where neither steps nor tokens are given."""
     batch_size: int = 32
     """Sequences per step and process."""
+    context: tuple[int, ...] = ()
+    """Longest sample of stage distill in tokens, rest cut off: one number, or one after another (2048 4096 8192)."""
+    context_shares: tuple[float, ...] | None = None
+    """Share of the steps for each --context (default: equal)."""
+    align_context: int | None = None
+    """Longest sample of stage align in tokens."""
+    packing: bool = False
+    """A batch's samples one after another in one row, without padding; nothing passes from one to the next."""
     gradient_accumulation: int = 1
     """Batches per optimiser step."""
+    align_loss: Literal["paper", "mse"] = "paper"
+    """`paper`: mean of the error vectors' lengths, un-squared; `mse`: mean squared error."""
+    align_layer_scaled: bool = False
+    """Divide each layer's loss by that of a silent mixer, so that every layer counts alike."""
+    align_stop_error: float | None = None
+    """End stage align once no layer's relative error is above this."""
+    align_stop_plateau: int | None = None
+    """End stage align once the loss has not fallen by 1% in so many steps."""
     align_lr: float = 1e-3
     """Peak learning rate of stage align."""
     distill_lr: float = 1e-4
@@ -117,6 +159,8 @@ class TrainSettings(TimeMixSettings):
     """Steps between checkpoints."""
     eval_every: int | None = None
     """Steps between evaluations on --eval-shards."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where figures go besides RUN/metrics.jsonl; wandb and trackio need their package."""
     workers: int = 1
     """Processes that read and decode shards; 0: the training process itself."""
     json: bool = False
@@ -130,6 +174,10 @@ NOT_COMPARED = frozenset(
         "batch_size",
         "gradient_accumulation",
         "out",
+        "data",
+        "eval_data",
+        "chat_template",
+        "reference",
         "shards",
         "base",
         "teacher_head",
@@ -138,6 +186,7 @@ NOT_COMPARED = frozenset(
         "log_every",
         "save_every",
         "eval_every",
+        "report_to",
         "workers",
         "json",
         "gradient_checkpointing",

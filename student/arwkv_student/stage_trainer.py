@@ -2,12 +2,14 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
@@ -17,6 +19,9 @@ from arwkv_student.data import OrderSampler, ShardSamples, collate
 from arwkv_student.model import ArwkvForCausalLM
 from arwkv_student.run_folder import WHOLE, RunFolder, write_json
 from arwkv_student.settings import TrainSettings
+
+# Figures of a stage's own that go to the metrics: stage 1's errors, and what TRL says of SFT and DPO.
+LOGGED = ("relative_error", "mean_token_accuracy", "rewards/", "logps/")
 
 Evaluate = Callable[[ArwkvForCausalLM], dict[str, float]]
 
@@ -74,7 +79,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
             lr=logs["learning_rate"],
             grad_norm=logs.get("grad_norm"),
             tokens_per_s=round((tokens - self.last_tokens) / max(now - self.last_time, 1e-9), 1),
-            **{name: value for name, value in logs.items() if name.startswith("relative_error")},
+            **{name: value for name, value in logs.items() if name.startswith(LOGGED)},
         )
         self.last_tokens, self.last_time = tokens, now
 
@@ -96,8 +101,37 @@ class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
             file.write(json.dumps({"stage": self.plan.name, **figures}) + "\n")
 
 
-class StageTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
-    """A Trainer over `collate`d samples in the store's order, whose checkpoints say when they are whole."""
+class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
+    """What every stage's Trainer does alike: samples in the store's order, checkpoints that say when they are whole."""
+
+    plan: StagePlan
+    shard_rows: Sequence[int] | NDArray[np.int64]
+    """Rows of each shard; the order of samples depends on nothing else but the seed."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> OrderSampler:
+        args = self.args
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return OrderSampler(self.shard_rows, args.max_steps * per_step, args.data_seed)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW over time mixers and the rest, each with its rate; vectors do not decay."""
+        optimizer: torch.optim.Optimizer | None = self.optimizer
+        if optimizer is None:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = parameter_groups(self.model if model is None else model, self.plan, self.args.weight_decay)
+            optimizer = self.optimizer = optimizer_class(groups, **options)
+        assert optimizer is not None
+        return optimizer
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            step = self.state.global_step
+            write_json(Path(self.args.output_dir) / f"checkpoint-{step}" / WHOLE, {"step": step})
+
+
+class StageTrainer(ResumableTrainer):
+    """Stages 1 and 2: a Trainer over `collate`d samples of shards."""
 
     def __init__(
         self,
@@ -122,27 +156,6 @@ class StageTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = False
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> OrderSampler:
-        args = self.args
-        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return OrderSampler(self.shard_rows, args.max_steps * per_step, args.data_seed)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW over time mixers and the rest, each with its rate; vectors do not decay."""
-        optimizer: torch.optim.Optimizer | None = self.optimizer
-        if optimizer is None:
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            groups = parameter_groups(self.model if model is None else model, self.plan, self.args.weight_decay)
-            optimizer = self.optimizer = optimizer_class(groups, **options)
-        assert optimizer is not None
-        return optimizer
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            step = self.state.global_step
-            write_json(Path(self.args.output_dir) / f"checkpoint-{step}" / WHOLE, {"step": step})
 
     def weighed(self, loss: Tensor, positions: Tensor) -> Tensor:
         """A mean over this process's `positions` that averages over processes to the mean over all of them."""
@@ -177,10 +190,17 @@ def _tensorboard(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-def training_arguments(out: Path, plan: StagePlan, settings: TrainSettings, bf16: bool) -> TrainingArguments:
-    """The settings in transformers' terms."""
+def training_arguments(
+    out: Path,
+    plan: StagePlan,
+    settings: TrainSettings,
+    bf16: bool,
+    kind: type[TrainingArguments] = TrainingArguments,
+    **more: Any,
+) -> TrainingArguments:
+    """The settings in transformers' terms; `kind` and `more` where a stage's trainer has its own."""
     on_cpu = not torch.accelerator.is_available()
-    return TrainingArguments(
+    return kind(
         output_dir=str(out),
         max_steps=plan.steps,
         per_device_train_batch_size=settings.batch_size,
@@ -212,4 +232,5 @@ def training_arguments(out: Path, plan: StagePlan, settings: TrainSettings, bf16
         ddp_find_unused_parameters=False,
         seed=settings.seed,
         data_seed=settings.seed,
+        **more,
     )

@@ -21,13 +21,17 @@ from arwkv_student.distill import DistillTrainer, choose_trained, distill_object
 from arwkv_student.evaluate import evaluate
 from arwkv_student.model import ArwkvConfig, ArwkvForCausalLM
 from arwkv_student.run_folder import RunFolder
-from arwkv_student.settings import NOT_COMPARED, TimeMixSettings, TrainSettings
+from arwkv_student.settings import NOT_COMPARED, TimeMixSettings, TrainSettings, TuneSettings
 from arwkv_student.shards import columns_of, open_shards, require_fitting_hidden_states, require_same_tokenizer
-from arwkv_student.stage_trainer import Evaluate, StagePlan
+from arwkv_student.stage_trainer import Evaluate, ResumableTrainer, StagePlan
 
 
 def train(settings: TrainSettings) -> dict[str, Any]:
     """Run or continue the run in `settings.out`; returns each stage's summary. RUN itself holds the last student."""
+    if settings.stage in ("sft", "dpo"):
+        from arwkv_student.tuning import tune
+
+        return tune(settings)
     base = open_base(settings.base) if settings.base else None
     if base is None:
         raise UsageError("--base is missing; name the Qwen2 checkpoint the student starts from, such as Qwen2.5-0.5B")
@@ -64,7 +68,8 @@ def _stages(settings: TrainSettings, base: BaseCheckpoint, info: DatasetInfo) ->
 
 def _identity(settings: TrainSettings, base: BaseCheckpoint, dataset: Dataset) -> dict[str, Any]:
     """What makes a continued run the same run: settings, the base, and the shards by content rather than by place."""
-    compared = {name: value for name, value in dataclasses.asdict(settings).items() if name not in NOT_COMPARED}
+    ignored = NOT_COMPARED | {field.name for field in dataclasses.fields(TuneSettings)}
+    compared = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ignored}
     shards = dataset.info
     return compared | {
         "samples_per_step": settings.batch_size * settings.gradient_accumulation * _world_size(),
@@ -98,6 +103,21 @@ def _run_stage(
     dataset = open_shards(settings.shards, columns_of(stage, open_shards(settings.shards, []).info))
     plan = plan_stage(stage, settings, dataset)
     trainer = make_trainer(model, dataset, run, plan, settings, base, held_out)
+    loss_mean = train_to_the_end(trainer, run, stage)
+    processes = PartialState()
+    tokens = trainer.state.num_input_tokens_seen
+    summary = {"steps": plan.steps, "tokens": tokens, "loss_mean": loss_mean}
+    if processes.is_main_process:
+        copy_tokenizer(base.folder, run.stage(stage))
+        if held_out is not None:
+            summary["eval"] = trainer.log_of_run.write_evaluation(model, plan.steps, tokens)
+        run.finish(stage, summary)
+    processes.wait_for_everyone()
+    return summary
+
+
+def train_to_the_end(trainer: ResumableTrainer, run: RunFolder, stage: str) -> float:
+    """Train from the last whole checkpoint, or from the start, and save the stage's student; returns the mean loss."""
     processes = PartialState()
     with processes.main_process_first():
         checkpoint = run.last_checkpoint(stage)
@@ -106,15 +126,7 @@ def _run_stage(
     processes.wait_for_everyone()
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model(str(run.stage(stage)))
-    tokens = trainer.state.num_input_tokens_seen
-    summary = {"steps": plan.steps, "tokens": tokens, "loss_mean": result.training_loss}
-    if processes.is_main_process:
-        copy_tokenizer(base.folder, run.stage(stage))
-        if held_out is not None:
-            summary["eval"] = trainer.log_of_run.write_evaluation(model, plan.steps, tokens)
-        run.finish(stage, summary)
-    processes.wait_for_everyone()
-    return summary
+    return float(result.training_loss)
 
 
 def _starting_student(
