@@ -119,6 +119,11 @@ def replace_text(file: Path, text: str) -> None:
     fresh = file.with_name(file.name + ".new")
     with fresh.open("w") as opened:
         opened.write(text)
-        opened.flush()
+    put_in_place(fresh, file)
+
+
+def put_in_place(fresh: Path, file: Path) -> None:
+    """Give a file that was written beside `file` its name, once it is on the disk."""
+    with fresh.open("rb") as opened:
         os.fsync(opened.fileno())
     os.replace(fresh, file)

@@ -1,5 +1,6 @@
 """What stages 1 and 2 share: `transformers.Trainer` over shards, in an order that a restart does not change."""
 
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -13,9 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
+from arwkv_store.errors import UsageError
 from arwkv_store.progress import Progress
-from arwkv_student.data import OrderSampler, ShardSamples, collate
+from arwkv_student.data import OrderSampler, ShardSamples, collate, collate_packed
+from arwkv_student.draws import ContextSchedule, DrawSampler
 from arwkv_student.model import ArwkvForCausalLM
 from arwkv_student.run_folder import WHOLE, RunFolder, write_json
 from arwkv_student.settings import TrainSettings
@@ -37,6 +41,10 @@ class StagePlan:
     """Tokens that the steps are expected to hold."""
     rest_learning_rate: float | None = None
     """Of the parameters that are no time mixer's; None: the same."""
+    schedule: ContextSchedule = ContextSchedule()
+    """How many tokens of a sample each step reads."""
+    weights: tuple[float, ...] = (1.0,)
+    """Share of the samples from each shard set."""
 
 
 class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
@@ -133,6 +141,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
 class StageTrainer(ResumableTrainer):
     """Stages 1 and 2: a Trainer over `collate`d samples of shards."""
 
+    counted = "predicts"
+    """The field of a batch that is true where a position counts in the loss."""
+
     def __init__(
         self,
         model: ArwkvForCausalLM,
@@ -144,25 +155,40 @@ class StageTrainer(ResumableTrainer):
         evaluate: Evaluate | None = None,
     ) -> None:
         self.log_of_run = RunLog(run, plan, evaluate, settings.eval_every)
-        self.shard_rows = samples.dataset.shard_rows
-        self.plan = plan
+        self.plan, self.settings, self.samples = plan, settings, samples
         self.optimizer: torch.optim.Optimizer | None = None
         super().__init__(
             model=model,
             args=training_arguments(run.stage(plan.name), plan, settings, bf16),
             train_dataset=samples,
-            data_collator=collate,
-            callbacks=[self.log_of_run, TensorBoardCallback(_tensorboard(run.path / "tensorboard" / plan.name))],
+            data_collator=collate_packed if settings.packing else collate,
+            callbacks=[self.log_of_run, *reporters(run.path, plan.name, settings)],
         )
         self.remove_callback(PrinterCallback)
-        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = True
 
-    def weighed(self, loss: Tensor, positions: Tensor) -> Tensor:
-        """A mean over this process's `positions` that averages over processes to the mean over all of them."""
-        if self.args.world_size == 1:
+    def _get_train_sampler(self, train_dataset: Any = None) -> DrawSampler:
+        args = self.args
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        rows = [dataset.shard_rows for dataset in self.samples.datasets]
+        return DrawSampler(rows, self.plan.weights, args.max_steps, per_step, args.data_seed, self.plan.schedule)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        """Positions that count in this step, over its batches and all processes."""
+        counts = [batch[self.counted].sum() for batch in batch_samples]
+        count = torch.stack(counts).sum().float().to(device) if counts else torch.zeros((), device=device)
+        total: Tensor = self.accelerator.reduce(count, reduction="sum")
+        return total
+
+    def weighed(self, loss: Tensor, batch: dict[str, Tensor], total: Tensor | None) -> Tensor:
+        """A mean over the batch's positions that counts for its share of the step's `total`.
+
+        Batches add up, and processes are averaged: however a step's samples are split, the step's loss is the mean
+        over all of their positions.
+        """
+        if total is None:
             return loss
-        total: Tensor = self.accelerator.reduce(positions.float(), reduction="sum")
-        weighed: Tensor = loss * positions * self.args.world_size / total.clamp_min(1.0)
+        weighed: Tensor = loss * (batch[self.counted].sum() * self.args.world_size / total.clamp_min(1.0))
         return weighed
 
     def compute_loss(
@@ -184,10 +210,22 @@ def parameter_groups(model: torch.nn.Module, plan: StagePlan, weight_decay: floa
     ]
 
 
-def _tensorboard(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
+def reporters(run: Path, stage: str, settings: TrainSettings) -> list[TrainerCallback]:
+    """Where figures go besides metrics.jsonl. Raises UsageError for a tracker whose package is missing."""
+    return [_reporter(kind, run, stage) for kind in settings.report_to]
 
-    return SummaryWriter(str(folder))
+
+def _reporter(kind: str, run: Path, stage: str) -> TrainerCallback:
+    if kind == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        return TensorBoardCallback(SummaryWriter(str(run / "tensorboard" / stage)))
+    if importlib.util.find_spec(kind) is None:
+        raise UsageError(
+            f"--report-to {kind}: the package {kind} is not installed; pip install {kind}, or leave it out"
+        )
+    reporter: TrainerCallback = get_reporting_integration_callbacks([kind])[0]()
+    return reporter
 
 
 def training_arguments(

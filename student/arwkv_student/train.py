@@ -72,7 +72,7 @@ def _identity(settings: TrainSettings, base: BaseCheckpoint, dataset: Dataset) -
     compared = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ignored}
     shards = dataset.info
     return compared | {
-        "samples_per_step": settings.batch_size * settings.gradient_accumulation * _world_size(),
+        "samples_per_step": settings.batch_size * settings.gradient_accumulation * world_size(),
         "base_config": base.config,
         "shards_teacher": shards.teacher.model_dump(mode="json"),
         "shards_corpus": shards.corpus.fingerprint,
@@ -169,7 +169,7 @@ def make_trainer(
 def plan_stage(stage: str, settings: TrainSettings, dataset: Dataset) -> StagePlan:
     """Steps from --steps, or the stage's tokens, or epochs; at least one."""
     stored = dataset.tokens
-    per_step = settings.batch_size * settings.gradient_accumulation * _world_size() * stored / len(dataset)
+    per_step = settings.batch_size * settings.gradient_accumulation * world_size() * stored / len(dataset)
     budget = settings.align_tokens if stage == "align" else settings.distill_tokens
     budget = budget or settings.tokens or round((settings.epochs or 1.0) * stored)
     steps = settings.steps or max(1, math.ceil(budget / per_step - 1e-9))
@@ -177,7 +177,8 @@ def plan_stage(stage: str, settings: TrainSettings, dataset: Dataset) -> StagePl
     return StagePlan(stage, steps, rate, round(steps * per_step), settings.rest_lr if stage == "distill" else None)
 
 
-def _world_size() -> int:
+def world_size() -> int:
+    """Processes that train together."""
     import os
 
     return int(os.environ.get("WORLD_SIZE", "1"))
