@@ -3,14 +3,12 @@
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
@@ -18,7 +16,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from arwkv_store.errors import UsageError
 from arwkv_store.progress import Progress
-from arwkv_student.data import OrderSampler, ShardSamples, collate, collate_packed
+from arwkv_student.data import ShardSamples, collate, collate_packed
 from arwkv_student.draws import ContextSchedule, DrawSampler
 from arwkv_student.model import ArwkvForCausalLM
 from arwkv_student.run_folder import WHOLE, RunFolder, write_json
@@ -110,16 +108,10 @@ class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
-    """What every stage's Trainer does alike: samples in the store's order, checkpoints that say when they are whole."""
+    """What every stage's Trainer does alike: rates by parameter, checkpoints that say when they are whole."""
 
     plan: StagePlan
-    shard_rows: Sequence[int] | NDArray[np.int64]
-    """Rows of each shard; the order of samples depends on nothing else but the seed."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> OrderSampler:
-        args = self.args
-        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return OrderSampler(self.shard_rows, args.max_steps * per_step, args.data_seed)
+    optimizer: torch.optim.Optimizer | None = None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW over time mixers and the rest, each with its rate; vectors do not decay."""
@@ -156,7 +148,6 @@ class StageTrainer(ResumableTrainer):
     ) -> None:
         self.log_of_run = RunLog(run, plan, evaluate, settings.eval_every)
         self.plan, self.settings, self.samples = plan, settings, samples
-        self.optimizer: torch.optim.Optimizer | None = None
         super().__init__(
             model=model,
             args=training_arguments(run.stage(plan.name), plan, settings, bf16),
