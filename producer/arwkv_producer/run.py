@@ -4,21 +4,25 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arwkv_producer.config import GenerateConfig
-from arwkv_producer.engine import EngineConfig, TeacherEngine, prepare_environment
+from arwkv_producer.engine import TeacherEngine
 from arwkv_producer.job import Job, prepare, report_corpus
 from arwkv_producer.samples import BadCapture
 from arwkv_producer.shard_queue import ShardQueue
-from arwkv_producer.teacher_pass import TeacherPass
+from arwkv_producer.teacher_pass import Engine, TeacherPass
 from arwkv_producer.tokenizer import write_tokenizer
+from arwkv_producer.vllm_setup import EngineConfig, prepare_environment
 from arwkv_store import ShardManifest, Writer, create_dataset
-from arwkv_store.errors import TryAgain
+from arwkv_store.errors import ConfigurationDiffers, TryAgain
 from arwkv_store.progress import Progress
+
+if TYPE_CHECKING:
+    from arwkv_producer.stock_engine import StockEngine
 
 
 @dataclass
@@ -48,7 +52,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         report_corpus(job)
     works = [_share(config, job) for job in jobs]
     if any(work.parts for work in works):
-        with _stop_requested() as stopping, _start_engine(config, jobs[0]) as engine:
+        with _stop_requested() as stopping, closing(_start_engine(config, jobs[0])) as engine:
             for work in works:
                 _capture(work, engine, stopping)
     summary, *held_out = [_summary(work) for work in works]
@@ -57,12 +61,17 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
 def _share(config: GenerateConfig, job: Job) -> Work:
     writer = create_dataset(job.out, job.info)
+    if writer.info.created_by != job.info.created_by:
+        raise ConfigurationDiffers(
+            f"{job.out}: begun by {writer.info.created_by}, asked of {job.info.created_by}; name another folder, or "
+            "the --capture-backend that is there"
+        )
     write_tokenizer(Path(job.out), job.tokenizer_files)
     missing = writer.missing_parts()
     return Work(job, writer, len(missing), [part for part in missing if part % config.world_size == config.rank])
 
 
-def _capture(work: Work, engine: TeacherEngine, stopping: Callable[[], bool]) -> None:
+def _capture(work: Work, engine: Engine, stopping: Callable[[], bool]) -> None:
     """Capture and commit the work's parts, and account for each of them."""
     began = time.monotonic()
     total = sum(map(work.job.part_tokens, work.parts))
@@ -86,23 +95,26 @@ def _capture(work: Work, engine: TeacherEngine, stopping: Callable[[], bool]) ->
         raise TryAgain(f"{work.job.out}: stopped with {left} shards to do; the same command continues")
 
 
-def _start_engine(config: GenerateConfig, job: Job) -> TeacherEngine:
+def _start_engine(config: GenerateConfig, job: Job) -> "TeacherEngine | StockEngine":
     print(f"starting vLLM with {job.teacher.name}", file=sys.stderr)
-    return TeacherEngine(
-        EngineConfig(
-            model=job.teacher.model,
-            architecture=job.teacher.architecture,
-            head_size=job.teacher.head_size,
-            revision=job.teacher.revision,
-            dtype=job.info.teacher.dtype,
-            max_length=config.max_length,
-            step_tokens=config.step_tokens,
-            tensor_parallel=config.tensor_parallel,
-            gpu_memory_fraction=config.gpu_memory_fraction,
-            verbose=config.verbose,
-        ),
-        job.capture_settings(),
+    engine = EngineConfig(
+        model=job.teacher.model,
+        architecture=job.teacher.architecture,
+        head_size=job.teacher.head_size,
+        revision=job.teacher.revision,
+        dtype=job.info.teacher.dtype,
+        max_length=config.max_length,
+        step_tokens=config.step_tokens,
+        tensor_parallel=config.tensor_parallel,
+        gpu_memory_fraction=config.gpu_memory_fraction,
+        verbose=config.verbose,
     )
+    if config.capture_backend == "pooler":
+        return TeacherEngine(engine, job.capture_settings())
+    prepare_environment(config.tensor_parallel, config.verbose)  # before torch loads
+    from arwkv_producer.stock_engine import StockEngine
+
+    return StockEngine(engine, config.top_k, job.info.tokenizer.vocab_size)
 
 
 def _counting(bar: Progress, committed: list[ShardManifest]) -> Callable[[ShardManifest], None]:

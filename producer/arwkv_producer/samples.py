@@ -43,8 +43,9 @@ def to_sample(
         loss_mask=loss_mask,
         source=source,
         logits=_logits(arrays, capture),
-        entropy=arrays["entropy"],
-        true_logprob=arrays["true_logprob"][:-1],
+        # Stored together: an engine that gives no entropy gives neither.
+        entropy=arrays["entropy"] if "entropy" in expected else None,
+        true_logprob=arrays["true_logprob"][:-1] if "entropy" in expected else None,
         hidden=hidden,
     )
 

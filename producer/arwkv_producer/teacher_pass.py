@@ -1,8 +1,11 @@
 """The teacher's pass over samples: engine calls of a good size, each answer checked, a bad one tried once more."""
 
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from arwkv_producer.identity import hidden_names
 from arwkv_producer.job import Job
@@ -10,17 +13,27 @@ from arwkv_producer.samples import BadCapture, to_sample
 from arwkv_store import Sample
 from arwkv_store.progress import Progress
 
-DISTRIBUTION = ("ids", "logprobs", "tail_logprob", "entropy", "true_logprob", "drawn")
 CALL_TOKENS = 1 << 16
 """Tokens sent to the engine in one call: enough to fill its steps, few enough that the bar moves."""
 BAD_IN_A_ROW = 5
 """Samples without a usable answer after which the run gives up."""
 
 
+class Engine(Protocol):
+    """A running teacher."""
+
+    @property
+    def distribution(self) -> Sequence[str]:
+        """Names of the rows that `capture` answers of each next-token distribution."""
+
+    def capture(self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int]) -> list[dict[str, Any]]:
+        """Each prompt's rows by name, in the order asked."""
+
+
 class TeacherPass:
     """Captures parts of a job; counts bad samples over parts."""
 
-    def __init__(self, job: Job, engine: Any, bar: Progress) -> None:
+    def __init__(self, job: Job, engine: Engine, bar: Progress) -> None:
         self._job, self._engine, self._bar = job, engine, bar
         self._bad_in_a_row = 0
         self.failed: dict[int, BadCapture] = {}
@@ -75,13 +88,12 @@ class TeacherPass:
 
     def _build(self, sample_id: int, rows: Any) -> Sample:
         capture, corpus = self._job.info.capture, self._job.corpus
-        distribution = DISTRIBUTION if capture.logits != "none" else ()
         return to_sample(
             sample_id,
             corpus.sample_tokens(sample_id),
             corpus.sample_mask(sample_id),
             corpus.sources[sample_id],
             rows,
-            expected=(*distribution, *hidden_names(capture)),
+            expected=(*self._engine.distribution, *hidden_names(capture)),
             capture=capture,
         )

@@ -44,6 +44,8 @@ def captures(tiny_teacher: Path, tiny_corpus: Path, tmp_path_factory: pytest.Tem
         "boundaries": asked("boundaries", hidden_states="boundaries", logits="adaptive", top_k=64, top_p=0.5),
         "sampled": asked("sampled", hidden_states="none", logits="sampled", samples=20),
         "hybrid": asked("hybrid", hidden_states="none", logits="hybrid", top_k=8, samples=6),
+        "stock": asked("stock", hidden_states="none", capture_backend="stock"),
+        "other_backend": asked("stock", hidden_states="none"),
         "final": asked("final", hidden_states="final", logits="none"),
     }
     return Captures(folder, dict(zip(runs, run_captures(list(runs.values())), strict=True)))
