@@ -1,14 +1,19 @@
-"""Stage 1: each time mixer learns to say what the attention it replaces said, from stored attention outputs alone."""
+"""Stage 1: each time mixer learns to say what the attention it replaces said, from stored hidden states alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
 from arwkv_student.base_attention import BaseAttention
-from arwkv_student.losses import align_loss_L, relative_error_L
+from arwkv_student.losses import align_loss_L, error_and_size_2L
 from arwkv_student.model import ArwkvForCausalLM
 from arwkv_student.stage_trainer import StageTrainer
+
+LEAST_FALL = 0.01
+"""A loss that has not fallen by this share stands still."""
 
 
 def train_only_time_mixers(model: ArwkvForCausalLM) -> None:
@@ -18,35 +23,69 @@ def train_only_time_mixers(model: ArwkvForCausalLM) -> None:
 
 
 class AlignTrainer(StageTrainer):
-    """L = mean over layers and tokens of ‖a_l − TimeMix_l(LN1_l(h_l))‖₂ / √C (arXiv 2501.15570).
+    """L = mean over layers and tokens of ‖a_l − TimeMix_l(LN1_l(h_l))‖₂ / √C (arXiv 2501.15570), or what is asked.
 
     The stream h_l is the teacher's: h_{l+1} = h_l + a_l + MLP_l(LN2_l(h_l + a_l)), rebuilt by the student's own frozen
     embedding, norms and MLPs. No attention weights are needed.
     """
 
-    relative_error: Tensor | None = None
+    counted = "attention_mask"
     base_attention: BaseAttention | None = None
     """Recomputes, a layer at a time, what shards of `boundaries` do not hold."""
+    error_and_size_2L: Tensor | None = None
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean over layers, of a batch made by `collate`."""
+        settings, mask = self.settings, inputs["attention_mask"]
         mixed, teacher = align_outputs(model, inputs, self.base_attention)
-        loss = align_loss_L(mixed, teacher, inputs["attention_mask"]).mean()
+        losses = align_loss_L(mixed, teacher, mask, settings.align_loss, layer_scaled=settings.align_layer_scaled)
         if self.state.global_step % self.args.logging_steps == self.args.logging_steps - 1:
             with torch.no_grad():
-                self.relative_error = relative_error_L(mixed, teacher, inputs["attention_mask"])
-        loss = self.weighed(loss, inputs["attention_mask"].sum())
+                self.error_and_size_2L = error_and_size_2L(mixed, teacher, mask)
+        loss = self.weighed(losses.mean(), inputs, num_items_in_batch)
         return (loss, mixed) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the latest batch's relative error per layer."""
-        if self.relative_error is not None and "loss" in logs:
-            layers = self.model.config.time_mix_layers
-            errors = zip(layers, self.relative_error.tolist(), strict=True)
+        """Add each layer's relative error in the latest batch: ‖a_l − TimeMix_l‖ / ‖a_l‖, 1 for a silent mixer."""
+        if self.error_and_size_2L is not None and "loss" in logs:
+            # Every process: the stop that follows from it must be the same everywhere.
+            error_L, size_L = self.accelerator.reduce(self.error_and_size_2L, reduction="sum")
+            layers, relative_L = self.model.config.time_mix_layers, (error_L / size_L.clamp_min(1e-24)).sqrt()
+            errors = zip(layers, relative_L.tolist(), strict=True)
             logs |= {f"relative_error_{layer}": round(error, 4) for layer, error in errors}
+            self.error_and_size_2L = None
         super().log(logs, start_time)
+
+
+class EarlyStop(TrainerCallback):  # type: ignore[misc] # transformers is untyped
+    """Ends the stage by what its log says, so that a continued run ends at the same step."""
+
+    def __init__(self, most_error: float | None, plateau_steps: int | None) -> None:
+        self.most_error, self.plateau_steps = most_error, plateau_steps
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if reached(state.log_history, self.most_error) or stands_still(state.log_history, self.plateau_steps):
+            control.should_training_stop = True
+
+
+def reached(history: Sequence[dict[str, float]], most_error: float | None) -> bool:
+    """Whether the newest entry's relative errors are all at most this."""
+    errors = [value for name, value in history[-1].items() if name.startswith("relative_error_")]
+    return most_error is not None and bool(errors) and max(errors) <= most_error
+
+
+def stands_still(history: Sequence[dict[str, float]], steps: int | None) -> bool:
+    """Whether the loss has not fallen by `LEAST_FALL` for so many steps."""
+    best, best_step, step = float("inf"), 0.0, 0.0
+    for entry in history:
+        if "loss" not in entry:
+            continue
+        step = entry["step"]
+        if entry["loss"] < best * (1 - LEAST_FALL):
+            best, best_step = entry["loss"], step
+    return steps is not None and step - best_step >= steps
 
 
 def align_outputs(
@@ -54,16 +93,21 @@ def align_outputs(
 ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
     """What each time mixer makes of the teacher's stream, and what its attention made of it, layer by layer.
 
-    From `attention` outputs in the batch; or from `boundaries`, whose attention outputs `base_attention` recomputes.
+    From `attention` outputs of the layers up to the last that mixes time; or from `boundaries` of the layers that do
+    (or of all), whose attention outputs `base_attention` recomputes.
     """
     inner: ArwkvForCausalLM = model.module if hasattr(model, "module") else model
     layers = inner.config.time_mix_layers
+    common = {"input_ids": batch["input_ids"], "cu_seqlens": batch.get("cu_seqlens")}
     if base_attention is None:
-        mixed = model(input_ids=batch["input_ids"], teacher_attention=batch["attention"]).time_mix_outputs
+        mixed = model(**common, teacher_attention=batch["attention"]).time_mix_outputs
         return mixed, [batch["attention"][layer] for layer in layers]
-    streams = batch["boundaries"].float()
-    mixed = model(input_ids=batch["input_ids"], teacher_streams=streams).time_mix_outputs
+    stored = batch["boundaries"].float()
+    of_layer = dict(zip(layers, stored, strict=True)) if len(stored) == len(layers) else dict(enumerate(stored))
+    # A layer that keeps its attention reads nothing: any stream may stand in its place.
+    streams = [of_layer.get(layer, stored[0]) for layer in range(inner.config.num_hidden_layers)]
+    mixed = model(**common, teacher_streams=streams).time_mix_outputs
     with torch.no_grad():
-        norms = [inner.model.layers[layer].input_layernorm for layer in layers]
-        teacher = [base_attention(layer, norm(streams[layer])) for layer, norm in zip(layers, norms, strict=True)]
+        normed = [(layer, inner.model.layers[layer].input_layernorm(of_layer[layer])) for layer in layers]
+        teacher = [base_attention(layer, x_BTC, batch.get("cu_seqlens")) for layer, x_BTC in normed]
     return mixed, teacher

@@ -30,8 +30,17 @@ class BaseAttention(nn.Module):
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, layer: int, x_BTC: Tensor) -> Tensor:
-        """The attention output [B, T, C] of one layer for its normed input; causal, padding on the right."""
+    def forward(self, layer: int, x_BTC: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+        """The attention output [B, T, C] of one layer for its normed input; causal, padding on the right.
+
+        `cu_seqlens` [n + 1]: documents packed along T, with B = 1, which do not see each other.
+        """
+        if cu_seqlens is None:
+            return self._attend(layer, x_BTC)
+        documents = torch.split(x_BTC, cu_seqlens.diff().tolist(), dim=1)
+        return torch.cat([self._attend(layer, document) for document in documents], dim=1)
+
+    def _attend(self, layer: int, x_BTC: Tensor) -> Tensor:
         positions = torch.arange(x_BTC.shape[1], device=x_BTC.device)[None]
         output_BTC: Tensor = self.blocks[str(layer)](
             hidden_states=x_BTC, position_embeddings=self.rotary_emb(x_BTC, positions), attention_mask=None

@@ -1,5 +1,6 @@
 """Stage 2: the student's next-token distribution learns the teacher's, from stored sparse logits."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,20 +34,29 @@ class DistillTrainer(StageTrainer):
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean over the positions that count, of a batch made by `collate`."""
-        outputs = model(input_ids=inputs["input_ids"], head_loss=distill_loss(inputs, self.objective))
-        loss = self.weighed(outputs.loss, inputs["predicts"].sum())
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            cu_seqlens=inputs.get("cu_seqlens"),
+            head_loss=distill_loss(inputs, self.objective),
+        )
+        loss = self.weighed(outputs.loss, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
 
 def distill_objective(
-    settings: TrainSettings, info: DatasetInfo, base: BaseCheckpoint, device: torch.device, bf16: bool
+    settings: TrainSettings, infos: Sequence[DatasetInfo], base: BaseCheckpoint, device: torch.device, bf16: bool
 ) -> Objective:
-    """The settings' objective for these shards: exact from final hidden states, where there are no logits."""
+    """The settings' objective for these shards: exact from final hidden states, where there are no logits.
+
+    Raises UsageError for an objective that the shards cannot give.
+    """
     head = None
-    if info.capture.logits == "none":
-        head = _teacher_head(settings, info, base).to(device, torch.bfloat16 if bf16 else torch.float32)
+    for info in infos:
+        _require_unbiased(settings, info)
+    if infos[0].capture.logits == "none":
+        head = _teacher_head(settings, infos, base).to(device, torch.bfloat16 if bf16 else torch.float32)
     return Objective(
-        vocab_size=info.tokenizer.vocab_size,
+        vocab_size=infos[0].tokenizer.vocab_size,
         divergence=settings.divergence,
         temperature=settings.temperature,
         ce_weight=settings.ce_weight,
@@ -55,17 +65,30 @@ def distill_objective(
     )
 
 
-def _teacher_head(settings: TrainSettings, info: DatasetInfo, base: BaseCheckpoint) -> Tensor:
+def _require_unbiased(settings: TrainSettings, info: DatasetInfo) -> None:
+    """Draws stand for the teacher in expectation, and only what is linear in its probabilities keeps that."""
+    drawn = info.capture.logits in ("sampled", "hybrid")
+    if drawn and (settings.divergence != "forward" or settings.temperature != 1.0):
+        raise UsageError(
+            f"--divergence {settings.divergence} --temperature {settings.temperature} on {info.capture.logits} logits "
+            "would be biased; draws go with forward at 1.0, top-k and adaptive with all"
+        )
+
+
+def _teacher_head(settings: TrainSettings, infos: Sequence[DatasetInfo], base: BaseCheckpoint) -> Tensor:
     """The frozen head that turns final hidden states into logits: the base's, or --teacher-head's."""
     source = base if settings.teacher_head is None else open_base(settings.teacher_head)
     if settings.divergence != "forward":
         raise UsageError(f"divergence {settings.divergence!r} needs stored logits; final hidden states go with forward")
     tied = source.config.get("tie_word_embeddings", False)
     ((_, head_VC),) = source.tensors(["model.embed_tokens.weight" if tied else "lm_head.weight"])
-    if head_VC.shape[1] != info.teacher.hidden_size:
-        raise UsageError(
-            f"head of {source.name} is {head_VC.shape[1]} wide, the final hidden states {info.teacher.hidden_size}; "
-            f"name the teacher {info.teacher.model} as --teacher-head"
-        )
+    if len({(info.teacher.model, info.teacher.revision) for info in infos}) > 1:
+        raise UsageError("final hidden states of several teachers, and one --teacher-head; give shards of one teacher")
+    for info in infos:
+        if head_VC.shape[1] != info.teacher.hidden_size:
+            raise UsageError(
+                f"head of {source.name} is {head_VC.shape[1]} wide, the final hidden states "
+                f"{info.teacher.hidden_size}; name the teacher {info.teacher.model} as --teacher-head"
+            )
     checked: Tensor = head_VC
     return checked

@@ -13,7 +13,7 @@ from torch import Tensor
 from arwkv_kernels import linear_sparse_kl
 from arwkv_store import Dataset
 from arwkv_store.errors import UsageError
-from arwkv_student.data import ShardSamples, collate
+from arwkv_student.data import collate
 from arwkv_student.model import ArwkvForCausalLM
 
 # fp32 logits held at once: 64 MiB.
@@ -73,9 +73,9 @@ def evaluate(
 
 def batches(dataset: Dataset, batch_size: int, samples: int | None = None) -> Iterator[dict[str, Tensor]]:
     """Collated batches in the dataset's own order."""
-    held, count = ShardSamples(dataset), min(len(dataset), samples or len(dataset))
+    count = min(len(dataset), samples or len(dataset))
     for first in range(0, count, batch_size):
-        yield collate([held[index] for index in range(first, min(first + batch_size, count))])
+        yield collate([dataset[index] for index in range(first, min(first + batch_size, count))])
 
 
 def _add(sums: Sums, hidden_BTC: Tensor, weight_VC: Tensor, batch: dict[str, Tensor]) -> None:
@@ -102,6 +102,8 @@ def _add(sums: Sums, hidden_BTC: Tensor, weight_VC: Tensor, batch: dict[str, Ten
         sums.agreed += int((logits_PV.argmax(1) == likeliest_T[at]).sum())
     sums.positions += int(mask_T.sum())
     sums.kl += float(kl)
+    if "entropy_gap" in batch:
+        sums.kl += float(batch["entropy_gap"][mask_T].double().sum())
     if "true_logprob" in batch:
         sums.teacher_nll -= float(batch["true_logprob"].flatten()[mask_T].double().sum())
     else:

@@ -12,31 +12,43 @@ from arwkv_student.divergences import DIVERGENCES, exact_kl, sparse_divergence
 from arwkv_student.model import HeadLoss
 
 
-def align_loss_L(time_mix_outputs: Sequence[Tensor], attention_outputs: Sequence[Tensor], mask_BT: Tensor) -> Tensor:
-    """Per layer the mean over tokens of ‖a_l − TimeMix_l‖₂ / √C, un-squared (arXiv 2501.15570, stage 1); fp32 [L].
+def align_loss_L(
+    time_mix_outputs: Sequence[Tensor],
+    attention_outputs: Sequence[Tensor],
+    mask_BT: Tensor,
+    kind: str = "paper",
+    *,
+    layer_scaled: bool = False,
+) -> Tensor:
+    """The loss of stage 1 per layer, fp32 [L]; the mean over tokens of the error vector's size.
 
-    `mask_BT` is 1 for tokens and 0 for padding, which the mean leaves out.
+    `paper`: ‖a_l − TimeMix_l‖₂ / √C, un-squared (arXiv 2501.15570, stage 1); `mse`: its square. `layer_scaled` divides
+    by the same of a silent mixer. `mask_BT` is 1 for tokens and 0 for padding, which the mean leaves out.
     """
     weights_BT = mask_BT.float() / mask_BT.sum()
+
+    def size(error_BTC: Tensor) -> Tensor:
+        if kind == "mse":
+            return (error_BTC.square().mean(dim=-1) * weights_BT).sum()
+        distance_BT: Tensor = torch.linalg.vector_norm(error_BTC, dim=-1)
+        return (distance_BT * weights_BT).sum() / math.sqrt(error_BTC.shape[-1])
+
     losses = []
     for mixed_BTC, teacher_BTC in zip(time_mix_outputs, attention_outputs, strict=True):
-        distance_BT = torch.linalg.vector_norm(mixed_BTC.float() - teacher_BTC.float(), dim=-1)
-        losses.append((distance_BT * weights_BT).sum() / math.sqrt(mixed_BTC.shape[-1]))
+        loss = size(mixed_BTC.float() - teacher_BTC.float())
+        losses.append(loss / size(teacher_BTC.float()).clamp_min(1e-12) if layer_scaled else loss)
     return torch.stack(losses)
 
 
-def relative_error_L(
+def error_and_size_2L(
     time_mix_outputs: Sequence[Tensor], attention_outputs: Sequence[Tensor], mask_BT: Tensor
 ) -> Tensor:
-    """Per layer ‖a_l − TimeMix_l‖ / ‖a_l‖, both over all tokens and channels: 1 is what a silent mixer has; [L]."""
+    """Per layer Σ‖a_l − TimeMix_l‖² and Σ‖a_l‖² over all tokens; [2, L]."""
     mask_BT1 = mask_BT[..., None].float()
-    return torch.stack(
-        [
-            torch.linalg.vector_norm((mixed.float() - teacher.float()) * mask_BT1)
-            / torch.linalg.vector_norm(teacher.float() * mask_BT1).clamp_min(1e-12)
-            for mixed, teacher in zip(time_mix_outputs, attention_outputs, strict=True)
-        ]
-    )
+    pairs = list(zip(time_mix_outputs, attention_outputs, strict=True))
+    errors = [((mixed.float() - teacher.float()) * mask_BT1).square().sum() for mixed, teacher in pairs]
+    sizes = [(teacher.float() * mask_BT1).square().sum() for _, teacher in pairs]
+    return torch.stack([torch.stack(errors), torch.stack(sizes)])
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,9 @@ def _divergence(hidden_TC: Tensor, weight_VC: Tensor, batch: Mapping[str, Tensor
     elif objective.divergence == "forward":
         sparse = (batch["ids"], batch["logprobs"], batch["counts"], batch["tail_logprob"])
         divergence = linear_sparse_kl(hidden_TC, weight_VC, *sparse, mask=mask_T, temperature=temperature)
+        if "entropy_gap" in batch:
+            # No gradient: it makes losses from draws comparable with those from other captures.
+            divergence = divergence + batch["entropy_gap"][mask_T].sum() / mask_T.sum().clamp_min(1)
     else:
         formula = DIVERGENCES[objective.divergence]
         divergence = sparse_divergence(hidden_TC, weight_VC, batch, formula, temperature=temperature)

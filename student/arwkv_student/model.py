@@ -197,9 +197,10 @@ class ArwkvModel(ArwkvPreTrainedModel):
     ) -> ArwkvModelOutput:
         """Run the stack. `cu_seqlens` [n + 1]: documents packed along T, with B = 1.
 
-        `teacher_attention`: the teacher's attention outputs, L of [B, T, C] (or one [L, B, T, C]): every time mixer
-        then sees the teacher's own stream, rebuilt by this model's embedding, norms and MLPs, and `time_mix_outputs`
-        holds what each made of it. `teacher_streams`: the same from the residual streams entering each layer, stored.
+        `teacher_attention`: the teacher's attention outputs, L of [B, T, C] (or one [L, B, T, C]), up to the last layer
+        that mixes time: every time mixer then sees the teacher's own stream, rebuilt by this model's embedding, norms
+        and MLPs, and `time_mix_outputs` holds what each made of it. `teacher_streams`: the same from the residual
+        streams entering each layer, stored.
         """
         hidden_BTC = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
@@ -207,11 +208,14 @@ class ArwkvModel(ArwkvPreTrainedModel):
         cache = past_key_values if use_cache else None
         context, attention = self._context(hidden_BTC, attention_mask, position_ids, cache, cu_seqlens)
         v_first_BTU, streams, mixed = None, [hidden_BTC], []
-        for layer, block in enumerate(self.layers):
+        blocks = self.layers
+        if teacher_attention is not None or teacher_streams is not None:
+            blocks = blocks[: self.config.time_mix_layers[-1] + 1]
+        for layer, block in enumerate(blocks):
             teacher_BTC = None if teacher_attention is None else teacher_attention[layer]
             if teacher_streams is not None:
                 hidden_BTC = teacher_streams[layer].to(hidden_BTC.dtype)
-            is_last = layer == len(self.layers) - 1
+            is_last = layer == len(blocks) - 1
             only_mixes = teacher_streams is not None or (teacher_attention is not None and is_last)
             hidden_BTC, v_first_BTU, mixed_BTC = block(
                 hidden_BTC, v_first_BTU, context, attention, cache, teacher_BTC, only_mixes

@@ -1,6 +1,8 @@
 """Opening shards for a student, and refusing those that do not fit it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from arwkv_store import Dataset, DatasetInfo, open_dataset
 from arwkv_store.errors import NotFound, UsageError
@@ -33,8 +35,8 @@ def require_same_tokenizer(base: BaseCheckpoint, info: DatasetInfo, uri: str) ->
         )
 
 
-def require_fitting_hidden_states(base: BaseCheckpoint, info: DatasetInfo, uri: str) -> None:
-    """Raise UsageError unless stage align can follow the base's stream in the shards' hidden states."""
+def require_fitting_hidden_states(base: BaseCheckpoint, info: DatasetInfo, uri: str, mixed: Sequence[int]) -> None:
+    """Raise UsageError unless stage align can follow the base's stream to the layers `mixed`."""
     capture, teacher = info.capture, info.teacher
     if capture.hidden_states not in ("attention", "boundaries"):
         raise UsageError(
@@ -47,7 +49,7 @@ def require_fitting_hidden_states(base: BaseCheckpoint, info: DatasetInfo, uri: 
             f"{teacher.hidden_size} and {teacher.num_hidden_layers} (teacher {teacher.model}); "
             "stage align needs the shards of the base itself"
         )
-    missing = sorted(set(range(teacher.num_hidden_layers)) - set(capture.layers))
+    missing = sorted(set(layers_read(info, mixed)) - set(capture.layers))
     if missing:
         raise UsageError(
             f"{uri} lacks the hidden states of layers {missing}, without which the stream cannot be followed; "
@@ -55,9 +57,75 @@ def require_fitting_hidden_states(base: BaseCheckpoint, info: DatasetInfo, uri: 
         )
 
 
-def columns_of(stage: str, info: DatasetInfo) -> list[str]:
+def layers_read(info: DatasetInfo, mixed: Sequence[int]) -> list[int]:
+    """The layers whose hidden states stage align needs, to train those that mix time.
+
+    Each boundary stands for itself; attention outputs rebuild the stream from the first layer on.
+    """
+    return sorted(mixed) if info.capture.hidden_states == "boundaries" else list(range(max(mixed) + 1))
+
+
+def columns_of(stage: str, info: DatasetInfo, mixed: Sequence[int]) -> list[str]:
     """The heavy columns that a stage reads."""
     if stage == "align":
         kind = "attn" if info.capture.hidden_states == "attention" else "boundary"
-        return [f"hidden.{kind}.{layer:03d}" for layer in range(info.teacher.num_hidden_layers)]
+        return [f"hidden.{kind}.{layer:03d}" for layer in layers_read(info, mixed)]
+    if info.capture.logits in ("sampled", "hybrid"):
+        return ["logits", "token_stats"]
     return ["logits"] if info.capture.logits != "none" else ["hidden.final"]
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """One --shards of a run."""
+
+    uri: str
+    info: DatasetInfo
+    samples: int
+    weight: float
+    """Its share of the samples, relative to the other sets of its stage."""
+
+    def content(self) -> dict[str, Any]:
+        """What it is, wherever it lies."""
+        return {
+            "teacher": self.info.teacher.model_dump(mode="json"),
+            "corpus": self.info.corpus.fingerprint,
+            "capture": self.info.capture.model_dump(mode="json"),
+            "samples": self.samples,
+        }
+
+    def serves(self, stage: str) -> bool:
+        """Whether it holds what the stage reads."""
+        hidden_states = self.info.capture.hidden_states
+        if stage == "align":
+            return hidden_states in ("attention", "boundaries")
+        return self.info.capture.logits != "none" or hidden_states == "final"
+
+
+def open_shard_sets(uris: Sequence[str], weights: Sequence[float] | None) -> list[ShardSet]:
+    """What each URI holds. Raises UsageError where none is named, or the weights do not go with them."""
+    if weights is not None and (len(weights) != len(uris) or any(weight <= 0 for weight in weights)):
+        raise UsageError(f"--shard-weights {weights}: give a positive weight for each of the {len(uris)} --shards")
+    datasets = [open_shards(uri, []) for uri in uris or ("",)]
+    chosen = weights or [float(len(dataset)) for dataset in datasets]
+    return [
+        ShardSet(uri, dataset.info, len(dataset), weight)
+        for uri, dataset, weight in zip(uris, datasets, chosen, strict=True)
+    ]
+
+
+def one_kind(sets: Sequence[ShardSet], stage: str) -> None:
+    """Raise UsageError unless a batch may mix samples of these sets."""
+    kinds = {
+        shards.info.capture.hidden_states
+        if stage == "align"
+        else "final hidden states"
+        if shards.info.capture.logits == "none"
+        else "logits"
+        for shards in sets
+    }
+    if len(kinds) > 1:
+        raise UsageError(
+            f"stage {stage} would read {' and '.join(sorted(kinds))} from {', '.join(shards.uri for shards in sets)}; "
+            "give it shards of one kind"
+        )

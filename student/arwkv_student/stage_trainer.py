@@ -4,7 +4,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class StagePlan:
     """Tokens that the steps are expected to hold."""
     rest_learning_rate: float | None = None
     """Of the parameters that are no time mixer's; None: the same."""
-    schedule: ContextSchedule = ContextSchedule()
+    schedule: ContextSchedule = field(default_factory=ContextSchedule)
     """How many tokens of a sample each step reads."""
     weights: tuple[float, ...] = (1.0,)
     """Share of the samples from each shard set."""
@@ -201,6 +201,13 @@ def parameter_groups(model: torch.nn.Module, plan: StagePlan, weight_decay: floa
     ]
 
 
+def tensorboard_writer(folder: Path) -> Any:
+    """Event files in this folder."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))
+
+
 def reporters(run: Path, stage: str, settings: TrainSettings) -> list[TrainerCallback]:
     """Where figures go besides metrics.jsonl. Raises UsageError for a tracker whose package is missing."""
     return [_reporter(kind, run, stage) for kind in settings.report_to]
@@ -208,9 +215,7 @@ def reporters(run: Path, stage: str, settings: TrainSettings) -> list[TrainerCal
 
 def _reporter(kind: str, run: Path, stage: str) -> TrainerCallback:
     if kind == "tensorboard":
-        from torch.utils.tensorboard import SummaryWriter
-
-        return TensorBoardCallback(SummaryWriter(str(run / "tensorboard" / stage)))
+        return TensorBoardCallback(tensorboard_writer(run / "tensorboard" / stage))
     if importlib.util.find_spec(kind) is None:
         raise UsageError(
             f"--report-to {kind}: the package {kind} is not installed; pip install {kind}, or leave it out"
@@ -258,7 +263,10 @@ def training_arguments(
         dataloader_persistent_workers=False,
         dataloader_pin_memory=not on_cpu,
         include_num_input_tokens_seen="non_padding",
-        ddp_find_unused_parameters=False,
+        # The first layer that mixes time has no earlier value to mix in.
+        ddp_find_unused_parameters=settings.layers is not None and 0 not in settings.layers,
+        run_name=settings.out.name,
+        project="arwkv",
         seed=settings.seed,
         data_seed=settings.seed,
         **more,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,28 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from arwkv_store import Dataset, DatasetInfo
+from arwkv_store import Dataset
 from arwkv_store.errors import NotFound, UsageError
-from arwkv_student.align import AlignTrainer, train_only_time_mixers
+from arwkv_student.align import AlignTrainer, EarlyStop, train_only_time_mixers
 from arwkv_student.base import BaseCheckpoint, open_base
 from arwkv_student.base_attention import BaseAttention
 from arwkv_student.convert import convert, copy_tokenizer, student_config
 from arwkv_student.data import ShardSamples
 from arwkv_student.distill import DistillTrainer, choose_trained, distill_objective
+from arwkv_student.draws import ContextSchedule
 from arwkv_student.evaluate import evaluate
 from arwkv_student.model import ArwkvConfig, ArwkvForCausalLM
 from arwkv_student.run_folder import RunFolder
 from arwkv_student.settings import NOT_COMPARED, TimeMixSettings, TrainSettings, TuneSettings
-from arwkv_student.shards import columns_of, open_shards, require_fitting_hidden_states, require_same_tokenizer
+from arwkv_student.shards import (
+    ShardSet,
+    columns_of,
+    one_kind,
+    open_shard_sets,
+    open_shards,
+    require_fitting_hidden_states,
+    require_same_tokenizer,
+)
 from arwkv_student.stage_trainer import Evaluate, ResumableTrainer, StagePlan
 
 
@@ -35,18 +45,19 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     base = open_base(settings.base) if settings.base else None
     if base is None:
         raise UsageError("--base is missing; name the Qwen2 checkpoint the student starts from, such as Qwen2.5-0.5B")
-    dataset = open_shards(settings.shards, columns=[])
-    info = dataset.info
-    require_same_tokenizer(base, info, settings.shards)
-    stages = _stages(settings, base, info)
-    _student_config(base, settings)
+    sets = open_shard_sets(settings.shards, settings.shard_weights)
+    for shards in sets:
+        require_same_tokenizer(base, shards.info, shards.uri)
+    stages = _stages(settings, base, sets)
     run, processes = RunFolder(settings.out), PartialState(cpu=not torch.accelerator.is_available())
     with processes.main_process_first():
-        run.claim(_identity(settings, base, dataset))
+        run.claim(_identity(settings, base, sets))
     held_out = _held_out(settings, base)
     summaries = {}
     for position, stage in enumerate(stages):
-        summaries[stage] = run.finished(stage) or _run_stage(stage, run, settings, base, stages[:position], held_out)
+        summaries[stage] = run.finished(stage) or _run_stage(
+            stage, run, settings, base, stages[:position], sets, held_out
+        )
         processes.wait_for_everyone()
     if processes.is_main_process:
         run.publish(stages[-1])
@@ -54,31 +65,50 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     return {"out": str(settings.out), "stages": summaries}
 
 
-def _stages(settings: TrainSettings, base: BaseCheckpoint, info: DatasetInfo) -> list[str]:
-    hidden_states = info.capture.hidden_states
-    has_hidden = hidden_states in ("attention", "boundaries")
-    has_logits = info.capture.logits != "none" or hidden_states == "final"
-    stages = [settings.stage] if settings.stage != "auto" else ["align"] * has_hidden + ["distill"] * has_logits
-    if not stages or (stages == ["distill"] and not has_logits):
-        raise UsageError(f"{settings.shards} holds no logits to distill from; capture with --logits top-k")
-    if "align" in stages:
-        require_fitting_hidden_states(base, info, settings.shards)
-    return list(stages)
+def _stages(settings: TrainSettings, base: BaseCheckpoint, sets: Sequence[ShardSet]) -> list[str]:
+    """The stages to run. Raises UsageError where the shards do not allow what is asked, or a set would go unread."""
+    mixed = _student_config(base, settings).time_mix_layers
+    possible = [stage for stage in ("align", "distill") if any(shards.serves(stage) for shards in sets)]
+    stages = possible if settings.stage == "auto" else [str(settings.stage)]
+    for stage in stages or ["distill"]:
+        for shards in serving(sets, stage, settings):
+            if stage == "align":
+                require_fitting_hidden_states(base, shards.info, shards.uri, mixed)
+    for shards in sets:
+        if not any(shards.serves(stage) for stage in stages):
+            raise UsageError(f"--shards {shards.uri}: stage {', '.join(stages)} reads nothing of it; leave it out")
+    return stages
 
 
-def _identity(settings: TrainSettings, base: BaseCheckpoint, dataset: Dataset) -> dict[str, Any]:
+def serving(sets: Sequence[ShardSet], stage: str, settings: TrainSettings) -> list[ShardSet]:
+    """The sets that a stage reads, at least one, which fit together."""
+    chosen = [shards for shards in sets if shards.serves(stage)]
+    if not chosen:
+        uris = ", ".join(settings.shards)
+        if stage == "align":
+            raise UsageError(f"{uris} holds hidden states 'none'; stage align needs --hidden-states attention")
+        raise UsageError(f"{uris} holds no logits to distill from; capture with --logits top-k")
+    one_kind(chosen, stage)
+    return chosen
+
+
+def _identity(settings: TrainSettings, base: BaseCheckpoint, sets: Sequence[ShardSet]) -> dict[str, Any]:
     """What makes a continued run the same run: settings, the base, and the shards by content rather than by place."""
     ignored = NOT_COMPARED | {field.name for field in dataclasses.fields(TuneSettings)}
     compared = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ignored}
-    shards = dataset.info
-    return compared | {
-        "samples_per_step": settings.batch_size * settings.gradient_accumulation * world_size(),
-        "base_config": base.config,
-        "shards_teacher": shards.teacher.model_dump(mode="json"),
-        "shards_corpus": shards.corpus.fingerprint,
-        "shards_capture": shards.capture.model_dump(mode="json"),
-        "shards_samples": len(dataset),
+    content = {
+        f"shards_{number}_{name}": value
+        for number, shards in enumerate(sets)
+        for name, value in shards.content().items()
     }
+    return (
+        compared
+        | content
+        | {
+            "samples_per_step": settings.batch_size * settings.gradient_accumulation * world_size(),
+            "base_config": base.config,
+        }
+    )
 
 
 def _held_out(settings: TrainSettings, base: BaseCheckpoint) -> Evaluate | None:
@@ -96,28 +126,31 @@ def _run_stage(
     settings: TrainSettings,
     base: BaseCheckpoint,
     before: list[str],
+    sets: Sequence[ShardSet],
     held_out: Evaluate | None,
 ) -> dict[str, Any]:
     transformers.set_seed(settings.seed)
     model = _starting_student(stage, run, settings, base, before)
-    dataset = open_shards(settings.shards, columns_of(stage, open_shards(settings.shards, []).info))
-    plan = plan_stage(stage, settings, dataset)
-    trainer = make_trainer(model, dataset, run, plan, settings, base, held_out)
+    chosen = serving(sets, stage, settings)
+    mixed = model.config.time_mix_layers
+    datasets = [open_shards(shards.uri, columns_of(stage, shards.info, mixed)) for shards in chosen]
+    plan = plan_stage(stage, settings, datasets, [shards.weight for shards in chosen])
+    trainer = make_trainer(model, datasets, run, plan, settings, base, held_out)
     loss_mean = train_to_the_end(trainer, run, stage)
+    steps, tokens = trainer.state.global_step, trainer.state.num_input_tokens_seen
+    summary = {"steps": steps, "tokens": tokens, "loss_mean": loss_mean}
     processes = PartialState()
-    tokens = trainer.state.num_input_tokens_seen
-    summary = {"steps": plan.steps, "tokens": tokens, "loss_mean": loss_mean}
     if processes.is_main_process:
         copy_tokenizer(base.folder, run.stage(stage))
         if held_out is not None:
-            summary["eval"] = trainer.log_of_run.write_evaluation(model, plan.steps, tokens)
+            summary["eval"] = trainer.log_of_run.write_evaluation(model, steps, tokens)
         run.finish(stage, summary)
     processes.wait_for_everyone()
     return summary
 
 
 def train_to_the_end(trainer: ResumableTrainer, run: RunFolder, stage: str) -> float:
-    """Train from the last whole checkpoint, or from the start, and save the stage's student; returns the mean loss."""
+    """Train from the newest whole checkpoint on, and leave the student in the stage's folder; the mean loss."""
     processes = PartialState()
     with processes.main_process_first():
         checkpoint = run.last_checkpoint(stage)
@@ -143,7 +176,7 @@ def _starting_student(
 
 def make_trainer(
     model: ArwkvForCausalLM,
-    dataset: Dataset,
+    datasets: Sequence[Dataset],
     run: RunFolder,
     plan: StagePlan,
     settings: TrainSettings,
@@ -152,29 +185,47 @@ def make_trainer(
 ) -> AlignTrainer | DistillTrainer:
     """The trainer of one stage, with the parameters frozen that the stage leaves alone."""
     bf16 = uses_bf16(settings.dtype)
-    common = (model, ShardSamples(dataset), run, plan, settings, bf16, held_out)
+    common = (model, ShardSamples(*datasets), run, plan, settings, bf16, held_out)
+    infos = [dataset.info for dataset in datasets]
     if plan.name == "align":
         train_only_time_mixers(model)
         aligner = AlignTrainer(*common)
-        if dataset.info.capture.hidden_states == "boundaries":
+        aligner.add_callback(EarlyStop(settings.align_stop_error, settings.align_stop_plateau))
+        if infos[0].capture.hidden_states == "boundaries":
             attention = BaseAttention(base, model.config.time_mix_layers)
             aligner.base_attention = attention.to(aligner.args.device)
         return aligner
     choose_trained(model, settings.trained)
     trainer = DistillTrainer(*common)
-    trainer.objective = distill_objective(settings, dataset.info, base, trainer.args.device, bf16)
+    trainer.objective = distill_objective(settings, infos, base, trainer.args.device, bf16)
     return trainer
 
 
-def plan_stage(stage: str, settings: TrainSettings, dataset: Dataset) -> StagePlan:
+def plan_stage(
+    stage: str, settings: TrainSettings, datasets: Sequence[Dataset], weights: Sequence[float] = (1.0,)
+) -> StagePlan:
     """Steps from --steps, or the stage's tokens, or epochs; at least one."""
-    stored = dataset.tokens
-    per_step = settings.batch_size * settings.gradient_accumulation * world_size() * stored / len(dataset)
-    budget = settings.align_tokens if stage == "align" else settings.distill_tokens
+    is_align = stage == "align"
+    contexts = (settings.align_context,) if is_align and settings.align_context else ()
+    schedule = ContextSchedule.of(
+        contexts if is_align else settings.context, None if is_align else settings.context_shares
+    )
+    means = [schedule.mean_tokens(dataset.tokens / len(dataset)) for dataset in datasets]
+    mean = sum(weight * tokens for weight, tokens in zip(weights, means, strict=True)) / sum(weights)
+    per_step = settings.batch_size * settings.gradient_accumulation * world_size() * mean
+    stored = mean * sum(map(len, datasets))
+    budget = settings.align_tokens if is_align else settings.distill_tokens
     budget = budget or settings.tokens or round((settings.epochs or 1.0) * stored)
     steps = settings.steps or max(1, math.ceil(budget / per_step - 1e-9))
-    rate = settings.align_lr if stage == "align" else settings.distill_lr
-    return StagePlan(stage, steps, rate, round(steps * per_step), settings.rest_lr if stage == "distill" else None)
+    return StagePlan(
+        stage,
+        steps,
+        settings.align_lr if is_align else settings.distill_lr,
+        round(steps * per_step),
+        None if is_align else settings.rest_lr,
+        schedule,
+        tuple(weights),
+    )
 
 
 def world_size() -> int:

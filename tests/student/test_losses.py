@@ -12,7 +12,7 @@ from arwkv_student.align import align_outputs
 from arwkv_student.base import open_base
 from arwkv_student.convert import convert, student_config
 from arwkv_student.data import collate
-from arwkv_student.losses import Objective, align_loss_L, distill_loss, relative_error_L
+from arwkv_student.losses import Objective, align_loss_L, distill_loss, error_and_size_2L
 from arwkv_student.model import ArwkvForCausalLM
 
 ROWS = [0, 3, 5, 9]
@@ -112,8 +112,23 @@ def test_padding_counts_in_neither_loss(student: ArwkvForCausalLM, tiny_shards: 
 
 def test_relative_error_of_a_silent_mixer_is_one(batch: dict[str, torch.Tensor]) -> None:
     attention = list(batch["attention"])
-    errors = relative_error_L([torch.zeros_like(x) for x in attention], attention, batch["attention_mask"])
-    torch.testing.assert_close(errors, torch.ones(2))
+    error, size = error_and_size_2L([torch.zeros_like(x) for x in attention], attention, batch["attention_mask"])
+    torch.testing.assert_close(error, size)
+    mask = batch["attention_mask"].bool()
+    torch.testing.assert_close(size[0], attention[0][mask].float().square().sum())
+
+
+@pytest.mark.parametrize("kind", ["paper", "mse"])
+def test_align_losses_are_what_they_are_called(kind: str, batch: dict[str, torch.Tensor]) -> None:
+    mask, attention = batch["attention_mask"].bool(), [x.double() for x in batch["attention"]]
+    mixed = [x + 0.1 * torch.randn_like(x) for x in attention]
+    loss = align_loss_L(mixed, attention, mask, kind)
+    squares = torch.stack([(a - b)[mask].square().mean(-1) for a, b in zip(mixed, attention, strict=True)])
+    torch.testing.assert_close(loss.double(), (squares if kind == "mse" else squares.sqrt()).mean(1), rtol=1e-5, atol=0)
+    silent = [torch.zeros_like(x) for x in attention]
+    torch.testing.assert_close(align_loss_L(silent, attention, mask, kind, layer_scaled=True), torch.ones(2))
+    scaled = align_loss_L(mixed, attention, mask, kind, layer_scaled=True)
+    torch.testing.assert_close(scaled, loss / align_loss_L(silent, attention, mask, kind))
 
 
 def test_positions_that_do_not_count_are_masked(tiny_shards: Path) -> None:

@@ -20,7 +20,7 @@ from arwkv_student.train import train
 
 def settings(shards: Path, base: Path, out: Path) -> TrainSettings:
     return TrainSettings(
-        shards=str(shards),
+        shards=(str(shards),),
         base=str(base),
         out=out,
         head_dim=16,

@@ -21,7 +21,7 @@ STEPS = 6
 
 def settings(shards: Path, base: Path, out: Path) -> TrainSettings:
     return TrainSettings(
-        shards=str(shards),
+        shards=(str(shards),),
         base=str(base),
         out=out,
         head_dim=16,
@@ -181,15 +181,15 @@ def test_what_does_not_fit_is_refused(tiny_shards: Path, tiny_teacher: Path, tmp
 
     asked = settings(tiny_shards, tiny_teacher, tmp_path / "run")
     with pytest.raises(UsageError, match="--shards is missing"):
-        train(replace(asked, shards=""))
+        train(replace(asked, shards=()))
     with pytest.raises(UsageError, match="--base is missing"):
         train(replace(asked, base=""))
     with pytest.raises(NotFound):
-        train(replace(asked, shards=str(tmp_path / "nowhere")))
+        train(replace(asked, shards=(str(tmp_path / "nowhere"),)))
     with pytest.raises(NotFound, match="no such folder"):
         train(replace(asked, base=str(tmp_path / "nowhere")))
     with pytest.raises(UsageError, match="holds hidden states 'none'"):
-        train(replace(asked, stage="align", shards=str(_without_hidden(tiny_shards, tmp_path))))
+        train(replace(asked, stage="align", shards=(str(_without_hidden(tiny_shards, tmp_path)),)))
     other = tmp_path / "other"
     shutil.copytree(tiny_teacher, other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
