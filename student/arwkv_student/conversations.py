@@ -156,8 +156,8 @@ def _prompt_and_replies(record: Record, tokenizer: Any) -> tuple[str, str, str]:
     if isinstance(record.fields["chosen"], str):
         if "prompt" not in record.fields:
             raise UsageError(f"{record.where}: no `prompt`; without it chosen and rejected must be lists of turns")
-        replies = (_ended(_text(record, name), tokenizer) for name in ("chosen", "rejected"))
-        return (_text(record, "prompt"), *replies)
+        preferred, other = (_ended(_text(record, name), tokenizer) for name in ("chosen", "rejected"))
+        return _text(record, "prompt"), preferred, other
     chosen, rejected = _turns(record, "chosen"), _turns(record, "rejected")
     if "prompt" in record.fields:
         prompt = _turns(record, "prompt")

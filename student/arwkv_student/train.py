@@ -249,14 +249,19 @@ def _student_config(base: BaseCheckpoint, settings: TimeMixSettings) -> ArwkvCon
 
 def load_student(folder: Path) -> ArwkvForCausalLM:
     """A trained student, in the precision it was saved in. Raises NotFound or UsageError where there is none."""
+    require_student(folder)
+    model: ArwkvForCausalLM = ArwkvForCausalLM.from_pretrained(folder)
+    return model
+
+
+def require_student(folder: Path) -> None:
+    """Raise NotFound or UsageError unless the folder describes a student."""
     config = folder / "config.json"
     if not config.is_file():
         raise NotFound(f"model {folder}: no config.json there; name the folder of a run, or one of its stages")
     model_type = json.loads(config.read_text()).get("model_type")
     if model_type != "arwkv":
         raise UsageError(f"model {folder}: model type {model_type!r}, not 'arwkv'; train one with --base")
-    model: ArwkvForCausalLM = ArwkvForCausalLM.from_pretrained(folder)
-    return model
 
 
 def uses_bf16(dtype: str) -> bool:
