@@ -59,10 +59,8 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     out = Path(config.out)
     teacher = config.teacher or str(_train_teacher(config))
     train_jsonl, heldout_jsonl = _write_text(config, out)
-    captures = {
-        "train": _capture(config, teacher, train_jsonl, out),
-        "heldout": _capture(config, teacher, heldout_jsonl, out),
-    }
+    capture = _capture(config, teacher, train_jsonl, out)
+    _capture(config, teacher, heldout_jsonl, out)
     run = out / f"student-{config.preset}"
     with _serve(out / "shards") as address:
         stats = _get_json(f"{address}/v1/datasets/train/stats")
@@ -72,7 +70,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         aligned = _command("student", "eval", "--model", str(run / "align"), "--shards", heldout)
         distilled = _command("student", "eval", "--model", str(run), "--shards", heldout)
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    summary = _summarise(captures, stats, metrics, untrained, aligned, distilled)
+    summary = _summarise(capture, stats, metrics, untrained, aligned, distilled)
     summary["seconds"] = round(time.monotonic() - started, 1)
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     _report(config, teacher, run, summary, metrics, stats, out)
@@ -164,7 +162,7 @@ def _command(*words: str) -> dict[str, Any]:
 
 
 def _summarise(
-    captures: dict[str, Any],
+    capture: dict[str, Any],
     stats: dict[str, Any],
     metrics: list[dict[str, Any]],
     untrained: dict[str, Any],
@@ -187,7 +185,7 @@ def _summarise(
         "tokens": tokens,
         "bytes_per_token_logits": round(by_column["logits"] / tokens, 2),
         "bytes_per_token_hidden": round(hidden / tokens, 2),
-        "producer_tokens_per_s": round(captures["train"]["tokens_per_s"]),
+        "producer_tokens_per_s": round(capture["tokens_per_s"]),
         "student_tokens_per_s": round(_tokens_per_s(metrics)),
     }
 
@@ -244,21 +242,24 @@ def _report(
 
 
 def _continue_prompts(teacher: str, run: Path, tokens: int = 60) -> list[tuple[str, str, str]]:
-    """Greedy continuations of three prompts by teacher and student, both through transformers."""
+    """Continuations of three prompts by teacher and student, drawn with the same random numbers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
     import arwkv_student  # noqa: F401  registers the student's architecture with transformers
 
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     models = [AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval() for name in (teacher, run)]
     rows = []
     for prompt in ("def __init__(self, ", "import os\nimport sys\n", "    for key, value in "):
-        ids_BT = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        texts = [
-            tokenizer.decode(model.generate(ids_BT, max_new_tokens=tokens, do_sample=False)[0, ids_BT.shape[1] :])
-            for model in models
-        ]
+        prompt_BT = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        texts = []
+        for model in models:
+            torch.manual_seed(0)
+            ids_BT = model.generate(prompt_BT, max_new_tokens=tokens, do_sample=True, temperature=0.7)
+            texts.append(tokenizer.decode(ids_BT[0, prompt_BT.shape[1] :]))
         rows.append((prompt, texts[0], texts[1]))
     return rows
 

@@ -35,7 +35,7 @@ pre {{ background: var(--soft); padding: .8rem; border-radius: 6px; white-space:
 <h1>{title}</h1><p class="lead">{lead}</p>
 <h2>Figures</h2><table>{rows}</table>
 <h2>Training</h2><div class="figures">{charts}</div>
-<h2>The same prompts, continued greedily</h2>{samples}
+<h2>The same prompts, continued with the same random numbers (temperature 0.7)</h2>{samples}
 </html>
 """
 
