@@ -91,6 +91,12 @@ class GenerateConfig(CaptureConfig):
     """Share of each GPU's memory that vLLM may take."""
     fill_disk: bool = False
     """Go on although the shards may take more than 90% of what is free on the disk."""
+    log_jsonl: str | None = None
+    """Append what happens to this file, one JSON object a line."""
+    metrics_port: int | None = None
+    """Serve counters to Prometheus on this port while the run lasts."""
+    metrics_host: str = "127.0.0.1"
+    """The address that `--metrics-port` listens on; `0.0.0.0` for a Prometheus elsewhere."""
     dry_run: bool = False
     """Check everything and show the plan; start no engine, write nothing."""
     verbose: bool = False
@@ -105,6 +111,10 @@ class GenerateConfig(CaptureConfig):
             f"--rank {self.rank}: must be from 0 to {self.world_size - 1} with --world-size {self.world_size}",
         )
         _require(0 <= self.held_out < 1, f"--held-out {self.held_out}: must be at least 0 and below 1")
+        _require(
+            self.metrics_port is None or 0 < self.metrics_port < 65536,
+            f"--metrics-port {self.metrics_port}: must be from 1 to 65535",
+        )
         _require(
             self.capture_backend == "pooler" or (self.logits in ("top-k", "adaptive") and self.hidden_states == "none"),
             f"--capture-backend stock --logits {self.logits} --hidden-states {self.hidden_states}: vLLM's own "

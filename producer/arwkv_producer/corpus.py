@@ -28,6 +28,10 @@ class CorpusReport:
     documents_duplicate: int = 0
     """The same text as an earlier one: left out."""
 
+    def left_out(self) -> dict[str, int]:
+        """Documents left out by reason."""
+        return {"empty": self.documents_empty, "duplicate": self.documents_duplicate}
+
 
 @dataclass(frozen=True)
 class Corpus:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arwkv_producer.account import Account
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.engine import TeacherEngine
 from arwkv_producer.job import Job, prepare, report_corpus
@@ -19,7 +20,6 @@ from arwkv_producer.tokenizer import write_tokenizer
 from arwkv_producer.vllm_setup import EngineConfig, prepare_environment
 from arwkv_store import ShardManifest, Writer, create_dataset
 from arwkv_store.errors import ConfigurationDiffers, TryAgain
-from arwkv_store.progress import Progress
 
 if TYPE_CHECKING:
     from arwkv_producer.stock_engine import StockEngine
@@ -38,6 +38,11 @@ class Work:
     committed: list[ShardManifest] = field(default_factory=list)
     capture_s: float = 0.0
 
+    @property
+    def tokens(self) -> int:
+        """Of the parts to make."""
+        return sum(map(self.job.part_tokens, self.parts))
+
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
     """Make the missing parts that are this rank's. Returns the run's summary.
@@ -47,14 +52,17 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     """
     began = time.monotonic()
     prepare_environment(config.tensor_parallel, config.verbose)
-    jobs = prepare(config)
-    for job in jobs:
-        report_corpus(job)
-    works = [_share(config, job) for job in jobs]
-    if any(work.parts for work in works):
-        with _stop_requested() as stopping, closing(_start_engine(config, jobs[0])) as engine:
-            for work in works:
-                _capture(work, engine, stopping)
+    with Account(config) as account:
+        jobs = prepare(config)
+        for job in jobs:
+            report_corpus(job)
+            account.corpus(job)
+        works = [_share(config, job) for job in jobs]
+        if any(work.parts for work in works):
+            with _stop_requested() as stopping, closing(_start_engine(config, jobs[0])) as engine:
+                account.begin(sum(work.tokens for work in works), sum(len(work.parts) for work in works))
+                for work in works:
+                    _capture(work, engine, account, stopping)
     summary, *held_out = [_summary(work) for work in works]
     return {**summary, "seconds": time.monotonic() - began, **({"held_out": held_out[0]} if held_out else {})}
 
@@ -71,15 +79,16 @@ def _share(config: GenerateConfig, job: Job) -> Work:
     return Work(job, writer, len(missing), [part for part in missing if part % config.world_size == config.rank])
 
 
-def _capture(work: Work, engine: Engine, stopping: Callable[[], bool]) -> None:
+def _capture(work: Work, engine: Engine, account: Account, stopping: Callable[[], bool]) -> None:
     """Capture and commit the work's parts, and account for each of them."""
     began = time.monotonic()
-    total = sum(map(work.job.part_tokens, work.parts))
-    with (
-        Progress("producer", total) as bar,
-        ShardQueue(work.writer, _counting(bar, work.committed)) as shards,
-    ):
-        teacher_pass = TeacherPass(work.job, engine, bar)
+
+    def committed(manifest: ShardManifest) -> None:
+        work.committed.append(manifest)
+        account.committed(work.job.out, manifest)
+
+    with ShardQueue(work.writer, committed) as shards:
+        teacher_pass = TeacherPass(work.job, engine, account)
         for part in work.parts:
             if stopping():
                 break
@@ -115,14 +124,6 @@ def _start_engine(config: GenerateConfig, job: Job) -> "TeacherEngine | StockEng
     from arwkv_producer.stock_engine import StockEngine
 
     return StockEngine(engine, config.top_k, job.info.tokenizer.vocab_size)
-
-
-def _counting(bar: Progress, committed: list[ShardManifest]) -> Callable[[ShardManifest], None]:
-    def count(manifest: ShardManifest) -> None:
-        committed.append(manifest)
-        bar.advance(0, size_bytes=manifest.size_bytes, note=f"part {manifest.part}")
-
-    return count
 
 
 @contextmanager

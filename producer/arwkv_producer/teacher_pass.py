@@ -1,17 +1,16 @@
 """The teacher's pass over samples: engine calls of a good size, each answer checked, a bad one tried once more."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from arwkv_producer.account import Account
 from arwkv_producer.identity import hidden_names
 from arwkv_producer.job import Job
 from arwkv_producer.samples import BadCapture, to_sample
 from arwkv_store import Sample
-from arwkv_store.progress import Progress
 
 CALL_TOKENS = 1 << 16
 """Tokens sent to the engine in one call: enough to fill its steps, few enough that the bar moves."""
@@ -33,8 +32,8 @@ class Engine(Protocol):
 class TeacherPass:
     """Captures parts of a job; counts bad samples over parts."""
 
-    def __init__(self, job: Job, engine: Engine, bar: Progress) -> None:
-        self._job, self._engine, self._bar = job, engine, bar
+    def __init__(self, job: Job, engine: Engine, account: Account) -> None:
+        self._job, self._engine, self._account = job, engine, account
         self._bad_in_a_row = 0
         self.failed: dict[int, BadCapture] = {}
         """Parts that hold a bad sample, and what is wrong with it."""
@@ -45,14 +44,15 @@ class TeacherPass:
         Raises BadCapture after BAD_IN_A_ROW bad samples in a row.
         """
         samples = []
-        for answer in self._answers(self._job.part_samples(part)):
+        ids = self._job.part_samples(part)
+        for sample_id, answer in zip(ids, self._answers(ids), strict=True):
             if isinstance(answer, Sample):
                 self._bad_in_a_row = 0
                 samples.append(answer)
                 continue
             self._bad_in_a_row += 1
             self.failed.setdefault(part, answer)
-            print(f"producer: {answer}", file=sys.stderr)
+            self._account.bad(sample_id, answer)
             if self._bad_in_a_row == BAD_IN_A_ROW:
                 raise BadCapture(f"gave up after {BAD_IN_A_ROW} bad samples in a row; last: {answer}")
         return None if part in self.failed else samples
@@ -62,7 +62,7 @@ class TeacherPass:
             tokens = [self._job.corpus.sample_tokens(sample_id) for sample_id in call]
             for sample_id, rows in zip(call, self._engine.capture(tokens, call), strict=True):
                 yield self._checked(sample_id, rows)
-            self._bar.advance(sum(map(len, tokens)))
+            self._account.captured(sum(map(len, tokens)))
 
     def _checked(self, sample_id: int, rows: Any) -> Sample | BadCapture:
         try:

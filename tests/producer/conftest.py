@@ -33,7 +33,7 @@ def captures(tiny_teacher: Path, tiny_corpus: Path, tmp_path_factory: pytest.Tem
         return {**defaults, "out": str(folder / out), "hidden_states": "attention", "samples_per_shard": 20, **flags}
 
     runs = {
-        "base": asked("base"),
+        "base": asked("base", log_jsonl=str(folder / "base.jsonl")),
         # Every prompt is cut by the scheduler, requests meet in other steps and orders, and parts hold other samples.
         "chunked": asked("chunked", step_tokens=40, samples_per_shard=7),
         "first_rank": asked("ranks", rank=0, world_size=2),

@@ -1,6 +1,5 @@
 """Answers that cannot be used: never committed, named, and too many in a row end the run."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,17 +8,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from arwkv_producer.account import Account
+from arwkv_producer.config import GenerateConfig
 from arwkv_producer.corpus import Corpus, CorpusReport
 from arwkv_producer.job import Job
 from arwkv_producer.samples import BadCapture, sparse_logits, to_sample
 from arwkv_producer.teacher import Teacher
 from arwkv_producer.teacher_pass import TeacherPass
-from arwkv_store.progress import Progress
 from arwkv_store.schema import CaptureInfo
 from store_examples import example_dataset_info
 
 T, K = 6, 4
 EXPECTED = ("ids", "logprobs", "tail_logprob", "entropy", "true_logprob", "attn.0")
+QUIET = GenerateConfig(teacher="m", data=("d",), out="o")
 
 
 def good_rows() -> dict[str, torch.Tensor]:
@@ -124,7 +125,7 @@ def teacher_pass(faults: dict[int, int]) -> TeacherPass:
         }
     )
     teacher = Teacher(model="m", name="m", revision=None, config={}, architecture="Qwen2ForCausalLM")
-    return TeacherPass(Job(teacher, corpus, info, "out"), FaultyEngine(faults), Progress("p", 0, stream=io.StringIO()))
+    return TeacherPass(Job(teacher, corpus, info, "out"), FaultyEngine(faults), Account(QUIET))
 
 
 def test_sample_that_fails_once_is_captured_again() -> None:
