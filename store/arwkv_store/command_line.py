@@ -11,7 +11,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import tyro
 
@@ -91,6 +91,8 @@ def _flags_from_toml(path: Path, config_type: type, typed: set[str]) -> list[str
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"--config {path}: {error}; name a readable TOML file") from error
     known = {field.name for field in dataclasses.fields(config_type)}
+    hints = get_type_hints(config_type, include_extras=True).items()
+    repeated = {name for name, hint in hints if tyro.conf.UseAppendAction in getattr(hint, "__metadata__", ())}
     flags: list[str] = []
     for key, value in table.items():
         if key.replace("-", "_") not in known:
@@ -98,5 +100,9 @@ def _flags_from_toml(path: Path, config_type: type, typed: set[str]) -> list[str
         flag = "--" + key.replace("_", "-")
         if flag in typed or value is False:
             continue
-        flags += [flag] if value is True else [flag, *map(str, value if isinstance(value, list) else [value])]
+        words = [str(word) for word in (value if isinstance(value, list) else [value])]
+        if key.replace("-", "_") in repeated:
+            flags += [part for word in words for part in (flag, word)]
+        else:
+            flags += [flag] if value is True else [flag, *words]
     return flags
