@@ -32,4 +32,6 @@ def tiny_final_shards(tiny_teacher: Path, tiny_corpus: Path, tmp_path_factory: p
     from teacher_shards import documents, make_shards
 
     out = tmp_path_factory.mktemp("shards") / "final"
-    return make_shards(tiny_teacher, documents(tiny_corpus), out, max_length=48, limit=24, hidden="final", top_k=0)
+    return make_shards(
+        tiny_teacher, documents(tiny_corpus), out, max_length=48, limit=24, hidden="final", logits="none"
+    )

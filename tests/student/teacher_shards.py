@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
+from arwkv_producer.samples import hybrid_logits, sampled_logits, sparse_logits
+from arwkv_producer.sampling import draw, uniforms
 from arwkv_store import (
     CaptureInfo,
     CorpusInfo,
@@ -54,35 +56,51 @@ def live_forward(model: Qwen2ForCausalLM, tokens_BT: torch.Tensor) -> tuple[torc
     return outputs.logits, attention, outputs.hidden_states
 
 
+def stored_logits(logprobs_TV: torch.Tensor, kind: str, key: int, *, top_k: int, draws: int) -> SparseLogits | None:
+    """What the producer keeps of these distributions, by its own code."""
+    if kind == "none":
+        return None
+    T = len(logprobs_TV)
+    uniforms_TS = uniforms(torch.full((T,), key), torch.arange(T), draws)
+    if kind == "sampled":
+        return sampled_logits(draw(logprobs_TV.exp(), uniforms_TS).int().numpy())
+    top, ids = logprobs_TV.topk(top_k, dim=-1)
+    rest_TV = logprobs_TV.scatter(1, ids, -torch.inf)
+    kept = ids.int().numpy(), top.numpy(), rest_TV.logsumexp(-1).numpy()
+    if kind == "hybrid":
+        return hybrid_logits(*kept, draw(rest_TV.exp(), uniforms_TS).int().numpy())
+    return sparse_logits(*kept, 0.9 if kind == "adaptive" else None)
+
+
 def capture(
-    model: Qwen2ForCausalLM, sample_id: int, tokens: Sequence[int], *, vocab_size: int, top_k: int, hidden: str
+    model: Qwen2ForCausalLM,
+    sample_id: int,
+    tokens: Sequence[int],
+    *,
+    vocab_size: int,
+    top_k: int,
+    hidden: str,
+    logits: str = "top-k",
+    draws: int = 50,
 ) -> Sample:
     """One sample as the producer would store it."""
     tokens_T = torch.tensor(tokens)
-    logits, attention, streams = live_forward(model, tokens_T[None])
-    logprobs_TV = logits[0, :, :vocab_size].float().log_softmax(-1)
-    top, ids = logprobs_TV.topk(top_k, dim=-1)
-    rest = logprobs_TV.scatter(1, ids, -torch.inf).logsumexp(-1)
+    dense, attention, streams = live_forward(model, tokens_T[None])
+    logprobs_TV = dense[0, :, :vocab_size].float().log_softmax(-1)
     states = {
         "attention": {f"attn.{layer}": value[0] for layer, value in enumerate(attention)},
         "boundaries": {f"boundary.{layer}": value[0] for layer, value in enumerate(streams[:-1])},
         "final": {"final": streams[-1][0]},
         "none": {},
     }[hidden]
+    kept = stored_logits(logprobs_TV, logits, sample_id, top_k=top_k, draws=draws)
     return Sample(
         sample_id=sample_id,
         tokens=tokens_T.int().numpy(),
         loss_mask=np.ones(len(tokens), bool),
-        logits=None
-        if not top_k
-        else SparseLogits(
-            counts=np.full(len(tokens), top_k, np.int32),
-            ids=ids.flatten().int().numpy(),
-            logprobs=top.flatten().numpy(),
-            tail_logprob=rest.numpy(),
-        ),
-        entropy=-(logprobs_TV.exp() * logprobs_TV).sum(-1).numpy() if top_k else None,
-        true_logprob=logprobs_TV[:-1].gather(1, tokens_T[1:, None]).squeeze(1).numpy() if top_k else None,
+        logits=kept,
+        entropy=None if kept is None else -(logprobs_TV.exp() * logprobs_TV).sum(-1).numpy(),
+        true_logprob=None if kept is None else logprobs_TV[:-1].gather(1, tokens_T[1:, None]).squeeze(1).numpy(),
         hidden={name: value.float().numpy().astype(ml_dtypes.bfloat16) for name, value in states.items()},
     )
 
@@ -96,13 +114,16 @@ def make_shards(
     top_k: int = 16,
     hidden: str = "attention",
     limit: int | None = None,
+    logits: str = "top-k",
+    draws: int = 50,
+    samples_per_part: int = SAMPLES_PER_PART,
 ) -> Path:
     """Capture `texts` with the teacher in fp32 into a dataset folder."""
     model = Qwen2ForCausalLM.from_pretrained(teacher).eval()
     vocabulary = AutoTokenizer.from_pretrained(teacher).get_vocab()
     vocab_size = max(vocabulary.values()) + 1
     chunks = tokenise(teacher, texts, max_length)[:limit]
-    parts = [chunks[at : at + SAMPLES_PER_PART] for at in range(0, len(chunks), SAMPLES_PER_PART)]
+    parts = [chunks[at : at + samples_per_part] for at in range(0, len(chunks), samples_per_part)]
     config = model.config
     info = DatasetInfo(
         teacher=TeacherInfo(
@@ -115,9 +136,11 @@ def make_shards(
         tokenizer=TokenizerInfo(hash=vocabulary_hash(vocabulary), vocab_size=vocab_size),
         vocab_size_padded=config.vocab_size,
         capture=CaptureInfo(
-            logits="top-k" if top_k else "none",
-            top_k=top_k or None,
-            logits_codec="exact" if top_k else "none",
+            logits=logits,
+            top_k=top_k if logits in ("top-k", "adaptive", "hybrid") else None,
+            top_p=0.9 if logits == "adaptive" else None,
+            samples=draws if logits in ("sampled", "hybrid") else None,
+            logits_codec=logits if logits in ("sampled", "hybrid", "none") else "exact",
             hidden_states=hidden,
             layers=tuple(range(config.num_hidden_layers)) if hidden in ("attention", "boundaries") else (),
             hidden_dtype="bf16" if hidden != "none" else "none",
@@ -127,17 +150,26 @@ def make_shards(
             fingerprint="test",
             samples=len(chunks),
             tokens=sum(map(len, chunks)),
-            samples_per_part=SAMPLES_PER_PART,
+            samples_per_part=samples_per_part,
             parts=len(parts),
         ),
     )
     writer = create_dataset(out, info)
     for part in writer.missing_parts():
-        first = part * SAMPLES_PER_PART
+        first = part * samples_per_part
         writer.write_shard(
             part,
             [
-                capture(model, first + row, tokens, vocab_size=vocab_size, top_k=top_k, hidden=hidden)
+                capture(
+                    model,
+                    first + row,
+                    tokens,
+                    vocab_size=vocab_size,
+                    top_k=top_k,
+                    hidden=hidden,
+                    logits=logits,
+                    draws=draws,
+                )
                 for row, tokens in enumerate(parts[part])
             ],
         )

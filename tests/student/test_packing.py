@@ -1,0 +1,80 @@
+"""Documents packed into one row learn what they learn apart: state, token shift and v_first begin anew at each."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from arwkv_store import open_dataset
+from arwkv_student.align import align_outputs
+from arwkv_student.base import BaseCheckpoint, open_base
+from arwkv_student.base_attention import BaseAttention
+from arwkv_student.convert import convert, student_config
+from arwkv_student.data import collate
+from arwkv_student.draws import cut
+from arwkv_student.losses import Objective, align_loss_L, distill_loss
+from arwkv_student.model import ArwkvForCausalLM
+
+DOCUMENTS = [(0, 48), (3, 7), (5, 33), (9, 20)]
+"""Samples, and how many tokens of each."""
+
+
+@pytest.fixture(scope="module")
+def base(tiny_teacher: Path) -> BaseCheckpoint:
+    return open_base(str(tiny_teacher))
+
+
+@pytest.fixture(params=["arwkv", "rad-rwkv7", "hybrid"])
+def student(request: pytest.FixtureRequest, base: BaseCheckpoint) -> ArwkvForCausalLM:
+    torch.manual_seed(0)
+    preset, layers = ("arwkv", [1]) if request.param == "hybrid" else (request.param, None)
+    model = convert(base, student_config(base, preset, {"head_dim": 16}, layers)).model
+    for parameter in model.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def gradients(model: ArwkvForCausalLM, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_packed_distill_loss_and_gradients_are_the_documents_own(student: ArwkvForCausalLM, tiny_shards: Path) -> None:
+    dataset = open_dataset(tiny_shards)
+    samples = [cut(dataset[row], tokens) for row, tokens in DOCUMENTS]
+
+    def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return student(
+            input_ids=batch["input_ids"],
+            cu_seqlens=batch.get("cu_seqlens"),
+            head_loss=distill_loss(batch, Objective(500)),
+        ).loss
+
+    packed = collate(samples, packing=True)
+    assert packed["input_ids"].shape == (1, sum(len(sample.tokens) for sample in samples))
+    apart = [collate([sample]) for sample in samples]
+    weights = [float(batch["predicts"].sum()) for batch in apart]
+    expected = sum(weight * loss(batch) for weight, batch in zip(weights, apart, strict=True)) / sum(weights)
+    torch.testing.assert_close(loss(packed), expected, rtol=1e-5, atol=1e-6)
+    own, theirs = gradients(student, loss(packed)), gradients(student, expected)
+    assert own.keys() == theirs.keys()
+    for name in own:
+        torch.testing.assert_close(own[name], theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["attention", "boundaries"])
+def test_packed_align_loss_is_the_documents_own(
+    kind: str, student: ArwkvForCausalLM, base: BaseCheckpoint, tiny_shards: Path, tiny_boundary_shards: Path
+) -> None:
+    dataset = open_dataset(tiny_shards if kind == "attention" else tiny_boundary_shards)
+    attention = BaseAttention(base, student.config.time_mix_layers) if kind == "boundaries" else None
+    samples = [cut(dataset[row], tokens) for row, tokens in DOCUMENTS]
+
+    def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return align_loss_L(*align_outputs(student, batch, attention), batch["attention_mask"])
+
+    apart = [collate([sample]) for sample in samples]
+    weights = [float(batch["attention_mask"].sum()) for batch in apart]
+    expected = sum(weight * loss(batch) for weight, batch in zip(weights, apart, strict=True)) / sum(weights)
+    torch.testing.assert_close(loss(collate(samples, packing=True)), expected, rtol=1e-5, atol=1e-6)
