@@ -26,12 +26,14 @@ def train(settings: TrainSettings) -> dict[str, Any]:
 
 
 def evaluate(settings: EvalSettings) -> dict[str, Any]:
-    """Compare a student with its teacher on held-out shards."""
+    """Compare a student with its teacher on held-out shards, or run benchmarks."""
     _prepare()
+    if settings.tasks is not None or settings.suite is not None:
+        return _benchmarks(settings)
     from arwkv_student.base import open_base
     from arwkv_student.evaluate import evaluate as run
     from arwkv_student.shards import open_shards, require_same_tokenizer
-    from arwkv_student.train import load_student, untrained_student, uses_bf16
+    from arwkv_student.train import accelerator, load_student, untrained_student, uses_bf16
 
     if (settings.model is None) == (settings.base is None):
         raise UsageError("name one of --model (a trained student) and --base (the untrained student of that base)")
@@ -43,12 +45,27 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
         require_same_tokenizer(base, dataset.info, settings.shards)
         model = untrained_student(base, settings, settings.seed)
     figures = run(
-        model, dataset, batch_size=settings.batch_size, samples=settings.samples, bf16=uses_bf16(settings.dtype)
+        model.to(accelerator()),
+        dataset,
+        batch_size=settings.batch_size,
+        samples=settings.samples,
+        bf16=uses_bf16(settings.dtype),
     )
     if not settings.json:
         for name, value in figures.items():
             print(f"{name:20} {value:,.4f}" if isinstance(value, float) else f"{name:20} {value:,}")
     return {"model": settings.model or settings.base, "shards": settings.shards, **figures}
+
+
+def _benchmarks(settings: EvalSettings) -> dict[str, Any]:
+    from arwkv_student.tasks import evaluate_tasks
+
+    result = evaluate_tasks(settings)
+    if not settings.json:
+        for task, figures in result["tasks"].items():
+            for name, value in figures.items():
+                print(f"{task:24} {name:28} {value:.4f}")
+    return {"model": settings.model, **result}
 
 
 def generate(settings: GenerateSettings) -> dict[str, Any]:

@@ -196,16 +196,28 @@ NOT_COMPARED = frozenset(
 
 @dataclass(frozen=True)
 class EvalSettings(TimeMixSettings):
-    """Compare a student with its teacher on held-out shards; the teacher itself is not needed."""
+    """Compare a student with its teacher on held-out shards (the teacher is not needed), or run benchmarks."""
 
     shards: str = ""
     """Dataset with logits: a folder, or http(s)://host/v1/datasets/NAME."""
+    tasks: str | None = None
+    """Instead of --shards: lm-eval tasks, separated by commas."""
+    suite: Literal["arwkv-table1"] | None = None
+    """Named tasks at a named context; arwkv-table1: the seven benchmarks of arXiv 2501.15570, Table 1, at 2048."""
+    task_folder: Path | None = None
+    """Folder with lm-eval task files (YAML) of your own."""
+    max_length: int | None = None
+    """Tokens of context for --tasks (default: the suite's, or the model's)."""
+    num_fewshot: int | None = None
+    """Examples before each question of --tasks (default: each task's own number)."""
+    chat: bool = False
+    """Put the questions of --tasks through the chat template."""
     model: str | None = None
-    """Folder of a student: a run, or one of its stages."""
+    """Folder of a student: a run, or one of its stages; with --tasks any causal language model, such as its teacher."""
     base: str | None = None
     """Instead of --model: evaluate the untrained student that `train --base` would start from."""
     samples: int | None = None
-    """Samples to evaluate, from the first (default: all)."""
+    """Samples to evaluate, of each task or of the shards, from the first (default: all)."""
     batch_size: int = 32
     """Sequences at a time."""
     dtype: Literal["auto", "fp32", "bf16"] = "fp32"

@@ -264,6 +264,11 @@ def require_student(folder: Path) -> None:
         raise UsageError(f"model {folder}: model type {model_type!r}, not 'arwkv'; train one with --base")
 
 
+def accelerator() -> torch.device:
+    """The device that models run on outside training: the machine's accelerator, or the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
 def uses_bf16(dtype: str) -> bool:
     """Whether matrix products run in bf16: as asked, or where the processor multiplies it natively."""
     if dtype != "auto":
