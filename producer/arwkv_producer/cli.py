@@ -1,6 +1,7 @@
 """The `producer` command."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from arwkv_producer.config import GenerateConfig, PlanConfig, VerifyConfig
@@ -10,7 +11,24 @@ from arwkv_store import command_line
 def main() -> None:
     """Entry point of the console script."""
     commands: dict[str, command_line.Command] = {"generate": generate, "plan": plan, "verify": verify}
-    command_line.main("producer", "Run a teacher once and keep what it said of every token.", commands)
+    description = "Run a teacher once and keep what it said of every token."
+    command_line.main("producer", description, commands, gathered(sys.argv[1:], "--data"))
+
+
+def gathered(words: Sequence[str], flag: str) -> list[str]:
+    """The words with `FLAG a … FLAG b` as one `FLAG a b`: the parser would keep the last one only."""
+    others: list[str] = []
+    values: list[str] = []
+    inside = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            inside = name == flag
+            if inside:
+                values += [value] if equals else []
+                continue
+        (values if inside else others).append(word)
+    return [*others, flag, *values] if values else others
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:

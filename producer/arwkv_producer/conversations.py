@@ -1,7 +1,9 @@
-"""From a record to a document: plain text, a conversation through the chat template, or a prompt and its completion."""
+"""From a record to documents: plain text, a conversation through the chat template, a prompt and its completion, or
+a preference pair, which makes two documents: the prompt with the chosen answer, and with the rejected one."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from arwkv_producer.documents import Record
@@ -19,36 +21,93 @@ class Document:
     source: str
     counted: tuple[Span, ...] | None = None
     """None: all of it."""
+    pair: str = ""
+    """Of a preference pair's half: the whole pair. Halves are kept, held out or left out together."""
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether the pair's other half comes next."""
+        return bool(self.pair) and self.source.endswith("/chosen")
+
+
+HALVES = ("chosen", "rejected")
 
 
 def plain_documents(records: Iterable[Record], field: str) -> Iterator[Document]:
-    """The text in `field`, all of it counted; a record with `prompt` and `completion` instead counts the completion."""
+    """The text in `field`, all of it counted; a record with `prompt` and `completion` instead counts the completion.
+
+    A record with `chosen` and `rejected` instead is a preference pair; where it has no `prompt`, what both begin with
+    is the prompt. Only the answers count.
+    """
     for record in records:
-        if field not in record.fields and {"prompt", "completion"} <= record.fields.keys():
-            prompt, completion = record.text("prompt"), record.text("completion")
-            yield Document(prompt + completion, record.source, ((len(prompt), len(prompt) + len(completion)),))
-        else:
+        if field in record.fields or not (_has(record, *HALVES) or _has(record, "prompt", "completion")):
             yield Document(record.text(field), record.source)
+        elif _has(record, *HALVES):
+            yield from _plain_pair(record)
+        else:
+            prompt = record.text("prompt")
+            yield _answer(prompt, record.text("completion"), record.source)
+
+
+def _plain_pair(record: Record) -> Iterator[Document]:
+    texts = [record.text(half) for half in HALVES]
+    shared = 0 if _has(record, "prompt") else _shared_beginning(*texts)
+    prompt = record.text("prompt") if _has(record, "prompt") else texts[0][:shared]
+    for half, text in zip(HALVES, texts, strict=True):
+        yield _answer(prompt, text[shared:], f"{record.source}/{half}", pair="\0".join((prompt, *texts)))
+
+
+def _answer(prompt: str, answer: str, source: str, pair: str = "") -> Document:
+    return Document(prompt + answer, source, ((len(prompt), len(prompt) + len(answer)),), pair)
 
 
 def chat_documents(records: Iterable[Record], field: str, tokenizer: Any) -> Iterator[Document]:
     """Conversations in `field` (role and content, tool calls as the template knows them), assistant turns counted.
 
-    `prompt` and `completion` are taken as a user's and an assistant's turn where `field` is absent.
+    `prompt` and `completion` are taken as a user's and an assistant's turn where `field` is absent; so are `prompt` (or
+    the turns that both begin with), `chosen` and `rejected`, of which only the answers' assistant turns count.
     """
     if not tokenizer.chat_template:
         raise UsageError("--chat: the teacher's tokenizer has no chat template; use an instruct model or plain text")
     for record in records:
-        if field not in record.fields and {"prompt", "completion"} <= record.fields.keys():
+        if field not in record.fields and _has(record, *HALVES):
+            yield from _chat_pair(record, tokenizer)
+            continue
+        if field not in record.fields and _has(record, "prompt", "completion"):
             messages: Any = [*_turns(record, "prompt", "user"), *_turns(record, "completion", "assistant")]
         else:
             messages = record.value(field)
         _require_messages(record, field, messages)
-        yield _render(record, messages, record.fields.get("tools"), tokenizer)
+        yield _render(record, messages, tokenizer)
 
 
-def _render(record: Record, messages: Sequence[Mapping[str, Any]], tools: Any, tokenizer: Any) -> Document:
+def _chat_pair(record: Record, tokenizer: Any) -> Iterator[Document]:
+    chosen, rejected = (_turns(record, half, "assistant") for half in HALVES)
+    if _has(record, "prompt"):
+        prompt = _turns(record, "prompt", "user")
+        chosen, rejected = prompt + chosen, prompt + rejected
+    first_counted = len(prompt) if _has(record, "prompt") else _shared_beginning(chosen, rejected)
+    for half, messages in zip(HALVES, (chosen, rejected), strict=True):
+        _require_messages(record, half, messages)
+    documents = [_render(record, messages, tokenizer, first_counted) for messages in (chosen, rejected)]
+    pair = "\0".join(document.text for document in documents)
+    for half, document in zip(HALVES, documents, strict=True):
+        yield replace(document, source=f"{record.source}/{half}", pair=pair)
+
+
+def _shared_beginning(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many items (characters, turns) both begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _has(record: Record, *fields: str) -> bool:
+    return set(fields) <= record.fields.keys()
+
+
+def _render(record: Record, messages: Sequence[Mapping[str, Any]], tokenizer: Any, first_counted: int = 0) -> Document:
     """An assistant turn's characters are those it adds to the conversation before it with the reply's header open."""
+
+    tools = record.fields.get("tools")
 
     def rendered(turns: Sequence[Mapping[str, Any]], header: bool) -> str:
         return str(tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=header))
@@ -57,7 +116,7 @@ def _render(record: Record, messages: Sequence[Mapping[str, Any]], tools: Any, t
         text = rendered(messages, False)
         counted = []
         for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if turn < first_counted or message["role"] != "assistant":
                 continue
             opened = rendered(messages[:turn], True) if turn else ""
             closed = rendered(messages[: turn + 1], False)

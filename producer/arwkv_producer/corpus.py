@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,10 +28,16 @@ class CorpusReport:
     """Without a single token: left out."""
     documents_duplicate: int = 0
     """The same text as an earlier one: left out."""
+    documents_beyond_share: int = 0
+    """Left over when another source had no more to keep the proportions with: left out."""
 
     def left_out(self) -> dict[str, int]:
         """Documents left out by reason."""
-        return {"empty": self.documents_empty, "duplicate": self.documents_duplicate}
+        return {
+            "empty": self.documents_empty,
+            "duplicate": self.documents_duplicate,
+            "beyond share": self.documents_beyond_share,
+        }
 
 
 @dataclass(frozen=True)
@@ -101,42 +108,72 @@ class _Building:
 
 
 def tokenise(
-    documents: Iterable[Document],
+    sources: Sequence[Iterable[Document]],
     tokenizer: Any,
     max_length: int,
     *,
+    weights: Sequence[float] = (1.0,),
     special_tokens: bool = True,
     keep_duplicates: bool = True,
     held_out: float = 0.0,
 ) -> tuple[Corpus, Corpus]:
     """Tokenise with the teacher's tokenizer (transformers) and cut; answers the corpus and its held-out documents.
 
+    Several sources give tokens in proportion to their weights: the next document is always of the source that is
+    furthest behind its share, and the corpus ends when that one has no more. What the others still have is counted.
     Which documents are held out depends on their text alone, not on their order: about the fraction `held_out` of them.
     Without `keep_duplicates` the second document of the same text is left out and counted.
     """
     kept, apart = _Building(max_length), _Building(max_length)
-    seen: set[int] = set()
-    for document, ids, mask in _tokenised(documents, tokenizer, special_tokens):
-        content = xxhash.xxh3_128_intdigest(document.text.encode("utf-8", "surrogatepass"))
+    seen: set[tuple[int, bool]] = set()
+    streams = [_Stream(documents, tokenizer, special_tokens) for documents in sources]
+    given = [0.0] * len(streams)
+    turn = 0
+    while (tokenised := streams[turn].next()) is not None:
+        document, ids, mask = tokenised
+        content = xxhash.xxh3_128_intdigest((document.pair or document.text).encode("utf-8", "surrogatepass"))
         building = apart if (content >> 64) < held_out * 2**64 else kept
-        if not keep_duplicates and content in seen:
+        if not keep_duplicates and (content, document.is_chosen) in seen:
             building.report = replace(building.report, documents_duplicate=building.report.documents_duplicate + 1)
-            continue
-        seen.add(content)
-        building.add(document, ids, mask)
+        else:
+            seen.add((content, document.is_chosen))
+            building.add(document, ids, mask)
+            given[turn] += len(ids) / weights[turn]
+        if not document.is_chosen:  # its other half comes next, whosoever's turn it is
+            turn = given.index(min(given))
+    kept.report = replace(kept.report, documents_beyond_share=sum(stream.rest() for stream in streams))
     return kept.corpus(), apart.corpus()
 
 
-def _tokenised(
-    documents: Iterable[Document], tokenizer: Any, special_tokens: bool
-) -> Iterator[tuple[Document, NDArray[np.int32], NDArray[np.bool_]]]:
-    remaining = iter(documents)
-    while batch := list(itertools.islice(remaining, DOCUMENTS_PER_BATCH)):
+Tokenised = tuple[Document, NDArray[np.int32], NDArray[np.bool_]]
+"""A document, its token ids [T] and its loss mask [T]."""
+
+
+class _Stream:
+    """One source's documents, tokenised a batch at a time."""
+
+    def __init__(self, documents: Iterable[Document], tokenizer: Any, special_tokens: bool) -> None:
+        self._documents = iter(documents)
+        self._tokenizer, self._special_tokens = tokenizer, special_tokens
+        self._waiting: deque[Tokenised] = deque()
+
+    def next(self) -> Tokenised | None:
+        """The next document, None after the last."""
+        if not self._waiting:
+            batch = list(itertools.islice(self._documents, DOCUMENTS_PER_BATCH))
+            self._waiting.extend(self._tokenised(batch) if batch else ())
+        return self._waiting.popleft() if self._waiting else None
+
+    def rest(self) -> int:
+        """How many documents are left, read to the end."""
+        return len(self._waiting) + sum(1 for _ in self._documents)
+
+    def _tokenised(self, batch: list[Document]) -> Iterator[Tokenised]:
         partly = any(document.counted is not None for document in batch)
         # verbose=False: that a document is longer than the model's context is no news here.
-        encoded = tokenizer(
+        encoded = self._tokenizer(
             [document.text for document in batch],
-            add_special_tokens=special_tokens,
+            add_special_tokens=self._special_tokens,
             return_attention_mask=False,
             return_offsets_mapping=partly,
             verbose=False,

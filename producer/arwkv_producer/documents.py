@@ -15,6 +15,7 @@ JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 TABLE_FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".arrow": "arrow"}
 """Read by Hugging Face `datasets`, under its name for the format."""
 KNOWN_SUFFIXES = (*TEXT_SUFFIXES, *JSON_LINES_SUFFIXES, *TABLE_FORMATS)
+WEIGHT = re.compile(r"\d+(\.\d*)?|\.\d+")
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -54,6 +55,39 @@ class HubDataset:
 
 
 Source = Path | HubDataset
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one word of `--data` stands for, and which part of the tokens it is to give."""
+
+    name: str
+    sources: Sequence[Source]
+    weight: float
+
+
+def find_shares(names: Sequence[str], split: str) -> list[Share]:
+    """Sources of `NAME:WEIGHT` words, one share each; without weights all of them are one share, in order.
+
+    Raises UsageError where some have weights and others have none, and what `find_sources` raises.
+    """
+    parsed = [_weight(name) for name in names]
+    bare = [name for name, weight in parsed if weight is None]
+    if len(bare) == len(names):
+        return [Share(" ".join(names), find_sources(names, split), 1.0)]
+    if bare:
+        raise UsageError(f"--data {bare[0]}: no weight, but others have one; write {bare[0]}:WEIGHT, or none at all")
+    return [Share(name, find_sources([name], split), weight or 1.0) for name, weight in parsed]
+
+
+def _weight(word: str) -> tuple[str, float | None]:
+    """`a.jsonl:0.7` as name and weight, unless a file of that very name exists."""
+    name, _, weight = word.rpartition(":")
+    if not name or not WEIGHT.fullmatch(weight) or Path(word).expanduser().exists():
+        return word, None
+    if float(weight) <= 0:
+        raise UsageError(f"--data {word}: a weight must be above 0; leave the source out instead")
+    return name, float(weight)
 
 
 def find_sources(names: Sequence[str], split: str) -> list[Source]:

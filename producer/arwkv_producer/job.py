@@ -1,10 +1,8 @@
 """Everything that can be checked and computed before the teacher's weights load."""
 
 import hashlib
-import os
-import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,15 @@ from arwkv_producer.capture import CaptureSettings
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.conversations import chat_documents, plain_documents
 from arwkv_producer.corpus import Corpus, tokenise
-from arwkv_producer.documents import Source, find_sources, read_records
-from arwkv_producer.identity import bytes_per_token, capture_info, dataset_info, require_fitting
+from arwkv_producer.documents import Share, find_shares, read_records
+from arwkv_producer.identity import dataset_info, require_fitting
+from arwkv_producer.output_folder import require_room, require_writable
 from arwkv_producer.teacher import Teacher, find_teacher, require_weights, weights_hash
 from arwkv_producer.tokenizer import load_tokenizer, real_vocab_size, tokenizer_files
 from arwkv_store import DatasetInfo
 from arwkv_store.errors import UsageError
 from arwkv_store.schema import TokenizerInfo
 from arwkv_store.vocabulary import vocabulary_hash
-
-ROOM_TO_USE = 0.9
-"""Share of the free disk that a dataset may take without --fill-disk."""
 
 
 @dataclass(frozen=True)
@@ -65,28 +61,20 @@ def prepare(config: GenerateConfig) -> list[Job]:
     Raises UsageError or NotFound; writes nothing.
     """
     teacher = find_teacher(config.teacher)
-    sources = find_sources(config.data, config.split)
-    _require_writable(config.out)
+    shares = find_shares(config.data, config.split)
+    require_writable(config.out)
     tokenizer = load_tokenizer(teacher)
     vocab_size = real_vocab_size(tokenizer)
     require_fitting(config, teacher, vocab_size)
     require_weights(teacher)
-    field = config.field or ("messages" if config.chat else "text")
-    records = read_records(sources, field)
-    corpora = tokenise(
-        chat_documents(records, field, tokenizer) if config.chat else plain_documents(records, field),
-        tokenizer,
-        config.max_length,
-        special_tokens=not config.chat,
-        keep_duplicates=config.keep_duplicates,
-        held_out=config.held_out,
-    )
+    corpora = _read(config, shares, tokenizer)
     if len(corpora[0]) == 0:
-        raise UsageError(f"--data {' '.join(config.data)}: no text in {len(sources)} sources; name some that hold text")
+        sources = sum(len(share.sources) for share in shares)
+        raise UsageError(f"--data {' '.join(config.data)}: no text in {sources} sources; name some that hold text")
     if not config.fill_disk:
-        _require_room(config, teacher, sum(len(corpus.tokens) for corpus in corpora))
+        require_room(config, teacher, sum(len(corpus.tokens) for corpus in corpora))
     tokenizer_info = TokenizerInfo(hash=vocabulary_hash(tokenizer.get_vocab()), vocab_size=vocab_size)
-    teacher_hash, description = weights_hash(teacher), _description(config, sources, tokenizer)
+    teacher_hash, description = weights_hash(teacher), _description(config, shares, tokenizer)
     files = tokenizer_files(tokenizer)
     return [
         Job(
@@ -101,9 +89,29 @@ def prepare(config: GenerateConfig) -> list[Job]:
     ]
 
 
-def _description(config: GenerateConfig, sources: list[Source], tokenizer: Any) -> str:
-    names = [source.name for source in sources]
+def _read(config: GenerateConfig, shares: Sequence[Share], tokenizer: Any) -> tuple[Corpus, Corpus]:
+    """The corpus and its held-out documents."""
+    field = config.field or ("messages" if config.chat else "text")
+    streams = [read_records(share.sources, field) for share in shares]
+    return tokenise(
+        [
+            chat_documents(records, field, tokenizer) if config.chat else plain_documents(records, field)
+            for records in streams
+        ],
+        tokenizer,
+        config.max_length,
+        weights=[share.weight for share in shares],
+        special_tokens=not config.chat,
+        keep_duplicates=config.keep_duplicates,
+        held_out=config.held_out,
+    )
+
+
+def _description(config: GenerateConfig, shares: Sequence[Share], tokenizer: Any) -> str:
+    names = [source.name for share in shares for source in share.sources]
     described = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if len(shares) > 1:
+        described += f"; shares {', '.join(f'{Path(share.name).name} {share.weight:g}' for share in shares)}"
     if config.held_out:
         described += f"; held out {config.held_out}"
     if config.chat:
@@ -120,6 +128,7 @@ def report_corpus(job: Job) -> None:
             (report.documents_cut, f"longer than {job.info.capture.max_length} tokens cut"),
             (report.documents_empty, "empty left out"),
             (report.documents_duplicate, "duplicates left out"),
+            (report.documents_beyond_share, "beyond their source's share left out"),
         )
         if count
     ]
@@ -128,30 +137,3 @@ def report_corpus(job: Job) -> None:
         f"{len(job.corpus.tokens):,} tokens in {job.info.corpus.parts:,} shards",
         file=sys.stderr,
     )
-
-
-def _require_room(config: GenerateConfig, teacher: Teacher, tokens: int) -> None:
-    """Raise UsageError where the whole dataset would take more than 90% of the room there is for it."""
-    if "://" in config.out:
-        return
-    folder = Path(config.out).expanduser().absolute()
-    needed = sum(bytes_per_token(capture_info(config, teacher), teacher.width).values()) * tokens
-    present = sum(file.stat().st_size for file in folder.glob("shards/*"))
-    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
-    if needed - present > ROOM_TO_USE * free:
-        raise UsageError(
-            f"--out {config.out}: the shards take about {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free; "
-            "choose fewer layers or another disk, or say --fill-disk"
-        )
-
-
-def _require_writable(out: str) -> None:
-    """Raise UsageError unless a folder can be made, or written in, at `out`."""
-    if "://" in out:
-        return
-    path = Path(out).expanduser().absolute()
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not existing.is_dir():
-        raise UsageError(f"--out {out}: {existing} is a file; name a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"--out {out}: {existing} is not writable; name another folder or change its permissions")

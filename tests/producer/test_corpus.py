@@ -1,6 +1,7 @@
 """Text in, samples out: nothing lost unseen, masks where they belong, held-out documents chosen by their text."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from arwkv_producer.cli import gathered
 from arwkv_producer.conversations import Document, chat_documents, plain_documents
 from arwkv_producer.corpus import Corpus, tokenise
-from arwkv_producer.documents import HubDataset, Record, find_sources, read_records
+from arwkv_producer.documents import HubDataset, Record, find_shares, find_sources, read_records
 from arwkv_store.errors import NotFound, UsageError
 
 CHAT_TEMPLATE = (
@@ -48,7 +50,7 @@ def counted_text(corpus: Corpus, tokenizer: Any) -> list[str]:
 
 def test_long_documents_are_cut_and_no_token_is_lost(tokenizer: Any) -> None:
     texts = ("def one(): return 1\n" * 40, "", "x = 2\n")
-    corpus, held_out = tokenise(documents(*texts), tokenizer, 16)
+    corpus, held_out = tokenise([documents(*texts)], tokenizer, 16)
     whole = [token for text in texts for token in tokenizer(text)["input_ids"]]
     assert corpus.tokens.tolist() == whole
     assert np.diff(corpus.starts).max() == 16
@@ -58,16 +60,16 @@ def test_long_documents_are_cut_and_no_token_is_lost(tokenizer: Any) -> None:
 
 
 def test_duplicates_are_left_out_and_counted(tokenizer: Any) -> None:
-    corpus, _ = tokenise(documents("a = 1", "b = 2", "a = 1"), tokenizer, 64, keep_duplicates=False)
+    corpus, _ = tokenise([documents("a = 1", "b = 2", "a = 1")], tokenizer, 64, keep_duplicates=False)
     assert (len(corpus), corpus.report.documents_duplicate) == (2, 1)
 
 
 def test_held_out_documents_depend_on_their_text_alone(tokenizer: Any) -> None:
     texts = [f"value_{number} = {number}" for number in range(300)]
-    kept, apart = tokenise(documents(*texts), tokenizer, 64, held_out=0.2)
+    kept, apart = tokenise([documents(*texts)], tokenizer, 64, held_out=0.2)
     assert len(kept) + len(apart) == 300
     assert 30 <= len(apart) <= 90
-    _, apart_reversed = tokenise(documents(*reversed(texts)), tokenizer, 64, held_out=0.2)
+    _, apart_reversed = tokenise([documents(*reversed(texts))], tokenizer, 64, held_out=0.2)
     first, second = ({tuple(c.sample_tokens(i)) for i in range(len(c))} for c in (apart, apart_reversed))
     assert first == second
 
@@ -81,7 +83,7 @@ def test_chat_counts_assistant_turns_only(tokenizer: Any) -> None:
         {"role": "assistant", "content": "two"},
     ]
     records = [Record({"messages": messages}, "r", "r")]
-    corpus, _ = tokenise(chat_documents(records, "messages", tokenizer), tokenizer, 512, special_tokens=False)
+    corpus, _ = tokenise([chat_documents(records, "messages", tokenizer)], tokenizer, 512, special_tokens=False)
     assert tokenizer.decode(corpus.tokens).startswith("<|system|>be kind<|end|><|user|>")
     counted = counted_text(corpus, tokenizer)
     assert len(counted) == 2
@@ -93,10 +95,97 @@ def test_chat_counts_assistant_turns_only(tokenizer: Any) -> None:
 
 def test_prompt_and_completion_count_the_completion(tokenizer: Any) -> None:
     records = [Record({"prompt": "def f():\n", "completion": "    return 3"}, "r", "r")]
-    corpus, _ = tokenise(plain_documents(records, "text"), tokenizer, 64)
+    corpus, _ = tokenise([plain_documents(records, "text")], tokenizer, 64)
     (counted,) = counted_text(corpus, tokenizer)
     assert counted.endswith("return 3")
     assert "def" not in counted
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "2 + 2 = ", "chosen": "4", "rejected": "5 # no"},
+        {"chosen": "2 + 2 = 4", "rejected": "2 + 2 = 5 # no"},
+    ],
+    ids=["prompt apart", "prompt within"],
+)
+def test_preference_pair_makes_two_samples_whose_answers_count(tokenizer: Any, fields: dict[str, str]) -> None:
+    records = [Record(fields, "p.jsonl:1", "p.jsonl:1")]
+    corpus, _ = tokenise([plain_documents(records, "text")], tokenizer, 64)
+    assert corpus.sources == ["p.jsonl:1/chosen", "p.jsonl:1/rejected"]
+    assert [tokenizer.decode(corpus.sample_tokens(i)) for i in (0, 1)] == ["2 + 2 = 4", "2 + 2 = 5 # no"]
+    counted = [tokenizer.decode(corpus.sample_tokens(i)[corpus.sample_mask(i)]).strip() for i in (0, 1)]
+    assert counted == ["4", "5 # no"]
+
+
+@pytest.mark.parametrize("prompt_apart", [True, False])
+def test_preference_pair_of_conversations_counts_the_answers_turns(tokenizer: Any, prompt_apart: bool) -> None:
+    prompt = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    good, bad = ([{"role": "assistant", "content": word}] for word in ("good", "bad"))
+    fields = {"chosen": good, "rejected": bad, "prompt": prompt}
+    if not prompt_apart:
+        fields = {"chosen": prompt + good, "rejected": prompt + bad}
+    records = [Record(fields, "r", "r")]
+    corpus, _ = tokenise([chat_documents(records, "messages", tokenizer)], tokenizer, 512, special_tokens=False)
+    assert corpus.sources == ["r/chosen", "r/rejected"]
+    for index, word in enumerate(("good", "bad")):
+        counted = tokenizer.decode(corpus.sample_tokens(index)[corpus.sample_mask(index)])
+        assert f"{word}<|end|>" in counted
+        assert "user" not in counted
+        assert counted.count("<|end|>") == 1
+
+
+def test_pairs_are_kept_held_out_and_left_out_whole(tokenizer: Any) -> None:
+    pairs = [{"prompt": f"{number} is ", "chosen": "even", "rejected": "odd"} for number in range(100)]
+    # The same chosen text with another rejected one is another pair; the very same pair is a duplicate.
+    more = [{"prompt": "0 is ", "chosen": "even", "rejected": "prime"}, pairs[5]]
+    records = [Record(pair, f"r{number}", "r") for number, pair in enumerate([*pairs, *more])]
+    kept, apart = tokenise([plain_documents(records, "text")], tokenizer, 64, keep_duplicates=False, held_out=0.3)
+    assert kept.report.documents_duplicate + apart.report.documents_duplicate == 2
+    assert len(kept) + len(apart) == 202
+    for corpus in (kept, apart):
+        assert len(corpus) > 20
+        halves = [source.split("/") for source in corpus.sources]
+        assert [half for _, half in halves] == ["chosen", "rejected"] * (len(corpus) // 2)
+        assert [number for number, _ in halves[::2]] == [number for number, _ in halves[1::2]]
+
+
+def test_sources_give_tokens_in_proportion_to_their_weights(tokenizer: Any) -> None:
+    sources = [documents(*(f"{name}{number} = {number}" for number in range(2000))) for name in "ab"]
+    marked = [[replace(document, source=name) for document in some] for name, some in zip("ab", sources, strict=True)]
+    corpus, _ = tokenise(marked, tokenizer, 64, weights=[3, 1])
+    sizes = dict.fromkeys("ab", 0)
+    for index, source in enumerate(corpus.sources):
+        sizes[source] += len(corpus.sample_tokens(index))
+        if index > 100:
+            assert abs(sizes["a"] / sum(sizes.values()) - 0.75) < 0.01, "at any point, not only at the end"
+    assert corpus.sources.count("a") == 2000
+    assert corpus.report.documents_beyond_share == 2000 - corpus.sources.count("b")
+    again, _ = tokenise(marked, tokenizer, 64, weights=[3, 1])
+    assert again.fingerprint() == corpus.fingerprint()
+
+
+def test_weights_are_read_from_the_names(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "odd:3"):
+        (tmp_path / name).write_text("x")
+    one, other = find_shares([f"{tmp_path}/a.txt:0.7", f"{tmp_path}/b.txt:.3"], "train")
+    assert (one.sources, one.weight, other.weight) == ([tmp_path / "a.txt"], 0.7, 0.3)
+    (together,) = find_shares([f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"], "train")
+    assert len(together.sources) == 2
+    with pytest.raises(UsageError, match=r"b.txt: no weight, but others have one"):
+        find_shares([f"{tmp_path}/a.txt:1", f"{tmp_path}/b.txt"], "train")
+    with pytest.raises(UsageError, match="a weight must be above 0"):
+        find_shares([f"{tmp_path}/a.txt:0"], "train")
+    with pytest.raises(UsageError, match="unknown kind of file"):
+        find_shares([f"{tmp_path}/odd:3"], "train")
+
+
+@pytest.mark.parametrize(
+    "words", ["--data a b --top-k 3", "--data a --top-k 3 --data b", "--data=a --top-k 3 --data=b"]
+)
+def test_data_said_twice_is_said_once(words: str) -> None:
+    assert gathered(["generate", *words.split()], "--data") == ["generate", "--top-k", "3", "--data", "a", "b"]
+    assert gathered(["plan", "--top-k", "3"], "--data") == ["plan", "--top-k", "3"]
 
 
 def test_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> None:

@@ -1,0 +1,40 @@
+"""Whether a dataset can be made where it is asked for, and fits there."""
+
+import os
+import shutil
+from pathlib import Path
+
+from arwkv_producer.config import GenerateConfig
+from arwkv_producer.identity import bytes_per_token, capture_info
+from arwkv_producer.teacher import Teacher
+from arwkv_store.errors import UsageError
+
+ROOM_TO_USE = 0.9
+"""Share of the free disk that a dataset may take without --fill-disk."""
+
+
+def require_room(config: GenerateConfig, teacher: Teacher, tokens: int) -> None:
+    """Raise UsageError where the whole dataset would take more than 90% of the room there is for it."""
+    if "://" in config.out:
+        return
+    folder = Path(config.out).expanduser().absolute()
+    needed = sum(bytes_per_token(capture_info(config, teacher), teacher.width).values()) * tokens
+    present = sum(file.stat().st_size for file in folder.glob("shards/*"))
+    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+    if needed - present > ROOM_TO_USE * free:
+        raise UsageError(
+            f"--out {config.out}: the shards take about {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free; "
+            "choose fewer layers or another disk, or say --fill-disk"
+        )
+
+
+def require_writable(out: str) -> None:
+    """Raise UsageError unless a folder can be made, or written in, at `out`."""
+    if "://" in out:
+        return
+    path = Path(out).expanduser().absolute()
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir():
+        raise UsageError(f"--out {out}: {existing} is a file; name a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {out}: {existing} is not writable; name another folder or change its permissions")
