@@ -1,6 +1,7 @@
 """How fast the index service is: downloads beside nginx, lists and statistics of many shards, scans, a million rows.
 
-python benchmarks/api.py [--shards 10000] [--rows 1000000] [--only downloads,scan,requests,rows] [--json-out FILE]
+python benchmarks/api.py [--shards 10000] [--rows 1000000] [--only downloads,scan,requests,rows]
+                         [--databases sqlite,postgresql] [--json-out FILE]
 """
 
 import argparse
@@ -12,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,13 +27,15 @@ from sqlalchemy.orm import Session
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from api_many import many_shards
+from api_postgres import new_database, postgres_server
 from api_serving import serving
 from arwkv_api.catalogue import ShardFilter, find_dataset, list_shards
 from arwkv_api.database import connect
+from arwkv_api.models import ShardPage, shard_summary
 from arwkv_api.scan import scan_root
 from arwkv_api.tables import DatasetRow, ShardRow
-from arwkv_api.timeline import timeline_of
-from arwkv_store import ShardManifest
+from arwkv_api.timeline import grown, timeline_of
+from arwkv_store import ShardManifest, open_dataset
 from arwkv_store.manifest import data_file_name, manifest_name
 from store_examples import example_dataset_info, write_example_dataset
 
@@ -42,6 +46,7 @@ ROUND_S = 4.0
 ROUNDS = 3
 RATE_PER_S = 200
 LOAD_S = 10.0
+ROWS_REPEATS = 100
 
 Results = dict[str, float]
 
@@ -52,29 +57,46 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--only", default="downloads,scan,requests,rows")
+    parser.add_argument("--databases", default="sqlite,postgresql")
     parser.add_argument("--json-out", type=Path)
     asked = parser.parse_args()
     parts = asked.only.split(",")
     results: Results = {}
-    with tempfile.TemporaryDirectory(prefix="arwkv-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="arwkv-bench-") as name:
+        folder = Path(name)
         if "downloads" in parts:
-            results |= downloads(Path(folder))
+            results |= downloads(folder)
+        root = folder / "many"
         if "scan" in parts or "requests" in parts:
-            root = many_shards(Path(folder) / "many" / "many", asked.shards).parent
-            if "scan" in parts:
-                results |= scanning(Path(folder), root)
-            if "requests" in parts:
-                results |= asyncio.run(requests(Path(folder), root))
-        if "rows" in parts:
-            results |= million(Path(folder), asked.rows)
+            many_shards(root / "many", asked.shards)
+        for database in asked.databases.split(","):
+            with _databases(database, folder) as new:
+                found: Results = {}
+                if "scan" in parts:
+                    found |= scanning(new(), root)
+                if "requests" in parts:
+                    found |= asyncio.run(requests(new(), folder, root))
+                if "rows" in parts:
+                    found |= million(new(), folder, asked.rows)
+            results |= {f"{database}_{name}": value for name, value in found.items()}
     print("\n".join(f"{name:44} {value:12,.3f}" for name, value in results.items()))
     if asked.json_out is not None:
         asked.json_out.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def scanning(folder: Path, root: Path) -> Results:
+@contextmanager
+def _databases(name: str, folder: Path) -> Iterator[Callable[[], str]]:
+    """Makes URLs of empty databases."""
+    if name == "sqlite":
+        yield lambda: f"sqlite:///{folder / uuid.uuid4().hex}.sqlite3"
+        return
+    with postgres_server() as socket_folder:
+        yield lambda: new_database(socket_folder)
+
+
+def scanning(database: str, root: Path) -> Results:
     """Seconds to index all manifests, and to look at them again when nothing changed."""
-    engine = connect(f"sqlite:///{folder / 'scan.sqlite3'}")
+    engine = connect(database)
     begun = time.perf_counter()
     scan_root(engine, root)
     first_s = time.perf_counter() - begun
@@ -85,15 +107,17 @@ def scanning(folder: Path, root: Path) -> Results:
     return {"index_s": first_s, "rescan_unchanged_s": again_s}
 
 
-async def requests(folder: Path, root: Path) -> Results:
+async def requests(database: str, folder: Path, root: Path) -> Results:
     """Latencies of the dataset's statistics and of list pages at a fixed rate, whatever the answers take."""
     results: Results = {}
     paths = {
         "stats": "/v1/datasets/many/stats",
         "list_first_page": "/v1/datasets/many/shards?limit=100",
         "list_sorted_page": "/v1/datasets/many/shards?limit=100&sort=-tokens&min_tokens=1",
+        # A page that nobody asked for before, each time.
+        "list_new_page": "/v1/datasets/many/shards?limit=100&sort=-committed_at&max_tokens={number}",
     }
-    with serving("--root", str(root), cache=folder / "cache") as (url, _):
+    with serving("--root", str(root), "--database", database, cache=folder / "cache") as (url, _):
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64)) as session:
             while (await (await session.get(f"{url}/v1/datasets/many")).json())["shards"] < len(
                 list((root / "many" / "shards").glob("*.json"))
@@ -107,22 +131,22 @@ async def requests(folder: Path, root: Path) -> Results:
 
 
 async def _load(session: aiohttp.ClientSession, url: str) -> list[float]:
-    async def one(at_s: float) -> float:
+    async def one(at_s: float, number: int) -> float:
         await asyncio.sleep(max(at_s - time.perf_counter(), 0))
-        async with session.get(url) as answer:
+        async with session.get(url.replace("{number}", str(10**9 + number))) as answer:
             assert answer.status == 200
             await answer.read()
         return (time.perf_counter() - at_s) * 1000
 
-    for _ in range(20):
-        await one(time.perf_counter())
+    for number in range(20):
+        await one(time.perf_counter(), -number)
     begun = time.perf_counter() + 0.1
-    return await asyncio.gather(*(one(begun + i / RATE_PER_S) for i in range(int(RATE_PER_S * LOAD_S))))
+    return await asyncio.gather(*(one(begun + i / RATE_PER_S, i + 1) for i in range(int(RATE_PER_S * LOAD_S))))
 
 
-def million(folder: Path, rows: int) -> Results:
+def million(database: str, folder: Path, rows: int) -> Results:
     """Latencies of the index alone, in-process, over a dataset of very many shards."""
-    engine = connect(f"sqlite:///{folder / 'rows.sqlite3'}")
+    engine = connect(database)
     _fill(engine, folder, rows)
     roots = (folder,)
     rng = np.random.default_rng(0)
@@ -132,25 +156,31 @@ def million(folder: Path, rows: int) -> Results:
         deep = list_shards(session, dataset, ShardFilter(), "-tokens", None, 100)[1]
         for _ in range(50):
             deep = list_shards(session, dataset, ShardFilter(), "-tokens", deep, 1000)[1]
+
+        def page(sort: str, wanted: ShardFilter, cursor: str | None = None) -> None:
+            items, _ = list_shards(session, dataset, wanted, sort, cursor, 100)
+            ShardPage(items=[shard_summary(row) for row in items], next_cursor=None).model_dump_json()
+
         cases = {
-            "rows_list_sorted": lambda: list_shards(session, dataset, ShardFilter(), "-tokens", deep, 100),
-            "rows_filter_tokens": lambda: list_shards(
-                session, dataset, ShardFilter(min_tokens=999_000), "part", None, 100
-            ),
-            "rows_filter_state": lambda: list_shards(session, dataset, ShardFilter(state="corrupt"), "part", None, 100),
-            "rows_find_sample": lambda: list_shards(
-                session, dataset, ShardFilter(sample_id=int(rng.integers(4 * rows))), "part", None, 10
-            ),
+            "rows_list_sorted": lambda: page("-tokens", ShardFilter(), deep),
+            "rows_filter_tokens": lambda: page("part", ShardFilter(min_tokens=999_000)),
+            "rows_filter_tokens_sorted": lambda: page("-committed_at", ShardFilter(min_tokens=999_000)),
+            "rows_filter_state": lambda: page("part", ShardFilter(state="corrupt")),
+            "rows_filter_state_of_none": lambda: page("entropy_mean", ShardFilter(state="missing")),
+            "rows_filter_tokens_of_none": lambda: page("samples", ShardFilter(min_tokens=10**9)),
+            "rows_find_sample": lambda: page("part", ShardFilter(sample_id=int(rng.integers(4 * rows)))),
+            "rows_dataset": lambda: find_dataset(session, roots, "huge"),
             "rows_stats": lambda: find_dataset(session, roots, "huge").stats,
-            "rows_timeline": lambda: timeline_of(session, dataset.id, 200),
+            "rows_timeline": lambda: timeline_of(find_dataset(session, roots, "huge").growth, 200),
         }
         for name, ask in cases.items():
             took_ms = []
-            for _ in range(30):
+            for _ in range(ROWS_REPEATS):
                 session.expire_all()
                 begun = time.perf_counter()
                 ask()
                 took_ms.append((time.perf_counter() - begun) * 1000)
+            results[f"{name}_p50_ms"] = float(np.quantile(took_ms, 0.5))
             results[f"{name}_p99_ms"] = float(np.quantile(took_ms, 0.99))
     engine.dispose()
     return results
@@ -161,14 +191,19 @@ def _fill(engine: Engine, folder: Path, rows: int) -> None:
     with Session(engine) as session, session.begin():
         dataset = DatasetRow(
             name="huge", root=str(folder), folder=str(folder), state="ready", identity=b"{}", dataset_hash="",
-            teacher="t", identity_mtime_ns=0, parts=rows, shards=rows, created_at_s=0.0, updated_at_s=0.0, stats="{}",
+            teacher="t", identity_mtime_ns=0, parts=rows, shards=rows, created_at_s=0.0, updated_at_s=0.0,
+            stats=open_dataset(many_shards(folder / "one", 1)).stats().model_dump_json(),
         )  # fmt: skip
         session.add(dataset)
         session.flush()
         tokens = rng.integers(1, 1_000_000, rows)
+        dataset.growth = grown(None, ((float(part), int(count), 1000) for part, count in enumerate(tokens)))
         for start in range(0, rows, 20_000):
             parts = range(start, min(start + 20_000, rows))
             session.execute(insert(ShardRow), [_row(dataset.id, part, int(tokens[part])) for part in parts])
+    if engine.dialect.name == "postgresql":
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ANALYZE")  # as its autovacuum does within a minute
 
 
 def _row(dataset_id: int, part: int, tokens: int) -> dict[str, object]:

@@ -1,6 +1,8 @@
 """The application: what it is made of, and its life from start to stop."""
 
+import gc
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,6 +23,7 @@ from arwkv_api.service import Service
 SETTINGS_VARIABLE = "ARWKV_API_SETTINGS"
 # A start waits this long for the first look at the roots; a large one goes on in the background.
 FIRST_SCAN_WAIT_S = 0.5
+SWITCH_INTERVAL_S = 0.001
 
 DESCRIPTION = """
 Index of offline teacher-logit datasets: what is there, how far it is, its statistics, and its shards by range.
@@ -64,10 +67,20 @@ def settings_to_environment(settings: Settings) -> None:
     os.environ[SETTINGS_VARIABLE] = TypeAdapter(Settings).dump_json(settings).decode()
 
 
+def _answer_promptly() -> None:
+    """Settings of the whole process, for answers at an even pace."""
+    # What is loaded by now stays: looking through it for garbage again and again would stop requests for long moments.
+    gc.collect()
+    gc.freeze()
+    # A thread that decodes or scans hands over sooner to one that has an answer to send.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     service.start()
+    _answer_promptly()
     await to_thread.run_sync(service.scanned_once.wait, FIRST_SCAN_WAIT_S)
     try:
         yield

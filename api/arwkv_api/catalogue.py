@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, func, literal_column, select
 from sqlalchemy.orm import Session
 
 from arwkv_api.folders import is_servable_name
@@ -30,6 +31,9 @@ SHARD_ORDERS = {
     "tail_mass_mean": ShardRow.tail_mass_mean,
     "committed_at": ShardRow.committed_at_s,
 }
+# Rows of lists are plain ones: making an object of each would take longer than finding them.
+DATASET_COLUMNS = [column for column in DatasetRow.__table__.c if column.name not in ("identity", "stats", "growth")]
+SHARD_COLUMNS = list(ShardRow.__table__.c)
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,9 @@ class ShardFilter:
 
 def list_datasets(
     session: Session, roots: Sequence[Path], wanted: DatasetFilter, sort: str, cursor: str | None, limit: int
-) -> tuple[Sequence[DatasetRow], str | None]:
+) -> tuple[Sequence[Row[Any]], str | None]:
     """A page of datasets under `roots`, and the next page's cursor. Raises BadCursor."""
-    query = _served(roots)
+    query = select(*DATASET_COLUMNS).where(_under(roots))
     if wanted.contains is not None:
         query = query.where(func.lower(DatasetRow.name).contains(wanted.contains.lower(), autoescape=True))
     if wanted.teacher is not None:
@@ -70,7 +74,8 @@ def list_datasets(
 
 def find_dataset(session: Session, roots: Sequence[Path], name: str, *, withdrawn: bool = False) -> DatasetRow:
     """The dataset called `name` under `roots`. Raises NotFound; a withdrawn one is found only where asked for."""
-    row = session.scalar(_served(roots).where(DatasetRow.name == name)) if is_servable_name(name) else None
+    found = select(DatasetRow).where(_under(roots), DatasetRow.name == name)
+    row = session.scalar(found) if is_servable_name(name) else None
     if row is None or (row.state == "withdrawn" and not withdrawn):
         raise NotFound(f"dataset {name[:100]!r}: not under any root; GET /v1/datasets lists what is")
     return row
@@ -78,19 +83,20 @@ def find_dataset(session: Session, roots: Sequence[Path], name: str, *, withdraw
 
 def list_shards(
     session: Session, dataset: DatasetRow, wanted: ShardFilter, sort: str, cursor: str | None, limit: int
-) -> tuple[Sequence[ShardRow], str | None]:
+) -> tuple[Sequence[Row[Any]], str | None]:
     """A page of the dataset's shards, and the next page's cursor. Raises BadCursor."""
-    query = select(ShardRow).where(ShardRow.dataset_id == dataset.id)
+    query = select(*SHARD_COLUMNS).where(ShardRow.dataset_id == dataset.id)
     if wanted.state is not None:
         query = query.where(ShardRow.state == wanted.state)
     if wanted.with_manifest:
         query = query.where(ShardRow.state != "missing")
+    tokens = _tokens_in_order(session, sort)
     if wanted.min_tokens is not None:
-        query = query.where(ShardRow.tokens >= wanted.min_tokens)
+        query = query.where(tokens >= wanted.min_tokens)
     if wanted.max_tokens is not None:
-        query = query.where(ShardRow.tokens <= wanted.max_tokens)
+        query = query.where(tokens <= wanted.max_tokens)
     if wanted.sample_id is not None:
-        query = query.where(ShardRow.first_sample_id <= wanted.sample_id, ShardRow.last_sample_id >= wanted.sample_id)
+        query = query.where(ShardRow.id == with_sample(dataset, wanted.sample_id).scalar_subquery())
     return Order.parse(sort, SHARD_ORDERS, ShardRow.part).fetch(session, query, cursor, limit)
 
 
@@ -105,11 +111,29 @@ def find_shard(session: Session, dataset: DatasetRow, part: int) -> ShardRow:
     return row
 
 
-def manifests_of(session: Session, shards: Sequence[ShardRow]) -> dict[int, bytes]:
+def with_sample(dataset: DatasetRow, sample_id: int) -> Select[tuple[int]]:
+    """The id of the shard that may hold a sample: of those that end at or after it the first, as no two overlap."""
+    ends_after = select(ShardRow.id, ShardRow.first_sample_id).where(
+        ShardRow.dataset_id == dataset.id, ShardRow.last_sample_id >= sample_id, ShardRow.samples > 0
+    )
+    first = ends_after.order_by(ShardRow.last_sample_id).limit(1).subquery()
+    return select(first.c.id).where(first.c.first_sample_id <= sample_id)
+
+
+def manifests_of(session: Session, shards: Sequence[Row[Any]]) -> dict[int, bytes]:
     """Raw manifests by the shards' row ids."""
     columns = select(ManifestRow.shard_id, ManifestRow.raw).where(ManifestRow.shard_id.in_([row.id for row in shards]))
     return dict(session.execute(columns).all())
 
 
-def _served(roots: Sequence[Path]) -> Select[DatasetRow]:
-    return select(DatasetRow).where(DatasetRow.root.in_(list(map(str, roots))))
+def _tokens_in_order(session: Session, sort: str) -> ColumnElement[int]:
+    """The column to filter by. SQLite would look tokens up in their own index and then sort all that it found; behind a
+    plus sign it compares them as it reads the index of the order asked for. PostgreSQL weighs the two by what is there.
+    """
+    if session.get_bind().dialect.name != "sqlite" or sort.removeprefix("-") == "tokens":
+        return ShardRow.__table__.c.tokens
+    return literal_column("+shards.tokens", BigInteger)
+
+
+def _under(roots: Sequence[Path]) -> ColumnElement[bool]:
+    return DatasetRow.root.in_(list(map(str, roots)))

@@ -8,12 +8,14 @@ from anyio import to_thread
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from arwkv_api.answers import Answers
 from arwkv_api.ranges import matches
 
 COMPRESSIBLE = ("application/json", "application/problem+json", "text/")
 SMALLEST_BYTES = 600
 # Above this, compressing would hold up other requests for longer than a millisecond or so.
 INLINE_BYTES = 64 << 10
+KEPT_BYTES = 32 << 20
 
 
 class Compact:
@@ -21,20 +23,22 @@ class Compact:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._compressed = Answers(KEPT_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(scope, send)
+        answer = _Answer(scope, send, self._compressed)
         await self._app(scope, receive, answer.take)
 
 
 class _Answer:
     """Holds one response back until its body is whole, where it is of a kind that this layer works on."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, compressed: Answers) -> None:
         self._request, self._method, self._send = Headers(scope=scope), scope["method"], send
+        self._compressed = compressed
         self._start: Message | None = None
         self._body = bytearray()
 
@@ -63,13 +67,21 @@ class _Answer:
                 del headers["content-length"]
         encoding = accepted_encoding(self._request.get("accept-encoding", ""))
         if encoding is not None and len(body) >= SMALLEST_BYTES and "content-encoding" not in headers:
-            compress = _COMPRESSORS[encoding]
-            body = compress(body) if len(body) <= INLINE_BYTES else await to_thread.run_sync(compress, body)
+            body = await self._compress(body, encoding)
             headers["Content-Encoding"] = encoding
             headers["Content-Length"] = str(len(body))
         start["headers"] = headers.raw
         await self._send(start)
         await self._send({"type": "http.response.body", "body": body})
+
+    async def _compress(self, body: bytes, encoding: str) -> bytes:
+        """The body in this encoding; a body that was asked for before is not compressed again."""
+
+        def compressed() -> bytes:
+            key = (encoding, hashlib.blake2b(body, digest_size=16).digest())
+            return self._compressed.of(key, lambda: _COMPRESSORS[encoding](body))
+
+        return compressed() if len(body) <= INLINE_BYTES else await to_thread.run_sync(compressed)
 
 
 def accepted_encoding(header: str) -> str | None:

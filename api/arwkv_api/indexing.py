@@ -12,6 +12,7 @@ from arwkv_api.committed import Identity, Shard, ShardState
 from arwkv_api.lease import Lease, is_abandoned
 from arwkv_api.statistics import BATCH_MANIFESTS, grow, recompute
 from arwkv_api.tables import NOT_KNOWN, DatasetRow, ManifestRow, ShardRow
+from arwkv_api.timeline import grown
 
 log = logging.getLogger("arwkv_api.indexing")
 
@@ -96,6 +97,8 @@ def _grow_totals(row: DatasetRow, shards: Sequence[Shard]) -> None:
     row.tokens += sum(manifest.tokens for manifest in good)
     row.size_bytes += sum(manifest.size_bytes for manifest in good)
     grow(row, [manifest.stats for manifest in good])
+    commits = [(s.files.committed_at_s, s.manifest.tokens, s.manifest.size_bytes) for s in shards if s.manifest]
+    row.growth = grown(row.growth, commits)
     _touch(row)
 
 
@@ -119,6 +122,10 @@ def refresh_totals(session: Session, dataset_id: int) -> None:
         )
     ).one()
     row.shards, row.faulty_shards, row.samples, row.tokens, row.size_bytes = map(int, counts)
+    commits = select(ShardRow.committed_at_s, ShardRow.tokens, ShardRow.size_bytes).where(
+        ShardRow.dataset_id == dataset_id, committed
+    )
+    row.growth = grown(None, ((at_s, tokens, size) for at_s, tokens, size in session.execute(commits)))
     manifests = (
         select(ManifestRow.raw)
         .join(ShardRow, ShardRow.id == ManifestRow.shard_id)
@@ -142,7 +149,7 @@ def forget_shards(session: Session, row: DatasetRow) -> None:
     """Drop all that is known of the dataset's shards."""
     session.execute(delete(ShardRow).where(ShardRow.dataset_id == row.id))
     row.shards = row.samples = row.tokens = row.size_bytes = row.faulty_shards = 0
-    row.stats = None
+    row.stats = row.growth = None
     _touch(row)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, or_
+from sqlalchemy import ColumnElement, Row, Select, literal, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from arwkv_api.problems import BadCursor
@@ -43,21 +43,19 @@ class Order:
 
     def fetch(
         self, session: Session, query: Select[Any], cursor: str | None, limit: int
-    ) -> tuple[Sequence[Any], str | None]:
-        """The page's rows (ORM objects) and the cursor of the next page, or None at the end."""
-        rows = session.scalars(self.page(query, cursor, limit)).all()
+    ) -> tuple[Sequence[Row[Any]], str | None]:
+        """The page's rows and the cursor of the next page, or None at the end."""
+        rows = session.execute(self.page(query, cursor, limit)).all()
         if len(rows) <= limit:
             return rows, None
         last = rows[limit - 1]
         return rows[:limit], self._encode(getattr(last, self.column.key), getattr(last, self.tie_break.key))
 
     def _after(self, value: Any, tie: Any) -> ColumnElement[bool]:
-        if self.column is self.tie_break:
-            beyond: ColumnElement[bool] = self.column < value if self.descending else self.column > value
-            return beyond
-        if self.descending:
-            return and_(self.column <= value, or_(self.column < value, self.tie_break < tie))
-        return and_(self.column >= value, or_(self.column > value, self.tie_break > tie))
+        # Compared as a row: both databases find such a place in the index of the order at once.
+        row = tuple_(self.column, self.tie_break)
+        place = tuple_(literal(value, self.column.type), literal(tie, self.tie_break.type))
+        return row < place if self.descending else row > place
 
     def _encode(self, value: Any, tie: Any) -> str:
         text = json.dumps([self.name, value, tie], separators=(",", ":"))

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Row
 
 from arwkv_api.tables import NOT_KNOWN, DatasetRow, ShardRow
 from arwkv_store.schema import DatasetInfo
@@ -107,7 +108,7 @@ def moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def dataset_summary(row: DatasetRow) -> DatasetSummary:
+def dataset_summary(row: Row[Any]) -> DatasetSummary:
     """The list's view of a row."""
     return DatasetSummary(**_summary(row))
 
@@ -117,7 +118,7 @@ def dataset_detail(row: DatasetRow, info: DatasetInfo | None) -> Dataset:
     return Dataset(**_summary(row), info=info)
 
 
-def shard_summary(row: ShardRow, manifest: bytes | None = None) -> Shard:
+def shard_summary(row: ShardRow | Row[Any], manifest: bytes | None = None) -> Shard:
     """The list's view of a shard, with its raw manifest where given."""
     return Shard(
         part=row.part,
@@ -139,7 +140,7 @@ def _known(figure: float) -> float | None:
     return None if figure == NOT_KNOWN else figure
 
 
-def _summary(row: DatasetRow) -> dict[str, Any]:  # values of the models' fields, checked when they are made
+def _summary(row: DatasetRow | Row[Any]) -> dict[str, Any]:  # values of the models' fields, checked when they are made
     return {
         "name": row.name,
         "state": row.state,

@@ -51,8 +51,17 @@ class DatasetRow(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
     faulty_shards: Mapped[int] = mapped_column(BigInteger, default=0)
     stats: Mapped[str | None] = mapped_column(Text, deferred=True)
+    growth: Mapped[str | None] = mapped_column(Text, deferred=True)
     created_at_s: Mapped[float] = mapped_column(Double, index=True)
     updated_at_s: Mapped[float] = mapped_column(Double, index=True)
+
+
+# One index for each order of a shard list. It begins with the order, which finds a page, and ends with what lists are
+# filtered by, so that rows which a filter leaves out are passed over within the index.
+SORTED = {
+    key: tuple(dict.fromkeys(("dataset_id", key, "part", "state", "tokens")))
+    for key in ("part", "samples", "tokens", "size_bytes", "entropy_mean", "tail_mass_mean", "committed_at_s")
+}
 
 
 class ShardRow(Base):
@@ -75,15 +84,10 @@ class ShardRow(Base):
     fingerprint: Mapped[str] = mapped_column(String(64))
 
     __table_args__ = (
-        Index("uq_shards_dataset_id_part", "dataset_id", "part", unique=True),
-        Index("ix_shards_dataset_id_state_part", "dataset_id", "state", "part"),
-        Index("ix_shards_dataset_id_samples_part", "dataset_id", "samples", "part"),
-        Index("ix_shards_dataset_id_tokens_part", "dataset_id", "tokens", "part"),
-        Index("ix_shards_dataset_id_size_bytes_part", "dataset_id", "size_bytes", "part"),
-        Index("ix_shards_dataset_id_entropy_mean_part", "dataset_id", "entropy_mean", "part"),
-        Index("ix_shards_dataset_id_tail_mass_mean_part", "dataset_id", "tail_mass_mean", "part"),
-        Index("ix_shards_dataset_id_committed_at_s_part", "dataset_id", "committed_at_s", "part"),
+        # The other way around, so that no list is read through it: it has not what lists are filtered by.
+        Index("uq_shards_part_dataset_id", "part", "dataset_id", unique=True),
         Index("ix_shards_dataset_id_last_sample_id", "dataset_id", "last_sample_id"),
+        *(Index(f"ix_shards_by_{key}", *SORTED[key]) for key in SORTED),
     )
 
 

@@ -9,7 +9,6 @@ import httpx
 import pytest
 
 from api_eventually import eventually
-
 from api_serving import serving
 from arwkv_store import CorruptShard, NotFound, UsageError, open_dataset
 from store_examples import assert_same_sample

@@ -11,17 +11,21 @@ from pathlib import Path
 
 import httpx
 import pytest
+from alembic import command
+from alembic.config import Config
 from fastapi.testclient import TestClient
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
+import arwkv_api
 from api_many import many_shards
 from api_serving import serving
 from arwkv_api.config import Settings
 from arwkv_api.database import connect
 from arwkv_api.lease import lease
 from arwkv_api.scan import scan_root
-from arwkv_api.tables import DatasetRow, ShardRow
+from arwkv_api.tables import Base, DatasetRow, ShardRow
+from arwkv_api.timeline import timeline_of
 from arwkv_store import TryAgain, open_dataset
 
 SHARDS = 1200
@@ -82,6 +86,39 @@ def test_lease_has_one_holder_and_a_stalled_one_is_fenced_off(database: str) -> 
         with Session(engine) as session, pytest.raises(TryAgain, match="another process scans it now"):
             first.renew(session)
         stolen.dispose()
+    engine.dispose()
+
+
+def test_migrations_make_the_tables_that_the_code_knows(database: str) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    engine = connect(database)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    engine.dispose()
+
+
+def test_index_of_an_earlier_release_is_read_anew_and_withdrawals_stay(root: Path, database: str) -> None:
+    engine = connect(database)
+    scan_root(engine, root)
+    with Session(engine) as session, session.begin():
+        session.connection().exec_driver_sql("UPDATE datasets SET state = 'withdrawn' WHERE name = 'heldout'")
+    with engine.connect() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(arwkv_api.__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+        connection.commit()
+    engine.dispose()
+    engine = connect(database)
+    with Session(engine) as session:
+        assert session.scalars(select(ShardRow)).all() == []
+    assert scan_root(engine, root).changed_shards == 5
+    with Session(engine) as session:
+        train, heldout = session.scalars(select(DatasetRow).order_by(DatasetRow.name.desc())).all()
+        assert (train.shards, heldout.state) == (5, "withdrawn")
+        assert timeline_of(train.growth, 200)[-1].tokens == train.tokens
     engine.dispose()
 
 

@@ -127,7 +127,7 @@ def dataset_timeline(
     """How shards, tokens and bytes grew over time."""
     with Session(service.engine) as session:
         row = find_dataset(session, service.settings.roots, name)
-        return Timeline(points=timeline_of(session, row.id, points))
+        return Timeline(points=timeline_of(row.growth, points))
 
 
 def _info(row: DatasetRow) -> DatasetInfo | None:
