@@ -56,7 +56,9 @@ def live_forward(model: Qwen2ForCausalLM, tokens_BT: torch.Tensor) -> tuple[torc
     return outputs.logits, attention, outputs.hidden_states
 
 
-def stored_logits(logprobs_TV: torch.Tensor, kind: str, key: int, *, top_k: int, draws: int) -> SparseLogits | None:
+def stored_logits(
+    logprobs_TV: torch.Tensor, kind: str, key: int, *, top_k: int, draws: int, top_p: float = 0.9
+) -> SparseLogits | None:
     """What the producer keeps of these distributions, by its own code."""
     if kind == "none":
         return None
@@ -69,7 +71,7 @@ def stored_logits(logprobs_TV: torch.Tensor, kind: str, key: int, *, top_k: int,
     kept = ids.int().numpy(), top.numpy(), rest_TV.logsumexp(-1).numpy()
     if kind == "hybrid":
         return hybrid_logits(*kept, draw(rest_TV.exp(), uniforms_TS).int().numpy())
-    return sparse_logits(*kept, 0.9 if kind == "adaptive" else None)
+    return sparse_logits(*kept, top_p if kind == "adaptive" else None)
 
 
 def capture(
@@ -105,6 +107,37 @@ def capture(
     )
 
 
+def dataset_info(
+    teacher: Path,
+    model: Qwen2ForCausalLM,
+    vocabulary: dict[str, int],
+    capture: CaptureInfo,
+    chunks: Sequence[Sequence[int]],
+    samples_per_part: int,
+) -> DatasetInfo:
+    """The identity of a dataset of these samples."""
+    config = model.config
+    return DatasetInfo(
+        teacher=TeacherInfo(
+            model=teacher.name,
+            model_type=config.model_type,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            dtype="float32",
+        ),
+        tokenizer=TokenizerInfo(hash=vocabulary_hash(vocabulary), vocab_size=max(vocabulary.values()) + 1),
+        vocab_size_padded=config.vocab_size,
+        capture=capture,
+        corpus=CorpusInfo(
+            fingerprint="test",
+            samples=len(chunks),
+            tokens=sum(map(len, chunks)),
+            samples_per_part=samples_per_part,
+            parts=-(-len(chunks) // samples_per_part),
+        ),
+    )
+
+
 def make_shards(
     teacher: Path,
     texts: Sequence[str],
@@ -124,36 +157,18 @@ def make_shards(
     vocab_size = max(vocabulary.values()) + 1
     chunks = tokenise(teacher, texts, max_length)[:limit]
     parts = [chunks[at : at + samples_per_part] for at in range(0, len(chunks), samples_per_part)]
-    config = model.config
-    info = DatasetInfo(
-        teacher=TeacherInfo(
-            model=teacher.name,
-            model_type=config.model_type,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            dtype="float32",
-        ),
-        tokenizer=TokenizerInfo(hash=vocabulary_hash(vocabulary), vocab_size=vocab_size),
-        vocab_size_padded=config.vocab_size,
-        capture=CaptureInfo(
-            logits=logits,
-            top_k=top_k if logits in ("top-k", "adaptive", "hybrid") else None,
-            top_p=0.9 if logits == "adaptive" else None,
-            samples=draws if logits in ("sampled", "hybrid") else None,
-            logits_codec=logits if logits in ("sampled", "hybrid", "none") else "exact",
-            hidden_states=hidden,
-            layers=tuple(range(config.num_hidden_layers)) if hidden in ("attention", "boundaries") else (),
-            hidden_dtype="bf16" if hidden != "none" else "none",
-            max_length=max_length,
-        ),
-        corpus=CorpusInfo(
-            fingerprint="test",
-            samples=len(chunks),
-            tokens=sum(map(len, chunks)),
-            samples_per_part=samples_per_part,
-            parts=len(parts),
-        ),
+    capture_info = CaptureInfo(
+        logits=logits,
+        top_k=top_k if logits in ("top-k", "adaptive", "hybrid") else None,
+        top_p=0.9 if logits == "adaptive" else None,
+        samples=draws if logits in ("sampled", "hybrid") else None,
+        logits_codec=logits if logits in ("sampled", "hybrid", "none") else "exact",
+        hidden_states=hidden,
+        layers=tuple(range(model.config.num_hidden_layers)) if hidden in ("attention", "boundaries") else (),
+        hidden_dtype="bf16" if hidden != "none" else "none",
+        max_length=max_length,
     )
+    info = dataset_info(teacher, model, vocabulary, capture_info, chunks, samples_per_part)
     writer = create_dataset(out, info)
     for part in writer.missing_parts():
         first = part * samples_per_part
