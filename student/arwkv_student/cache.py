@@ -1,6 +1,6 @@
 """The recurrent cache: a state of constant size per time mixer, keys and values only where attention was kept."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -83,25 +83,25 @@ class ArwkvCache(Cache):  # type: ignore[misc] # transformers is untyped
         self.layers[layer].state = state
         self.layers[layer].seen_tokens += tokens
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and counts by name: what `torch.save` or safetensors (without the counts) can keep."""
-        kept: dict[str, Any] = {}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors by name: what safetensors or `torch.save` can keep."""
+        kept: dict[str, Tensor] = {}
         for index, layer in enumerate(self.layers):
             if isinstance(layer, TimeMixCacheLayer):
-                kept[f"{index}.seen_tokens"] = layer.seen_tokens
+                kept[f"{index}.seen_tokens"] = torch.tensor(layer.seen_tokens)
                 if layer.state is not None:
                     kept |= {f"{index}.{name}": x for name, x in layer.state._asdict().items()}
             elif layer.get_seq_length():
                 kept |= {f"{index}.keys": layer.keys, f"{index}.values": layer.values}
-        return kept
+        return {name: x.contiguous() for name, x in kept.items()}
 
     @classmethod
-    def from_state_dict(cls, config: "ArwkvConfig", kept: dict[str, Any]) -> "ArwkvCache":
+    def from_state_dict(cls, config: "ArwkvConfig", kept: dict[str, Tensor]) -> "ArwkvCache":
         """The cache that `state_dict` described; generation goes on from it."""
         cache = cls(config)
         for index, layer in enumerate(cache.layers):
             if isinstance(layer, TimeMixCacheLayer):
-                layer.seen_tokens = kept[f"{index}.seen_tokens"]
+                layer.seen_tokens = int(kept[f"{index}.seen_tokens"])
                 if f"{index}.wkv_BHDD" in kept:
                     layer.state = TimeMixState(*(kept[f"{index}.{name}"] for name in TimeMixState._fields))
             elif f"{index}.keys" in kept:

@@ -5,43 +5,94 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from arwkv_store.errors import NotFound
+from arwkv_store.errors import CorruptShard, NotFound, UsageError
+from arwkv_student.cache import ArwkvCache
+from arwkv_student.checkpoint import checkpoint_hash
+from arwkv_student.model import ArwkvForCausalLM
+from arwkv_student.run_folder import put_in_place
 from arwkv_student.settings import GenerateSettings
-from arwkv_student.train import load_student
+from arwkv_student.train import accelerator, load_student
 
 
 def generate(settings: GenerateSettings) -> dict[str, Any]:
-    """Stream the continuation to stdout (not with `json`), and return it."""
+    """Stream the continuation to stdout (not with `json`), and return it.
+
+    With `state`, goes on from the state and text in that file, where it exists, and keeps the new ones there.
+    """
     folder = Path(settings.model)
-    model = load_student(folder).eval()
+    model = load_student(folder).eval().to(accelerator())
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise NotFound(f"model {folder}: no tokenizer there; copy the base's tokenizer.json beside it") from error
     transformers.set_seed(settings.seed)
+    checkpoint = checkpoint_hash(folder) if settings.state is not None else ""
+    cache, before_1T = _restored(settings.state, checkpoint, model)
+    ids_1T = torch.cat([before_1T, encode(tokenizer, settings, begins=before_1T.numel() == 0)], dim=1)
+    ids_1T = ids_1T.to(model.device)
     streamer = None if settings.json else transformers.TextStreamer(tokenizer, skip_prompt=True)
-    inputs = encode(tokenizer, settings)
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     with torch.inference_mode():
-        output = model.generate(
-            **inputs,
+        cache = model.prefill(ids_1T[:, cache.get_seq_length() : -1], cache=cache)
+        output_1T = model.generate(
+            ids_1T,
+            attention_mask=torch.ones_like(ids_1T),
+            past_key_values=cache,
             max_new_tokens=settings.max_new_tokens,
             streamer=streamer,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            suppress_tokens=padding_rows(tokenizer, model.config.vocab_size),
             **sampling,
         )
-    new = output[0, inputs["input_ids"].shape[1] :]
+    if settings.state is not None:
+        _keep(settings.state, checkpoint, cache, output_1T)
+    new = output_1T[0, ids_1T.shape[1] :]
     return {"prompt": settings.prompt, "text": tokenizer.decode(new, skip_special_tokens=True), "tokens": len(new)}
 
 
-def encode(tokenizer: Any, settings: GenerateSettings) -> dict[str, torch.Tensor]:
-    """The prompt's token ids and mask [1, T]; an empty prompt begins with the end-of-text token."""
+def encode(tokenizer: Any, settings: GenerateSettings, *, begins: bool = True) -> Tensor:
+    """The prompt's token ids [1, T]; a text that begins with nothing begins with the end-of-text token."""
     text = settings.prompt
     if settings.chat:
         messages = [{"role": "user", "content": text}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(text)["input_ids"] or [tokenizer.eos_token_id]
-    return {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+    ids = tokenizer(text, add_special_tokens=begins and not settings.chat)["input_ids"]
+    if not ids and begins:
+        ids = [tokenizer.eos_token_id]
+    return torch.tensor([ids], dtype=torch.long)
+
+
+def padding_rows(tokenizer: Any, rows: int) -> list[int] | None:
+    """The head's rows that are no token's, which no loss has taught to be unlikely; None where there are none."""
+    return list(range(max(tokenizer.get_vocab().values()) + 1, rows)) or None
+
+
+def _restored(file: Path | None, checkpoint: str, model: ArwkvForCausalLM) -> tuple[ArwkvCache, Tensor]:
+    """The state in `file` and the token ids [1, T] that made it; an empty one where there is no file yet."""
+    if file is None or not file.exists():
+        return ArwkvCache(model.config), torch.empty(1, 0, dtype=torch.long)
+    try:
+        with safe_open(file, framework="pt", device=str(model.device)) as opened:
+            made_by = (opened.metadata() or {}).get("checkpoint")
+            kept = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 -- it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise CorruptShard(f"--state {file}: {error}; remove it to begin anew") from error
+    if made_by != checkpoint:
+        raise UsageError(f"--state {file}: made by another student; name another file, or remove it to begin anew")
+    tokens_1T = kept.pop("tokens").cpu()
+    return ArwkvCache.from_state_dict(model.config, kept), tokens_1T
+
+
+def _keep(file: Path, checkpoint: str, cache: ArwkvCache, tokens_1T: Tensor) -> None:
+    fresh = file.with_name(file.name + ".new")
+    try:
+        save_file(cache.state_dict() | {"tokens": tokens_1T.contiguous()}, fresh, {"checkpoint": checkpoint})
+        put_in_place(fresh, file)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"--state {file}: {error}; name a file that can be written") from error

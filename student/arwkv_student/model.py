@@ -345,6 +345,27 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
             loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
         )
 
+    @torch.no_grad()
+    def prefill(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: ArwkvCache | None = None,
+        chunk_tokens: int = 2048,
+    ) -> ArwkvCache:
+        """The state after `input_ids` [B, T], read in chunks, so that memory does not grow with T.
+
+        Goes on from `cache` (changed in place) where given; `attention_mask` [B, past + T] then covers its tokens too.
+        `generate(all_ids, past_key_values=cache)` reads only what the cache has not seen.
+        """
+        cache = ArwkvCache(self.config) if cache is None else cache
+        past = cache.get_seq_length()
+        for start in range(0, input_ids.shape[1], chunk_tokens):
+            chunk_BT = input_ids[:, start : start + chunk_tokens]
+            mask = None if attention_mask is None else attention_mask[:, : past + start + chunk_BT.shape[1]]
+            self.model(input_ids=chunk_BT, attention_mask=mask, past_key_values=cache, use_cache=True)
+        return cache
+
     def _keeps_cache(self, *for_training: object) -> bool:
         return self.config.use_cache and not self.training and all(given is None for given in for_training)
 

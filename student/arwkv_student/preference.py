@@ -95,8 +95,8 @@ class ReferenceFolder:
             fresh = file.with_suffix(".new")
             save_file(dict(zip(REFERENCE, (chosen_N, rejected_N), strict=True)), fresh, dataclasses.asdict(key))
             put_in_place(fresh, file)
-        except OSError as error:
-            raise UsageError(f"{self.path}: {error.strerror}; name a folder with --reference") from error
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{self.path}: {error}; name a folder with --reference") from error
 
 
 def as_rows(pairs: Sequence[Pair]) -> Dataset:

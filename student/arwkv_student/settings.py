@@ -246,6 +246,8 @@ class GenerateSettings:
     """Of the sampling."""
     chat: bool = False
     """Put the prompt through the tokenizer's chat template."""
+    state: Path | None = None
+    """File with a state to go on from, where it exists; the state after the last token is kept there."""
     json: bool = False
     """Print the text as one JSON document."""
 

@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 
 from arwkv_store.errors import NotFound, UsageError
+from arwkv_student.checkpoint import checkpoint_hash
 from arwkv_student.conversations import examples, pairs, read_records
 from arwkv_student.convert import copy_tokenizer
 from arwkv_student.distill import choose_trained
@@ -74,18 +75,6 @@ def open_start(settings: TrainSettings) -> Start:
             raise NotFound(f"--chat-template {settings.chat_template}: {error.strerror}; name a Jinja file") from error
     template = hashlib.sha256(json.dumps(tokenizer.chat_template).encode()).hexdigest()
     return Start(folder, checkpoint, tokenizer, template)
-
-
-def checkpoint_hash(folder: Path) -> str:
-    """sha256 over a student's configuration and weight files. Raises NotFound without weights."""
-    weights = sorted(folder.glob("model*.safetensors"))
-    if not weights:
-        raise NotFound(f"model {folder}: no model.safetensors there; name a trained student's folder")
-    digest = hashlib.sha256()
-    for file in (folder / "config.json", *weights):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _identity(settings: TrainSettings, start: Start) -> dict[str, Any]:
