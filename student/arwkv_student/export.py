@@ -1,37 +1,27 @@
 """`student export`: a folder others can use: weights, tokenizer, model card, and with `self_contained` the code too."""
 
+import importlib
 import inspect
 import json
 import re
-from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import arwkv_kernels.arguments
-import arwkv_kernels.chunked
-import arwkv_kernels.reference
-import arwkv_store.errors
+from transformers import AutoTokenizer
+
 from arwkv_store.errors import UsageError
-from arwkv_student import cache, config, exported_wkv7, model, time_mix
+from arwkv_student import exported_wkv7, model
+from arwkv_student.base import TOKENIZER_FILES
 from arwkv_student.convert import copy_tokenizer
-from arwkv_student.model import ArwkvForCausalLM
+from arwkv_student.generate import padding_rows
+from arwkv_student.model_card import model_card
 from arwkv_student.run_folder import replace_text, write_json
 from arwkv_student.settings import ExportSettings
 from arwkv_student.train import load_student
 
-# Module -> the file it becomes. transformers loads files of one folder, and follows their relative imports.
-EXPORTED: dict[ModuleType, str] = {
-    model: "modeling_arwkv",
-    cache: "arwkv_cache",
-    config: "arwkv_options",
-    time_mix: "arwkv_time_mix",
-    exported_wkv7: "arwkv_wkv7",
-    arwkv_kernels.arguments: "arwkv_arguments",
-    arwkv_kernels.chunked: "arwkv_chunked",
-    arwkv_kernels.reference: "arwkv_reference",
-    arwkv_store.errors: "arwkv_errors",
-}
+OUR_IMPORT = re.compile(r"^( *)from (arwkv_[\w.]+) import", re.MULTILINE)
+# Imported by its short name; in an exported student, the recurrence without compiled kernels.
+KERNELS, KERNELS_INSTEAD = "arwkv_kernels", exported_wkv7.__name__
 TYPE_CHECKING_BLOCK = re.compile(r"^if TYPE_CHECKING:\n(?:    .*\n|\n)+?(?=\S)", re.MULTILINE)
 
 
@@ -45,84 +35,52 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     copy_tokenizer(source, out)
     if settings.self_contained:
         _write_code(out)
-    replace_text(out / "README.md", model_card(student, source, settings))
+    _suppress_padding_rows(out, student.config.vocab_size)
+    replace_text(out / "README.md", model_card(student, source, self_contained=settings.self_contained))
     return {"out": str(out), "files": sorted(path.name for path in out.iterdir())}
 
 
 def _write_code(out: Path) -> None:
     """Put the model's modules beside the weights, and name them in config.json for `trust_remote_code`."""
-    for module, name in EXPORTED.items():
-        replace_text(out / f"{name}.py", _relative(inspect.getsource(module)))
+    for name, source in _sources().items():
+        replace_text(out / f"{_file_name(name)}.py", source)
     document = json.loads((out / "config.json").read_text())
-    document["auto_map"] = {
-        "AutoConfig": "modeling_arwkv.ArwkvConfig",
-        "AutoModelForCausalLM": "modeling_arwkv.ArwkvForCausalLM",
-    }
+    entry = _file_name(model.__name__)
+    document["auto_map"] = {"AutoConfig": f"{entry}.ArwkvConfig", "AutoModelForCausalLM": f"{entry}.ArwkvForCausalLM"}
     write_json(out / "config.json", document)
 
 
-def _relative(source: str) -> str:
-    """The module's source with imports of our packages turned into imports of the files beside it."""
-    source = TYPE_CHECKING_BLOCK.sub("", source)
-    source = source.replace("from arwkv_kernels import wkv7", "from .arwkv_wkv7 import wkv7")
-    for module, name in EXPORTED.items():
-        source = source.replace(f"from {module.__name__} import", f"from .{name} import")
-    return source
+def _sources() -> dict[str, str]:
+    """The model's module and all of ours that it imports, by name, as sources that import the files beside them."""
+    sources: dict[str, str] = {}
+    waiting = [model.__name__]
+    while waiting:
+        name = waiting.pop()
+        if name not in sources:
+            source = inspect.getsource(importlib.import_module(name))
+            source = TYPE_CHECKING_BLOCK.sub("", source)
+            waiting += [_instead(found[2]) for found in OUR_IMPORT.finditer(source)]
+            sources[name] = OUR_IMPORT.sub(
+                lambda found: f"{found[1]}from .{_file_name(_instead(found[2]))} import", source
+            )
+    return sources
 
 
-def model_card(student: ArwkvForCausalLM, source: Path, settings: ExportSettings) -> str:
-    """What the student is, from which teacher and shards it was trained, and its figures, as README.md."""
-    run = next((folder for folder in (source, source.parent) if (folder / "run.json").is_file()), None)
-    identity = {} if run is None else json.loads((run / "run.json").read_text())
-    options = student.config.time_mix_options
-    facts = {
-        "Preset": student.config.preset,
-        "Layers that mix time": f"{len(student.config.time_mix_layers)} of {student.config.num_hidden_layers}",
-        "Heads": f"{options.num_heads} × {options.head_dim}",
-        "Teacher": identity.get("shards_teacher", {}).get("model", "unknown"),
-        "Teacher's weights": identity.get("shards_teacher", {}).get("weights_hash") or "no hash recorded",
-        "Shards' corpus": identity.get("shards_corpus", "unknown"),
-        "Made with": f"arwkv {metadata.version('arwkv')}",
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    code = ", trust_remote_code=True" if settings.self_contained else ""
-    before = "" if settings.self_contained else "import arwkv_student\n"
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [arwkv, rwkv-7, distillation]
----
-# {source.resolve().name}
-
-A recurrent student: RWKV-7 time mixing in the place of attention, distilled offline from its teacher's stored outputs.
-Its state has a constant size, however long the text.
-
-| | |
-|---|---|
-{table}
-{_figures(run)}
-```python
-{before}from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("FOLDER"{code})
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-```
-"""
+def _instead(module: str) -> str:
+    return KERNELS_INSTEAD if module == KERNELS else module
 
 
-def _figures(run: Path | None) -> str:
-    """Held-out figures of each stage, where the run evaluated."""
-    if run is None:
-        return ""
-    rows = []
-    for stage in ("align", "distill"):
-        file = run / stage / "stage.json"
-        summary = json.loads(file.read_text()) if file.is_file() else {}
-        if "eval" in summary:
-            held_out = summary["eval"]
-            ratio = held_out.get("perplexity_ratio", float("nan"))
-            rows.append(f"| {stage} | {summary['tokens']:,} | {held_out['kl']:.4f} | {ratio:.4f} |")
-    if not rows:
-        return ""
-    header = "| stage | tokens | KL to teacher (nats) | student/teacher perplexity |\n|---|---|---|---|\n"
-    return "\nHeld-out figures:\n\n" + header + "\n".join(rows) + "\n"
+def _file_name(module: str) -> str:
+    """transformers wants `modeling_…` for the model, and all files in one folder."""
+    return "modeling_arwkv" if module == model.__name__ else "arwkv_" + module.rpartition(".")[2]
+
+
+def _suppress_padding_rows(out: Path, rows: int) -> None:
+    """Tell `generate`, for everyone who loads the folder, which rows of the head are no token's."""
+    if not any((out / name).is_file() for name in TOKENIZER_FILES[:2]):
+        return
+    padding = padding_rows(AutoTokenizer.from_pretrained(out), rows)
+    if padding is not None:
+        file = out / "generation_config.json"
+        document = json.loads(file.read_text()) if file.is_file() else {}
+        write_json(file, document | {"suppress_tokens": padding})

@@ -3,7 +3,8 @@
 RUN/run.json              settings and dataset, compared when the run continues
 RUN/metrics.jsonl         one JSON object per line
 RUN/tensorboard/          the same figures for TensorBoard
-RUN/align, RUN/distill    each stage's student, when done; checkpoint-N/ inside until then
+RUN/align, RUN/distill,
+RUN/sft, RUN/dpo          each stage's student, when done; checkpoint-N/ inside until then
 RUN/                      the last stage's student
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 
 from arwkv_store.errors import ConfigurationDiffers, UsageError
 
+STAGES = ("align", "distill", "sft", "dpo")
 WHOLE = "whole.json"
 DONE = "stage.json"
 

@@ -19,6 +19,7 @@ from arwkv_student.checkpoint import checkpoint_hash
 from arwkv_student.conversations import examples, pairs, read_records
 from arwkv_student.convert import copy_tokenizer
 from arwkv_student.distill import choose_trained
+from arwkv_student.model_card import summaries
 from arwkv_student.run_folder import RunFolder, replace_text
 from arwkv_student.settings import NOT_COMPARED, TimeMixSettings, TrainSettings
 from arwkv_student.stage_trainer import RunLog, StagePlan, reporters, training_arguments
@@ -88,7 +89,11 @@ def _identity(settings: TrainSettings, start: Start) -> dict[str, Any]:
         "samples_per_step": settings.batch_size * settings.gradient_accumulation * world_size(),
         "data_hash": data_hash,
         "template_hash": start.template,
-        "start": {"checkpoint": start.checkpoint, "run": None if before is None else json.loads(before.read_text())},
+        "start": {
+            "checkpoint": start.checkpoint,
+            "run": None if before is None else json.loads(before.read_text()),
+            "stages": {} if before is None else summaries(before.parent),
+        },
     }
 
 
