@@ -27,6 +27,7 @@ class Settings:
     request_limit_bytes: int = 1 << 20
     range_limit: int = 16
     requests_per_s: float = 0.0
+    verify_mb_per_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class ServeConfig:
     scan_interval_s: float = 1.0
     """Seconds between two looks at the roots; a slow root is looked at less often."""
 
+    verify_mb_per_s: float = 8.0
+    """Megabytes a second that are read to verify shards' files in the background, each once a week; 0: none."""
+
     log_format: Literal["text", "json"] = "text"
     """Form of the log on stderr."""
 
@@ -87,6 +91,8 @@ class ServeConfig:
                 raise UsageError(f"--{flag} {getattr(self, name)}: must be at least {least}")
         if not 0 <= self.port <= 65535:
             raise UsageError(f"--port {self.port}: must be between 0 and 65535")
+        if not self.verify_mb_per_s >= 0:
+            raise UsageError(f"--verify-mb-per-s {self.verify_mb_per_s}: must be 0 or more")
         if not self.scan_interval_s > 0:
             raise UsageError(f"--scan-interval-s {self.scan_interval_s}: must be greater than 0")
 
@@ -110,6 +116,7 @@ class ServeConfig:
             request_limit_bytes=self.request_limit_bytes,
             range_limit=self.range_limit,
             requests_per_s=self.requests_per_s,
+            verify_mb_per_s=self.verify_mb_per_s,
         )
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from sqlalchemy import case, delete, func, insert, select, update
+from sqlalchemy import and_, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from arwkv_api.committed import Identity, Shard, ShardState
@@ -115,13 +115,10 @@ def refresh_totals(session: Session, dataset_id: int) -> None:
     row = session.get_one(DatasetRow, dataset_id)
     committed = ShardRow.state == ShardState.COMMITTED
     sums = [func.coalesce(func.sum(case((committed, column), else_=0)), 0) for column in _SUMMED]
-    faulty = func.coalesce(func.sum(case((committed, 0), else_=1)), 0)
-    counts = session.execute(
-        select(func.coalesce(func.sum(case((committed, 1), else_=0)), 0), faulty, *sums).where(
-            ShardRow.dataset_id == dataset_id
-        )
-    ).one()
-    row.shards, row.faulty_shards, row.samples, row.tokens, row.size_bytes = map(int, counts)
+    verified = and_(committed, ShardRow.verified_at_s > 0)
+    many = [func.coalesce(func.sum(case((kind, 1), else_=0)), 0) for kind in (committed, ~committed, verified)]
+    counts = session.execute(select(*many, *sums).where(ShardRow.dataset_id == dataset_id)).one()
+    row.shards, row.faulty_shards, row.verified_shards, row.samples, row.tokens, row.size_bytes = map(int, counts)
     commits = select(ShardRow.committed_at_s, ShardRow.tokens, ShardRow.size_bytes).where(
         ShardRow.dataset_id == dataset_id, committed
     )
@@ -148,7 +145,7 @@ def forget(session: Session, held: Lease, name: str) -> None:
 def forget_shards(session: Session, row: DatasetRow) -> None:
     """Drop all that is known of the dataset's shards."""
     session.execute(delete(ShardRow).where(ShardRow.dataset_id == row.id))
-    row.shards = row.samples = row.tokens = row.size_bytes = row.faulty_shards = 0
+    row.shards = row.samples = row.tokens = row.size_bytes = row.faulty_shards = row.verified_shards = 0
     row.stats = row.growth = None
     _touch(row)
 

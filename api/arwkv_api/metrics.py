@@ -17,6 +17,8 @@ from arwkv_api.tables import DatasetRow, LeaseRow
 REQUESTS = Counter("arwkv_http_requests", "Requests answered.", ["method", "route", "status"])
 SECONDS = Histogram("arwkv_http_request_seconds", "Time until the whole response was sent.", ["route"])
 SENT_BYTES = Counter("arwkv_http_response_bytes", "Bytes of response bodies sent.", ["route"])
+VERIFICATIONS = Counter("arwkv_verifications", "Shards read through, and what was found.", ["outcome"])
+VERIFIED_BYTES = Counter("arwkv_verified_bytes", "Bytes read to verify shards.")
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
 
@@ -69,6 +71,7 @@ class _Index(Collector):
 _FIGURES = {
     "arwkv_shards": DatasetRow.shards,
     "arwkv_shards_faulty": DatasetRow.faulty_shards,
+    "arwkv_shards_verified": DatasetRow.verified_shards,
     "arwkv_samples": DatasetRow.samples,
     "arwkv_tokens": DatasetRow.tokens,
     "arwkv_dataset_bytes": DatasetRow.size_bytes,

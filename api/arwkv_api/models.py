@@ -27,6 +27,7 @@ class DatasetSummary(_Answer):
     parts: int = Field(description="shards that a complete dataset has")
     shards: int = Field(description="shards committed so far")
     faulty_shards: int = Field(description="shards that vanished or fail their manifest")
+    verified_shards: int = Field(description="committed shards whose files were read through and found sound")
     samples: int
     tokens: int
     size_bytes: int
@@ -60,6 +61,7 @@ class Shard(_Answer):
     entropy_mean: float | None = Field(description="nats, mean over tokens")
     tail_mass_mean: float | None = Field(description="teacher's mass outside the stored entries, mean over tokens")
     committed_at: datetime
+    verified_at: datetime | None = Field(description="when the service last read its files through; null: not yet")
     manifest: str | None = Field(None, description="raw manifest, with `include=manifest` only")
 
 
@@ -132,6 +134,7 @@ def shard_summary(row: ShardRow | Row[Any], manifest: bytes | None = None) -> Sh
         entropy_mean=_known(row.entropy_mean),
         tail_mass_mean=_known(row.tail_mass_mean),
         committed_at=moment(row.committed_at_s),
+        verified_at=moment(row.verified_at_s) if row.verified_at_s else None,
         manifest=None if manifest is None else manifest.decode("utf-8", "replace"),
     )
 
@@ -149,6 +152,7 @@ def _summary(row: DatasetRow | Row[Any]) -> dict[str, Any]:  # values of the mod
         "parts": row.parts,
         "shards": row.shards,
         "faulty_shards": row.faulty_shards,
+        "verified_shards": row.verified_shards,
         "samples": row.samples,
         "tokens": row.tokens,
         "size_bytes": row.size_bytes,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
+
 from arwkv_api.folders import METRICS, run_folders
 from arwkv_api.problems import BadCursor
 from arwkv_api.transfer import open_inside
@@ -13,13 +15,15 @@ from arwkv_store.errors import NotFound
 
 # Longest line that is taken for a line of figures.
 LINE_LIMIT_BYTES = 1 << 20
+SAMPLES = "samples.jsonl"
+SAMPLES_LIMIT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Lines of figures, the place after them, and whether the file was begun anew since the place asked from."""
+    """Lines of figures as JSON, the place after them, and whether the file was begun anew since the cursor's."""
 
-    items: list[dict[str, Any]]
+    items: list[bytes]
     next_cursor: str
     restarted: bool
 
@@ -47,15 +51,47 @@ def read_figures(folder: Path, cursor: str | None, limit: int) -> Figures:
         restarted = cursor is not None and (file_id != status.st_ino or offset > status.st_size)
         offset = 0 if restarted else offset
         file.seek(offset)
-        items: list[dict[str, Any]] = []
+        items: list[bytes] = []
         while len(items) < limit and (line := file.readline(LINE_LIMIT_BYTES)).endswith(b"\n"):
             offset += len(line)
-            if (figures := _figures(line)) is not None:
-                items.append(figures)
+            if (figures := _object(line)) is not None and (text := _as_json(figures)) is not None:
+                items.append(text)
     return Figures(items, f"{status.st_ino}-{offset}", restarted)
 
 
-def _figures(line: bytes) -> dict[str, Any] | None:
+def read_samples(folder: Path, limit: int) -> list[dict[str, Any]]:
+    """The newest `limit` lines of the run's samples.jsonl, newest first; none where it has no such file.
+
+    A line is an object with the texts `prompt`, `teacher` and `student`, and may have `stage` and `step`.
+    """
+    try:
+        fd = open_inside(folder, SAMPLES)
+    except OSError:
+        return []
+    with os.fdopen(fd, "rb") as file:
+        file.seek(max(os.fstat(fd).st_size - SAMPLES_LIMIT_BYTES, 0))
+        lines = [sample for line in file.read(SAMPLES_LIMIT_BYTES).splitlines() if (sample := _sample(line))]
+    return lines[: -limit - 1 : -1]
+
+
+def _sample(line: bytes) -> dict[str, Any] | None:
+    sample = _object(line) or {}
+    step, stage = sample.get("step"), sample.get("stage")
+    texts = {name: sample.get(name) for name in ("prompt", "teacher", "student")}
+    if not all(isinstance(text, str) for text in texts.values()) or _as_json(sample) is None:
+        return None
+    return {**texts, "step": step if type(step) is int else None, "stage": stage if isinstance(stage, str) else None}
+
+
+def _as_json(value: dict[str, Any]) -> bytes | None:
+    """The object as it can be sent; None for one that is no text (half a surrogate pair) or too deep."""
+    try:
+        return to_json(value, inf_nan_mode="null")
+    except ValueError:
+        return None
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
     try:
         parsed = json.loads(line, parse_constant=lambda _name: None)
     except (ValueError, RecursionError):

@@ -16,6 +16,7 @@ from arwkv_api.keyring import Keyring
 from arwkv_api.looks import Looks
 from arwkv_api.preview import Previews
 from arwkv_api.scan import scan_root
+from arwkv_api.verify import Pace, verify_due
 
 log = logging.getLogger("arwkv_api.service")
 
@@ -36,7 +37,7 @@ class Service:
     previews: Previews = field(default_factory=Previews)
     scanned_once: threading.Event = field(default_factory=threading.Event)
     _stopping: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
+    _threads: list[threading.Thread] = field(default_factory=list)
 
     @property
     def run_roots(self) -> tuple[Path, ...]:
@@ -44,15 +45,18 @@ class Service:
         return (*self.settings.runs, *self.settings.roots)
 
     def start(self) -> None:
-        """Begin to look at the roots, in the background."""
-        self._thread = threading.Thread(target=self._scan_until_stopped, name="scan", daemon=True)
-        self._thread.start()
+        """Begin to look at the roots and to verify what is there, in the background."""
+        self._threads.append(threading.Thread(target=self._scan_until_stopped, name="scan", daemon=True))
+        if self.settings.verify_mb_per_s > 0:
+            self._threads.append(threading.Thread(target=self._verify_until_stopped, name="verify", daemon=True))
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End the scanning thread after what it is at, and close the index."""
+        """End the background threads after what they are at, and close the index."""
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join()
+        for thread in self._threads:
+            thread.join()
         self.engine.dispose()
 
     def _scan_until_stopped(self) -> None:
@@ -68,6 +72,18 @@ class Service:
             self.scanned_once.set()
             took_s = time.monotonic() - began
             self._stopping.wait(max(self.settings.scan_interval_s, took_s / BUSY_SHARE))
+
+    def _verify_until_stopped(self) -> None:
+        pace = Pace(self.settings.verify_mb_per_s * 1e6, self._stopping)
+        while not self._stopping.is_set():
+            more = False
+            for root in self.settings.roots:
+                try:
+                    more |= verify_due(self.engine, str(root), pace)
+                except Exception:  # as above
+                    log.exception("verification under %s failed; it is tried again", root)
+            if not more:
+                self._stopping.wait(self.settings.scan_interval_s)
 
 
 async def service_of(request: Request) -> Service:

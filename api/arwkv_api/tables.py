@@ -50,6 +50,7 @@ class DatasetRow(Base):
     tokens: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
     size_bytes: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
     faulty_shards: Mapped[int] = mapped_column(BigInteger, default=0)
+    verified_shards: Mapped[int] = mapped_column(BigInteger, default=0)
     stats: Mapped[str | None] = mapped_column(Text, deferred=True)
     growth: Mapped[str | None] = mapped_column(Text, deferred=True)
     created_at_s: Mapped[float] = mapped_column(Double, index=True)
@@ -82,6 +83,8 @@ class ShardRow(Base):
     tail_mass_mean: Mapped[float] = mapped_column(Double)
     committed_at_s: Mapped[float] = mapped_column(Double)
     fingerprint: Mapped[str] = mapped_column(String(64))
+    # 0 until the files were read through.
+    verified_at_s: Mapped[float] = mapped_column(Double, default=0.0, index=True)
 
     __table_args__ = (
         # The other way around, so that no list is read through it: it has not what lists are filtered by.

@@ -25,6 +25,8 @@ function figures(dataset, stats) {
     ["Shards", `${count(dataset.shards)} / ${count(dataset.parts)}`, dataset.shards < dataset.parts ? `${percent(dataset.shards / dataset.parts)} done` : "complete"],
     ["Tokens", short(dataset.tokens), `${count(dataset.samples)} samples`],
     ["Size", bytes(dataset.size_bytes), `${perToken} per token`],
+    ["Integrity", dataset.faulty_shards ? `${count(dataset.faulty_shards)} faulty` : dataset.shards ? percent(dataset.verified_shards / dataset.shards) : "–",
+      dataset.faulty_shards ? "see the shards below" : "of shards read through"],
     ["Teacher perplexity", figure(stats.teacher_perplexity), `${figure(stats.teacher_nll_mean)} nats per token`],
     ["Mean entropy", figure(stats.entropy_mean), "nats, full distribution"],
     ["Mass kept", stats.tail_mass_p50 == null ? "–" : percent(1 - stats.tail_mass_p50), stats.tail_mass_p99 == null ? "" : `p1 ${percent(1 - stats.tail_mass_p99)}, ${figure(stats.mean_k)} entries`],
@@ -121,6 +123,23 @@ function coverage(stats) {
   });
 }
 
+// When the shard's files were last read through; asking again is a button's work.
+function verified(shard, path) {
+  if (shard.state !== "committed") return "–";
+  const button = element("button", { type: "button", class: "quiet", "aria-label": `Verify part ${shard.part} now`, onclick: async () => {
+    button.disabled = true;
+    button.textContent = "reading…";
+    try {
+      const fresh = await ask(`${path}/shards/${shard.part}/verify`, undefined, "POST");
+      said.replaceWith(...(fresh.problem ? [badge(fresh.state), element("small", {}, ` ${fresh.problem}`)] : [verified(fresh, path)]));
+    } catch (error) {
+      said.textContent = error.message;
+    }
+  } }, shard.verified_at ? when(shard.verified_at) : "verify");
+  const said = element("span", { role: "status" }, button);
+  return said;
+}
+
 function shards(path, name, dataset, signal) {
   const state = element("select", { id: "state" }, element("option", { value: "" }, "all"),
     ...["committed", "corrupt", "missing"].map((word) => element("option", { value: word }, word)));
@@ -138,6 +157,7 @@ function shards(path, name, dataset, signal) {
       { name: "Entropy", key: "entropy_mean", number: true, cell: (s) => figure(s.entropy_mean) },
       { name: "Tail mass", key: "tail_mass_mean", number: true, cell: (s) => figure(s.tail_mass_mean, 2) },
       { name: "Committed", key: "committed_at", number: true, cell: (s) => when(s.committed_at) },
+      { name: "Verified", cell: (s) => verified(s, path) },
       { name: "Data", cell: (s) => (s.state === "committed" ? element("a", { href: `${path}/shards/${s.part}/data`, "aria-label": `Arrow file of part ${s.part}` }, "Arrow") : "") },
     ],
   });

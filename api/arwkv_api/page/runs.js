@@ -1,9 +1,10 @@
-// Training runs: which there are, and one's curves as it goes.
+// Training runs: which there are, one's curves as it goes, and what teacher and student make of the same prompts.
 import { chartCard } from "./charts.js";
 import { bytes, count, element, figure, short, show, tick, tiles, when } from "./elements.js";
 import { ask, enc, repeat } from "./service.js";
 
 const EVERY_MS = 2000;
+const SAMPLES = 8;
 // Figures that get a chart, in this order; whatever else a run writes is in its last line.
 const CURVES = [
   ["loss", "Training loss"],
@@ -38,17 +39,26 @@ export async function runView(place, signal, name) {
   const summary = element("div");
   const live = element("span", { class: "badge", role: "status" }, "live");
   const grid = element("section", { class: "charts", "aria-label": "Curves" });
+  const pairs = element("section", { class: "pairs", "aria-label": "Samples" });
   const cards = new Map();
+  let shown = "";
   let lines = [];
   let cursor = null;
   show(place,
     element("p", { class: "crumbs" }, element("a", { href: "#/runs" }, "Runs"), " /"),
-    element("div", { class: "heading" }, element("h1", {}, name), live), summary, grid);
+    element("div", { class: "heading" }, element("h1", {}, name), live), summary, grid, pairs);
+  const compare = async () => {
+    const { items } = await ask(`/v1/runs/${enc(name)}/samples?limit=${SAMPLES}`, signal);
+    if (JSON.stringify(items) === shown) return;
+    shown = JSON.stringify(items);
+    show(pairs, ...(items.length ? [element("h2", {}, "Teacher and student, given the same prompts"), ...items.map(pair)] : []));
+  };
   const look = async () => {
     const fresh = await ask(`/v1/runs/${enc(name)}/metrics${cursor ? `?cursor=${cursor}` : ""}`, signal);
     if (fresh.restarted) lines = [];
     const first = cursor == null;
     cursor = fresh.next_cursor;
+    if (first || fresh.items.length) await compare();
     if (!first && !fresh.items.length && !fresh.restarted) return;
     lines = lines.concat(fresh.items);
     draw(lines, cards, grid);
@@ -59,6 +69,14 @@ export async function runView(place, signal, name) {
     live.textContent = "out of reach";
     live.className = "badge warn";
   });
+}
+
+function pair({ prompt, teacher, student, stage, step }) {
+  const when = [stage, step == null ? null : `step ${count(step)}`].filter(Boolean).join(", ");
+  const half = (who, text) => element("div", {}, element("h3", {}, who),
+    element("p", { class: "text" }, element("span", { class: "prompt" }, prompt), text));
+  return element("article", { class: "card" }, when ? element("p", { class: "soft" }, when) : null,
+    element("div", { class: "pair" }, half("Teacher", teacher), half("Student", student)));
 }
 
 function latest(lines) {

@@ -2,12 +2,12 @@
 
 export const enc = encodeURIComponent;
 
-export async function ask(path, signal) {
+export async function ask(path, signal, method = "GET") {
   const key = sessionStorage.getItem("key");
-  const answer = await fetch(path, { signal, headers: key ? { Authorization: `Bearer ${key}` } : {} });
+  const answer = await fetch(path, { method, signal, headers: key ? { Authorization: `Bearer ${key}` } : {} });
   if (answer.status === 401) {
     await askForKey(signal);
-    return ask(path, signal);
+    return ask(path, signal, method);
   }
   const document = await answer.json();
   if (!answer.ok) throw new Error(document.detail ?? answer.statusText);

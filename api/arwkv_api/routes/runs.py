@@ -3,18 +3,19 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
 
 from arwkv_api.folders import METRICS, run_folders
 from arwkv_api.models import moment
 from arwkv_api.parameters import Cursor
 from arwkv_api.problems import answers
-from arwkv_api.runs import find_run, read_figures
+from arwkv_api.runs import find_run, read_figures, read_samples
 from arwkv_api.security import Read
 from arwkv_api.service import ServiceDep
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
+RunName = Annotated[str, Path(max_length=1000, description="the run's name", examples=["demo-student"])]
 
 
 class Run(BaseModel):
@@ -37,6 +38,22 @@ class RunFigures(BaseModel):
     restarted: bool = Field(description="the file was begun anew since `cursor`: forget the lines from before")
 
 
+class RunSample(BaseModel):
+    """One prompt, continued by teacher and student."""
+
+    prompt: str = Field(examples=["def __init__(self, "])
+    teacher: str = Field(examples=["name):"])
+    student: str = Field(examples=["value):"])
+    stage: str | None = Field(examples=["distill"])
+    step: int | None = Field(examples=[2000])
+
+
+class RunSamples(BaseModel):
+    """Lines of a run's samples.jsonl, newest first."""
+
+    items: list[RunSample]
+
+
 @router.get("", dependencies=[Read], responses=answers())
 def list_runs(service: ServiceDep) -> RunList:
     """Runs under the roots and the folders given as --runs, newest first."""
@@ -47,13 +64,26 @@ def list_runs(service: ServiceDep) -> RunList:
     return RunList(items=sorted(runs, key=lambda run: run.updated_at, reverse=True))
 
 
-@router.get("/{name}/metrics", dependencies=[Read], responses=answers(404))
+@router.get("/{name}/metrics", dependencies=[Read], responses=answers(404), response_model=RunFigures)
 def run_metrics(
     service: ServiceDep,
-    name: Annotated[str, Path(max_length=1000, description="the run's name", examples=["demo-student"])],
+    name: RunName,
     cursor: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=10_000, description="most lines to answer")] = 10_000,
-) -> RunFigures:
+) -> Response:
     """The run's figures, all of them or those written since `cursor`."""
     figures = read_figures(find_run(service.run_roots, name), cursor, limit)
-    return RunFigures(items=figures.items, next_cursor=figures.next_cursor, restarted=figures.restarted)
+    rest = RunFigures(items=[], next_cursor=figures.next_cursor, restarted=figures.restarted).model_dump_json()
+    body = rest.encode().replace(b"[]", b"[" + b",".join(figures.items) + b"]", 1)
+    return Response(body, media_type="application/json")
+
+
+@router.get("/{name}/samples", dependencies=[Read], responses=answers(404))
+def run_samples(
+    service: ServiceDep,
+    name: RunName,
+    limit: Annotated[int, Query(ge=1, le=1000, description="most samples to answer")] = 20,
+) -> RunSamples:
+    """What teacher and student make of the same prompts, side by side; empty where the run wrote none."""
+    samples = read_samples(find_run(service.run_roots, name), limit)
+    return RunSamples(items=[RunSample(**sample) for sample in samples])

@@ -15,10 +15,11 @@ from arwkv_api.models import Shard, ShardPage, ShardStateName, shard_summary
 from arwkv_api.parameters import LARGEST_ID, Cursor, DatasetName, Limit, Part, ShardSort
 from arwkv_api.problems import RangeNotSatisfiable, answers
 from arwkv_api.ranges import matches, requested_ranges
-from arwkv_api.security import Read
+from arwkv_api.security import Read, Write
 from arwkv_api.service import Service, ServiceDep
 from arwkv_api.tables import DatasetRow, ManifestRow
 from arwkv_api.transfer import FileResponse
+from arwkv_api.verify import verify_shard
 from arwkv_store.errors import CorruptShard, NotFound
 from arwkv_store.manifest import ShardManifest
 from arwkv_store.stats import ShardStats
@@ -85,6 +86,17 @@ def shard_manifest(service: ServiceDep, name: DatasetName, part: Part) -> Respon
         if shard.state == ShardState.MISSING or not raw:
             raise NotFound(f"dataset {name!r}: part {part}: {shard.problem}; make the part again")
         return Response(raw, media_type="application/json")
+
+
+@router.post("/{part}/verify", dependencies=[Write], responses=answers(404, 409))
+def verify(service: ServiceDep, name: DatasetName, part: Part) -> Shard:
+    """Read the shard's files through now, whatever the background has done, and say what state it is in."""
+    with Session(service.engine) as session:
+        dataset, manifest = _committed(service, session, name, part)
+        shard = find_shard(session, dataset, part)
+    verify_shard(service.engine, dataset, shard, manifest)
+    with Session(service.engine) as session:
+        return shard_summary(find_shard(session, dataset, part))
 
 
 @router.head("/{part}/data", dependencies=[Read], responses=DOWNLOADS, response_class=Response)

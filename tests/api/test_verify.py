@@ -1,0 +1,97 @@
+"""Damage that leaves names, sizes and times alone is found by reading, shown, counted, and gone once it is mended."""
+
+import io
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api_eventually import eventually
+from arwkv_api.config import Settings
+
+Open = Callable[[Settings], TestClient]
+SHARDS = "/v1/datasets/train/shards"
+
+
+@pytest.fixture
+def data(root: Path) -> Path:
+    """A file of part 1."""
+    return root / "train" / "shards" / "part-000001.hidden.arrow"
+
+
+def _flip(path: Path, at: int) -> None:
+    """Change one byte behind the file system's back: size, time and place stay what they were."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _verifications(client: TestClient, outcome: str) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return next(
+        (float(x.split()[1]) for x in lines if x.startswith(f'arwkv_verifications_total{{outcome="{outcome}')), 0
+    )
+
+
+def test_asking_reads_a_shard_through(client: TestClient, data: Path) -> None:
+    before = client.get(f"{SHARDS}/1").json()
+    assert before["verified_at"] is None
+    sound = client.post(f"{SHARDS}/1/verify").json()
+    assert sound["verified_at"] is not None
+    assert {**sound, "verified_at": None} == before
+    assert client.get("/v1/datasets/train").json()["verified_shards"] == 1
+    assert client.get(SHARDS).json()["items"][1] == sound
+
+
+def test_flipped_byte_is_found_shown_and_counted(client: TestClient, data: Path) -> None:
+    _flip(data, data.stat().st_size // 2)
+    assert client.get(f"{SHARDS}/1/data?file=hidden").status_code == 200  # not known yet
+    counted = _verifications(client, "corrupt")
+    found = client.post(f"{SHARDS}/1/verify").json()
+    assert found["state"] == "corrupt"
+    assert "part-000001.hidden.arrow: SHA-256" in found["problem"]
+    assert "make the part again" in found["problem"]
+    assert client.get(f"{SHARDS}/1/data").status_code == client.post(f"{SHARDS}/1/verify").status_code == 409
+    dataset = client.get("/v1/datasets/train").json()
+    assert (dataset["shards"], dataset["faulty_shards"], dataset["samples"]) == (4, 1, 16)
+    assert _verifications(client, "corrupt") == counted + 1
+
+
+def test_background_finds_it_by_itself_and_sees_the_mended_file(
+    settings: Settings, open_client: Open, data: Path
+) -> None:
+    good = data.read_bytes()
+    _flip(data, 100)
+    client = open_client(replace(settings, verify_mb_per_s=1000.0))
+    eventually(lambda: client.get(f"{SHARDS}/1").json()["state"] == "corrupt")
+    eventually(lambda: client.get("/v1/datasets/train").json()["verified_shards"] == 4)
+    data.write_bytes(good)
+    eventually(lambda: client.get(f"{SHARDS}/1").json()["state"] == "committed")
+    eventually(lambda: client.get("/v1/datasets/train").json()["verified_shards"] == 5)
+    assert client.get("/v1/datasets/train").json()["faulty_shards"] == 0
+
+
+def test_background_keeps_its_pace(settings: Settings, open_client: Open) -> None:
+    client = open_client(replace(settings, verify_mb_per_s=0.01))  # the first file alone would take seconds
+    assert client.post(f"{SHARDS}/2/verify").json()["verified_at"] is not None
+    assert client.get("/v1/datasets/train").json()["verified_shards"] == 1
+
+
+def test_file_that_cannot_be_read_is_said_to_be(
+    client: TestClient, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dying(io.FileIO):
+        def readinto(self, buffer: object) -> int:  # type: ignore[override]  # whatever it is given
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("arwkv_api.verify.os.fdopen", lambda fd, *_, **__: Dying(fd))
+    found = client.post(f"{SHARDS}/1/verify").json()
+    assert found["state"] == "corrupt"
+    assert "Input/output error" in found["problem"]
