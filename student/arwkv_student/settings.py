@@ -151,6 +151,10 @@ class TrainSettings(TuneSettings, TimeMixSettings):
     """Matrix products; parameters, decay and state stay fp32. auto: bf16 where the processor has it."""
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass instead of keeping them."""
+    fsdp: bool = False
+    """Spread parameters and optimiser state over the processes (FSDP2) instead of a copy in each."""
+    fuse: bool = False
+    """Compile time mixing's element-wise parts: seconds for each new shape of a batch, then faster steps."""
     seed: int = 0
     """Decides initial weights and the order of samples."""
     log_every: int = 10
@@ -190,6 +194,7 @@ NOT_COMPARED = frozenset(
         "workers",
         "json",
         "gradient_checkpointing",
+        "fsdp",
     }
 )
 

@@ -5,17 +5,17 @@ Formulas: arXiv 2503.14456 (RWKV-7), 2501.15570 (ARWKV), 2505.03005 (RADLADS, wh
 """
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import initialization as init
 
 from arwkv_kernels import wkv7
 from arwkv_student.config import TimeMixOptions
+from arwkv_student.elementwise import fused, mixed_output, recurrence_inputs
 
-LOWEST_LOG_DECAY = -math.exp(-0.5)
 GROUP_NORM_EPS = 64e-5
 
 
@@ -72,6 +72,8 @@ class TimeMix(nn.Module):
     def __init__(self, options: TimeMixOptions, hidden_size: int, layer: int, num_layers: int) -> None:
         super().__init__()
         self.options, self.layer, self.num_layers = options, layer, num_layers
+        self.fuse = False
+        """Whether torch.compile makes one kernel of each element-wise part."""
         C, W, U = hidden_size, options.width, options.key_value_width
         self.receptance = nn.Linear(C, W, bias=options.qkv_bias)
         self.key = nn.Linear(C, U, bias=options.qkv_bias)
@@ -107,36 +109,49 @@ class TimeMix(nn.Module):
         if context.mask_BT1 is not None:
             x_BTC = x_BTC * context.mask_BT1.to(x_BTC.dtype)
         x_r, x_w, x_k, x_v, x_a, x_g = self._shifted(x_BTC, context, state)
-        r, k, v = self.receptance(x_r), self.key(x_k), self.value(x_v)
-        log_decay = LOWEST_LOG_DECAY * torch.sigmoid(self.decay(x_w))
-        rate = torch.sigmoid(self.rate(x_a))
+        v, value_mix = self.value(x_v), None
         if v_first_BTU is None:
             v_first_BTU = v.detach() if options.value_residual == "detached" else v
         elif options.value_residual != "none":
-            v = torch.lerp(v.float(), v_first_BTU.float(), torch.sigmoid(self.value_mix(x_v)))
-
-        heads = (-1, options.head_dim)
-        r, k, v, log_decay, rate = (y.float().unflatten(-1, heads) for y in (r, k, v, log_decay, rate))
-        if options.rope:
-            r, k = self._rotated(r, k, context)
-        repeats = options.num_heads // options.num_key_value_heads
-        if repeats > 1:
-            k, v = k.repeat_interleave(repeats, dim=2), v.repeat_interleave(repeats, dim=2)
-        removal = F.normalize(k * self.removal_scale.float().view(heads), dim=-1)
-        if options.state_balancing:
-            k = k * (1.0 - log_decay.exp() + rate)
-        else:
-            k = k * (1.0 + (rate - 1.0) * self.rate_scale.float().view(heads))
-
-        y, wkv = self._recurrence(r, log_decay, k, v, removal, rate, context, state)
-        if options.output_norm == "group":
-            y = self.norm(y.flatten(0, 1).flatten(1)).view_as(y)
-        if options.bonus:
-            y = y + (r * k * self.bonus.float()).sum(-1, keepdim=True) * v
-        y = y.flatten(-2)
-        if options.gate != "none":
-            gate = self.gate(x_g)
-            y = y * (1.0 + gate if options.gate == "residual" else gate)
+            value_mix = self.value_mix(x_v)
+        r, log_decay, k, v, minus_removal, rate = self._run(
+            recurrence_inputs,
+            self.receptance(x_r),
+            self.key(x_k),
+            v,
+            self.decay(x_w),
+            self.rate(x_a),
+            v_first_BTU,
+            value_mix,
+            context.cos_sin_BTD if options.rope else None,
+            context.mask_BT1,
+            self.removal_scale,
+            None if options.state_balancing else self.rate_scale,
+            head_dim=options.head_dim,
+        )
+        y, wkv = wkv7(
+            r,
+            log_decay,
+            k,
+            v,
+            minus_removal,
+            rate,
+            initial_state=None if state is None else state.wkv_BHDD,
+            output_final_state=state is not None,
+            cu_seqlens=context.cu_seqlens,
+            scale=options.head_dim**-0.5 if options.state_balancing else 1.0,
+        )
+        y = self._run(
+            mixed_output,
+            y,
+            r,
+            k,
+            v,
+            (self.norm.weight, self.norm.bias, self.norm.eps) if options.output_norm == "group" else None,
+            self.bonus if options.bonus else None,
+            self.gate(x_g) if options.gate != "none" else None,
+            gate_around_one=options.gate == "residual",
+        )
         after = None
         if state is not None:
             assert wkv is not None, "a recurrence that was given a state returned none"
@@ -154,44 +169,8 @@ class TimeMix(nn.Module):
         difference = previous - x_BTC
         return tuple(torch.addcmul(x_BTC, difference, mix_C.to(x_BTC.dtype)) for mix_C in self.shift_mix)
 
-    def _rotated(self, r_BTHD: Tensor, k_BTGD: Tensor, context: TimeMixContext) -> tuple[Tensor, Tensor]:
-        from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
-
-        assert context.cos_sin_BTD is not None, "a time mixer with rope was given no rotary embedding"
-        cos, sin = context.cos_sin_BTD
-        r, k = apply_rotary_pos_emb(r_BTHD, k_BTGD, cos.float(), sin.float(), unsqueeze_dim=2)
-        return r, k
-
-    def _recurrence(
-        self,
-        r: Tensor,
-        log_decay: Tensor,
-        k: Tensor,
-        v: Tensor,
-        removal: Tensor,
-        rate: Tensor,
-        context: TimeMixContext,
-        state: TimeMixState | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The recurrence over [B, T, H, D] in fp32; padding decays nothing, removes nothing and adds nothing."""
-        rate = removal * rate
-        if context.mask_BT1 is not None:
-            keep = context.mask_BT1[..., None].to(k.dtype)
-            log_decay, k, rate = log_decay * keep, k * keep, rate * keep
-        scale = self.options.head_dim**-0.5 if self.options.state_balancing else 1.0
-        y, wkv = wkv7(
-            r.contiguous(),
-            log_decay.contiguous(),
-            k.contiguous(),
-            v.contiguous(),
-            -removal,
-            rate,
-            initial_state=None if state is None else state.wkv_BHDD,
-            output_final_state=state is not None,
-            cu_seqlens=context.cu_seqlens,
-            scale=scale,
-        )
-        return y, wkv
+    def _run(self, part: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        return (fused(part) if self.fuse else part)(*arguments, **options)
 
     @torch.no_grad()
     def initialise(self) -> None:

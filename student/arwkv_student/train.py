@@ -34,6 +34,7 @@ from arwkv_student.shards import (
     require_same_tokenizer,
 )
 from arwkv_student.stage_trainer import Evaluate, ResumableTrainer, StagePlan
+from arwkv_student.time_mix import TimeMix
 
 
 def train(settings: TrainSettings) -> dict[str, Any]:
@@ -131,6 +132,8 @@ def _run_stage(
 ) -> dict[str, Any]:
     transformers.set_seed(settings.seed)
     model = _starting_student(stage, run, settings, base, before)
+    for mixer in (module for module in model.modules() if isinstance(module, TimeMix)):
+        mixer.fuse = settings.fuse
     chosen = serving(sets, stage, settings)
     mixed = model.config.time_mix_layers
     datasets = [open_shards(shards.uri, columns_of(stage, shards.info, mixed)) for shards in chosen]
@@ -138,12 +141,12 @@ def _run_stage(
     trainer = make_trainer(model, datasets, run, plan, settings, base, held_out)
     loss_mean = train_to_the_end(trainer, run, stage)
     steps, tokens = trainer.state.global_step, trainer.state.num_input_tokens_seen
-    summary = {"steps": steps, "tokens": tokens, "loss_mean": loss_mean}
+    summary: dict[str, Any] = {"steps": steps, "tokens": tokens, "loss_mean": loss_mean}
+    if held_out is not None:
+        summary["eval"] = trainer.log_of_run.write_evaluation(model, steps, tokens)
     processes = PartialState()
     if processes.is_main_process:
         copy_tokenizer(base.folder, run.stage(stage))
-        if held_out is not None:
-            summary["eval"] = trainer.log_of_run.write_evaluation(model, steps, tokens)
         run.finish(stage, summary)
     processes.wait_for_everyone()
     return summary
@@ -159,6 +162,8 @@ def train_to_the_end(trainer: ResumableTrainer, run: RunFolder, stage: str) -> f
     processes.wait_for_everyone()
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model(str(run.stage(stage)))
+    # A pickle of this run's settings: nobody needs it to use the student.
+    (run.stage(stage) / "training_args.bin").unlink(missing_ok=True)
     return float(result.training_loss)
 
 

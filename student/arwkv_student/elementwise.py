@@ -1,0 +1,98 @@
+"""The element-wise parts of a time mixer, around the recurrence: pure functions, so that one kernel can do each.
+
+Every tensor here is read and written once or twice and computed with hardly at all: memory's speed is the cost, and
+each eager operation pays it again. `fused` compiles them with torch.compile into one kernel each way; see
+docs/benchmarks.md for when that pays.
+
+Shape legend: B batch, T time, H receptance heads, G key-value heads, D head size, W = H·D, U = G·D.
+"""
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LOWEST_LOG_DECAY = -math.exp(-0.5)
+
+
+def recurrence_inputs(
+    r_BTW: Tensor,
+    k_BTU: Tensor,
+    v_BTU: Tensor,
+    decay_BTW: Tensor,
+    rate_BTW: Tensor,
+    v_first_BTU: Tensor | None,
+    value_mix_BTU: Tensor | None,
+    cos_sin_BTD: tuple[Tensor, Tensor] | None,
+    mask_BT1: Tensor | None,
+    removal_scale_W: Tensor,
+    rate_scale_W: Tensor | None,
+    *,
+    head_dim: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """r, w, k̃, v, −κ̂ and κ̂⊙a of RWKV-7 (arXiv 2503.14456), each [B, T, H, D] fp32, from the projections.
+
+    `value_mix_BTU` (before its sigmoid) mixes `v_first_BTU` into the value; without it the value stays. Without
+    `rate_scale_W` the key is balanced against the decay (arXiv 2505.03005). Padding (mask 0) decays nothing, removes
+    nothing and adds nothing.
+    """
+    D = head_dim
+    log_decay = _heads(LOWEST_LOG_DECAY * torch.sigmoid(decay_BTW.float()), D)
+    rate = _heads(torch.sigmoid(rate_BTW.float()), D)
+    if value_mix_BTU is not None and v_first_BTU is not None:
+        v_BTU = torch.lerp(v_BTU.float(), v_first_BTU.float(), torch.sigmoid(value_mix_BTU))
+    r, k, v = (_heads(y.float(), D) for y in (r_BTW, k_BTU, v_BTU))
+    if cos_sin_BTD is not None:
+        from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
+
+        r, k = apply_rotary_pos_emb(r, k, *(y.float() for y in cos_sin_BTD), unsqueeze_dim=2)
+    repeats = r.shape[2] // k.shape[2]
+    if repeats > 1:
+        k, v = k.repeat_interleave(repeats, dim=2), v.repeat_interleave(repeats, dim=2)
+    removal = F.normalize(k * _heads(removal_scale_W.float(), D), dim=-1)
+    if rate_scale_W is None:
+        k = k * (1.0 - log_decay.exp() + rate)
+    else:
+        k = k * (1.0 + (rate - 1.0) * _heads(rate_scale_W.float(), D))
+    rate = removal * rate
+    if mask_BT1 is not None:
+        keep = mask_BT1[..., None].to(k.dtype)
+        log_decay, k, rate = log_decay * keep, k * keep, rate * keep
+    return r.contiguous(), log_decay.contiguous(), k.contiguous(), v.contiguous(), -removal, rate
+
+
+def mixed_output(
+    y_BTHD: Tensor,
+    r_BTHD: Tensor,
+    k_BTHD: Tensor,
+    v_BTHD: Tensor,
+    norm: tuple[Tensor, Tensor, float] | None,
+    bonus_HD: Tensor | None,
+    gate_BTW: Tensor | None,
+    *,
+    gate_around_one: bool,
+) -> Tensor:
+    """The recurrence's output [B, T, W] after the heads' norm (weight, bias, eps), the bonus and the gate."""
+    if norm is not None:
+        weight, bias, eps = norm
+        B, T, H, D = y_BTHD.shape
+        y_BTHD = F.group_norm(y_BTHD.reshape(B * T, H * D), H, weight, bias, eps).view(B, T, H, D)
+    if bonus_HD is not None:
+        y_BTHD = y_BTHD + (r_BTHD * k_BTHD * bonus_HD.float()).sum(-1, keepdim=True) * v_BTHD
+    y_BTW = y_BTHD.flatten(-2)
+    if gate_BTW is not None:
+        y_BTW = y_BTW * (1.0 + gate_BTW if gate_around_one else gate_BTW)
+    return y_BTW
+
+
+@functools.cache
+def fused(function: Any) -> Any:
+    """One of these functions through torch.compile, once a shape: kernels for any shape are slower than eager."""
+    return torch.compile(function, dynamic=False)
+
+
+def _heads(y: Tensor, head_dim: int) -> Tensor:
+    return y.view(*y.shape[:-1], -1, head_dim)
