@@ -107,7 +107,4 @@ def align_outputs(
     # A layer that keeps its attention reads nothing: any stream may stand in its place.
     streams = [of_layer.get(layer, stored[0]) for layer in range(inner.config.num_hidden_layers)]
     mixed = model(**common, teacher_streams=streams).time_mix_outputs
-    with torch.no_grad():
-        normed = [(layer, inner.model.layers[layer].input_layernorm(of_layer[layer])) for layer in layers]
-        teacher = [base_attention(layer, x_BTC, batch.get("cu_seqlens")) for layer, x_BTC in normed]
-    return mixed, teacher
+    return mixed, [base_attention(layer, of_layer[layer], batch.get("cu_seqlens")) for layer in layers]

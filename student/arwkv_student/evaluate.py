@@ -14,7 +14,7 @@ from arwkv_kernels import linear_sparse_kl
 from arwkv_store import Dataset
 from arwkv_store.errors import UsageError
 from arwkv_student.data import collate
-from arwkv_student.model import ArwkvForCausalLM
+from arwkv_student.model import ArwkvForCausalLM, HeadLoss
 
 # fp32 logits held at once: 64 MiB.
 LOGITS_PER_CHUNK = 16 << 20
@@ -63,8 +63,7 @@ def evaluate(
         if "ids" not in batch:
             raise UsageError("the shards hold no logits to compare with; evaluate on shards made with --logits top-k")
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
-            hidden_BTC = model.model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
-        _add(sums, hidden_BTC, model.lm_head.weight[: dataset.info.tokenizer.vocab_size], batch)
+            model(input_ids=batch["input_ids"], head_loss=_adding(sums, batch, dataset.info.tokenizer.vocab_size))
     model.train(was_training)
     if not sums.positions:
         raise UsageError("no position of the shards counts (every loss mask is False); evaluate on other shards")
@@ -76,6 +75,17 @@ def batches(dataset: Dataset, batch_size: int, samples: int | None = None) -> It
     count = min(len(dataset), samples or len(dataset))
     for first in range(0, count, batch_size):
         yield collate([dataset[index] for index in range(first, min(first + batch_size, count))])
+
+
+def _adding(sums: Sums, batch: dict[str, Tensor], vocab_size: int) -> HeadLoss:
+    """Adds the batch inside the model's forward, where a sharded head is whole."""
+
+    def add(hidden_BTC: Tensor, weight_VC: Tensor) -> Tensor:
+        with torch.autocast(hidden_BTC.device.type, enabled=False):
+            _add(sums, hidden_BTC, weight_VC[:vocab_size], batch)
+        return hidden_BTC.new_zeros(())
+
+    return add
 
 
 def _add(sums: Sums, hidden_BTC: Tensor, weight_VC: Tensor, batch: dict[str, Tensor]) -> None:

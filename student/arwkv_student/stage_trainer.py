@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
@@ -21,6 +22,14 @@ from arwkv_student.draws import ContextSchedule, DrawSampler
 from arwkv_student.model import ArwkvForCausalLM
 from arwkv_student.run_folder import WHOLE, RunFolder, write_json
 from arwkv_student.settings import TrainSettings
+from arwkv_student.sharded import (
+    is_sharded,
+    load_optimizer_state,
+    load_weights,
+    shard,
+    whole_optimizer_state,
+    whole_weights,
+)
 
 # Figures of a stage's own that go to the metrics: stage 1's errors, and what TRL says of SFT and DPO.
 LOGGED = ("relative_error", "mean_token_accuracy", "rewards/", "logps/")
@@ -66,7 +75,6 @@ class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
         every = self.eval_every
         if (
             self.evaluate is not None
-            and state.is_world_process_zero
             and every
             and state.global_step % every == 0
             and state.global_step < state.max_steps
@@ -94,10 +102,11 @@ class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
             self.progress.__exit__(None, None, None)
 
     def write_evaluation(self, model: ArwkvForCausalLM, step: int, tokens: int) -> dict[str, float]:
-        """Evaluate on held-out shards and keep the figures."""
+        """Evaluate on held-out shards, in every process, since a sharded model needs all; process 0 writes."""
         assert self.evaluate is not None
         figures = self.evaluate(model)
-        self.write(step=step, tokens=tokens, **{f"eval_{name}": value for name, value in figures.items()})
+        if PartialState().is_main_process:
+            self.write(step=step, tokens=tokens, **{f"eval_{name}": value for name, value in figures.items()})
         self.last_time = time.monotonic()
         return figures
 
@@ -122,6 +131,36 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
             optimizer = self.optimizer = optimizer_class(groups, **options)
         assert optimizer is not None
         return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if is_sharded(self.model):
+            state_dict = whole_weights(self.model)
+        if self.args.should_save:
+            super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if is_sharded(self.model):
+            load_weights(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """By parameter name, whole: the next process count, sharded or not, can go on from it."""
+        state = whole_optimizer_state(self.model, self._own_optimizer())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_optimizer_state(self.model, self._own_optimizer(), Path(checkpoint) / "optimizer.pt")
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+
+    def _own_optimizer(self) -> torch.optim.Optimizer:
+        """Without accelerate's wrapper."""
+        assert self.optimizer is not None, "the optimiser is made before a checkpoint is read or written"
+        own: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return own
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -157,6 +196,10 @@ class StageTrainer(ResumableTrainer):
         )
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True
+        if settings.fsdp:
+            shard(model, self.args.device)
+            # Trainer's word for a model that looks after its own placement and gradients.
+            self.is_distributed_loading_by_transformers = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> DrawSampler:
         args = self.args

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 STEPS = 6
 
 
-def train(shards: Path, base: Path, out: Path, processes: int, stop_after: int | None = None) -> None:
+def train(shards: Path, base: Path, out: Path, processes: int, *flags: str, stop_after: int | None = None) -> None:
     """Run `student train` on `processes` CPU processes, together 4 samples a step; optionally die after some steps."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -22,7 +22,7 @@ def train(shards: Path, base: Path, out: Path, processes: int, stop_after: int |
     command = [sys.executable, "-c", LAUNCH, str(stop_after or 0), "train"]
     command += ["--shards", str(shards), "--base", str(base), "--out", str(out), "--head-dim", "16", "--dtype", "fp32"]
     command += ["--steps", str(STEPS), "--batch-size", str(4 // processes), "--log-every", "1", "--save-every", "2"]
-    command += ["--align-lr", "3e-3", "--distill-lr", "3e-3", "--workers", "0"]
+    command += ["--align-lr", "3e-3", "--distill-lr", "3e-3", "--workers", "0", *flags]
     started = []
     for rank in range(processes):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -49,23 +49,42 @@ main(sys.argv[2:])
 
 def losses(run: Path) -> dict[tuple[str, int], float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {(line["stage"], line["step"]): line["loss"] for line in lines}
+    figures = {(line["stage"], line["step"]): line["loss"] for line in lines if "loss" in line}
+    held_out = {(line["stage"] + " eval", line["step"]): line["eval_kl"] for line in lines if "eval_kl" in line}
+    return figures | held_out
 
 
-def test_two_processes_train_as_one(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
-    train(tiny_shards, tiny_teacher, tmp_path / "one", 1)
-    train(tiny_shards, tiny_teacher, tmp_path / "two", 2)
+@pytest.mark.parametrize("flags", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
+def test_two_processes_train_as_one(
+    flags: tuple[str, ...], tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    held_out = ("--eval-shards", str(tiny_shards), "--eval-every", "3")
+    train(tiny_shards, tiny_teacher, tmp_path / "one", 1, *held_out)
+    train(tiny_shards, tiny_teacher, tmp_path / "two", 2, *held_out, *flags)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert two.keys() == one.keys()
     assert two == pytest.approx(one, rel=1e-4)
+    student, other = (load_file(tmp_path / run / "model.safetensors") for run in ("one", "two"))
+    assert student.keys() == other.keys()
+    assert all(student[name].shape == other[name].shape for name in student)
 
 
-def test_world_size_may_change_between_checkpoints(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
+def test_world_size_may_change_between_checkpoints(
+    flags: tuple[str, ...], tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """From one process to two and back, sharded only in between."""
     train(tiny_shards, tiny_teacher, tmp_path / "steady", 1)
     out = tmp_path / "changing"
     train(tiny_shards, tiny_teacher, out, 1, stop_after=2)
-    train(tiny_shards, tiny_teacher, out, 2, stop_after=4)
+    train(tiny_shards, tiny_teacher, out, 2, *flags, stop_after=4)
     train(tiny_shards, tiny_teacher, out, 1)
     assert losses(out) == pytest.approx(losses(tmp_path / "steady"), rel=1e-4)
     weights = [load_file(run / "model.safetensors") for run in (tmp_path / "steady", out)]
     assert weights[0].keys() == weights[1].keys()
+
+
+def test_sharded_boundaries_align_as_whole_ones(tiny_boundary_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    train(tiny_boundary_shards, tiny_teacher, tmp_path / "one", 1, "--stage", "align")
+    train(tiny_boundary_shards, tiny_teacher, tmp_path / "two", 2, "--stage", "align", "--fsdp", "--packing")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
