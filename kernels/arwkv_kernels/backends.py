@@ -41,7 +41,7 @@ def backend_for(x: Tensor, *, backend: str = "auto", operation: str = "wkv7") ->
         return BackendChoice(backend, "asked for")
     if x.is_cuda:
         best, praise = "triton", "Triton kernels on a CUDA device"
-    elif x.device.type == "cpu" and operation == "wkv7":
+    elif x.device.type == "cpu" and operation.startswith("wkv7"):
         best, praise = "cpu", "loops compiled by numba"
     else:
         return BackendChoice("torch", f"plain torch is the path of {operation} on {x.device.type}")
@@ -62,7 +62,7 @@ def _obstacle(backend: str, x: Tensor, operation: str) -> str | None:
 
 
 def _obstacle_to_numba(x: Tensor, operation: str) -> str | None:
-    if operation != "wkv7":
+    if not operation.startswith("wkv7"):
         return f"{operation} has no compiled loop"
     if x.device.type != "cpu":
         return f"the tensor is on {x.device.type}"

@@ -25,7 +25,10 @@ from arwkv_kernels.compiled_loops import ROWS_AT_ONCE, STEPS_PER_CHECKPOINT, bac
 # More parts than threads, so that sequences of unlike lengths spread evenly.
 PARTS_PER_THREAD = 4
 
-__all__ = ["ROWS_AT_ONCE", "wkv7_compiled"]
+# Below this many state entries a step is done before another thread has woken up.
+ENTRIES_PER_THREAD = 1 << 18
+
+__all__ = ["ROWS_AT_ONCE", "wkv7_compiled", "wkv7_step_compiled"]
 
 
 def wkv7_compiled(
@@ -39,6 +42,31 @@ def wkv7_compiled(
     bounds = [n * length for n in range(batch + 1)] if offsets is None else offsets
     o, final = _Compiled.apply(*inputs, state_NHKV, bounds, scale)  # type: ignore[no-untyped-call]  # torch
     return o, final
+
+
+def wkv7_step_compiled(inputs: WkvInputs, state_BHKV: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """One token, without a gradient: inputs [B, H, D] of any float dtype. Returns (o in the state's dtype, new state).
+
+    The loop over whole sequences, given sequences of one token each.
+    """
+    batch, heads, size = inputs.r.shape
+    raised = WkvInputs(*(x.detach().to(state_BHKV.dtype) for x in inputs))
+    raised = raised._replace(w=raised.w.exp(), r=raised.r if scale == 1.0 else raised.r * scale)
+    o, final = (torch.empty(x.shape, dtype=x.dtype) for x in (raised.v, state_BHKV))
+    none = final.numpy()[:0]
+    arrays = [*map(_array, raised), _array(state_BHKV), final.numpy(), o.numpy(), none, False, *_single_tokens(batch)]
+    loop = forward_loop(size)
+    if batch * heads * size * size < ENTRIES_PER_THREAD:
+        loop(*arrays, 0, batch * heads)
+    else:
+        _spread(lambda first, last: loop(*arrays, first, last), pairs=batch * heads)
+    return o, final
+
+
+@lru_cache(maxsize=16)
+def _single_tokens(batch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Offsets of `batch` sequences of one token, and where their checkpoints would begin."""
+    return np.arange(batch + 1), np.zeros(batch, np.int64)
 
 
 class _Layout(NamedTuple):

@@ -99,6 +99,11 @@ def wkv7_step(
         from arwkv_kernels.triton.wkv7_step import wkv7_step_triton
 
         return wkv7_step_triton(inputs, state, scale)
+    if choice.name == "cpu" and not learning:
+        from arwkv_kernels.compiled import wkv7_step_compiled
+
+        o, new_state = wkv7_step_compiled(inputs, state, scale)
+        return o.to(v.dtype), new_state
     with torch.autocast(r.device.type, enabled=False):
         o, new_state = wkv7_step_torch(WkvInputs(*(x.to(state.dtype) for x in inputs)), state, scale)
     return o.to(v.dtype), new_state

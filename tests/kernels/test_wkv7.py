@@ -70,13 +70,17 @@ def test_split_anywhere_equals_whole(
     assert_close({"o": torch.cat([first, second], 1), "final": final}, {"o": whole, "final": whole_final}, FP32)
 
 
-def test_steps_equal_whole(make_case: MakeCase, assert_close: AssertClose) -> None:
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_steps_equal_whole(backend: str, make_case: MakeCase, assert_close: AssertClose) -> None:
     case = make_case(20).to(torch.float32)
-    *inputs, state = case.tensors
+    *inputs, state = (x.detach() for x in case.tensors)
     outputs = []
     for step in zip(*(x.unbind(1) for x in inputs), strict=True):
-        o, state = wkv7_step(*step, state, scale=0.5)
+        before = state.clone()
+        o, after = wkv7_step(*step, state, scale=0.5, backend=backend)
+        assert torch.equal(state, before)
         outputs.append(o)
+        state = after
     whole, final = case.run("cpu", scale=0.5)
     assert_close({"o": torch.stack(outputs, 1), "final": state}, {"o": whole, "final": final}, FP32)
 
