@@ -5,6 +5,7 @@ from torch import Tensor
 
 from arwkv_kernels.arguments import WkvInputs, sequence_offsets, starting_state
 from arwkv_kernels.chunked import wkv7_chunked
+from arwkv_kernels.reference import wkv7_step_torch
 
 # RWKV-7's decays cannot lie lower: -exp(-1/2).
 LOWEST_LOG_DECAY = -0.6065306597126334
@@ -31,3 +32,12 @@ def wkv7(
         inputs = WkvInputs(*(x.to(state.dtype) for x in inputs))
         o, state = wkv7_chunked(inputs, state, offsets, scale, LOWEST_LOG_DECAY)
     return o.to(v.dtype), state if output_final_state else None
+
+
+def wkv7_step(
+    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor, *, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """`arwkv_kernels.wkv7_step` without a choice of backend."""
+    with torch.autocast(r.device.type, enabled=False):
+        o, state = wkv7_step_torch(WkvInputs(*(x.to(state.dtype) for x in (r, w, k, v, a, b))), state, scale)
+    return o.to(v.dtype), state

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from arwkv_kernels import wkv7
+from arwkv_kernels import wkv7, wkv7_step
 from arwkv_student.config import TimeMixOptions
 from arwkv_student.elementwise import fused, mixed_output, recurrence_inputs
 
@@ -129,18 +129,7 @@ class TimeMix(nn.Module):
             None if options.state_balancing else self.rate_scale,
             head_dim=options.head_dim,
         )
-        y, wkv = wkv7(
-            r,
-            log_decay,
-            k,
-            v,
-            minus_removal,
-            rate,
-            initial_state=None if state is None else state.wkv_BHDD,
-            output_final_state=state is not None,
-            cu_seqlens=context.cu_seqlens,
-            scale=options.head_dim**-0.5 if options.state_balancing else 1.0,
-        )
+        y, wkv = self._recurrence((r, log_decay, k, v, minus_removal, rate), context.cu_seqlens, state)
         y = self._run(
             mixed_output,
             y,
@@ -163,11 +152,30 @@ class TimeMix(nn.Module):
         if not self.options.token_shift:
             return (x_BTC,) * 6
         first_B1C = torch.zeros_like(x_BTC[:, :1]) if state is None else state.last_input_BC[:, None].to(x_BTC.dtype)
-        previous = torch.cat([first_B1C, x_BTC[:, :-1]], dim=1)
+        previous = torch.cat([first_B1C, x_BTC[:, :-1]], dim=1) if x_BTC.shape[1] > 1 else first_B1C
         if context.cu_seqlens is not None:
             previous[:, context.cu_seqlens[1:-1].long()] = 0.0
         difference = previous - x_BTC
         return tuple(torch.addcmul(x_BTC, difference, mix_C.to(x_BTC.dtype)) for mix_C in self.shift_mix)
+
+    def _recurrence(
+        self, inputs: tuple[Tensor, ...], cu_seqlens: Tensor | None, state: TimeMixState | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The recurrence over [B, T, H, D]; decoding's single token goes the short way."""
+        scale = self.options.head_dim**-0.5 if self.options.state_balancing else 1.0
+        if state is not None and inputs[0].shape[1] == 1 and cu_seqlens is None:
+            r, w, k, v, a, b = (x.squeeze(1) for x in inputs)
+            y_BHD, wkv = wkv7_step(r, w, k, v, a, b, state.wkv_BHDD, scale=scale)
+            return y_BHD[:, None], wkv
+        r, w, k, v, a, b = inputs
+        before = None if state is None else state.wkv_BHDD
+        return wkv7(
+            *(r, w, k, v, a, b),
+            initial_state=before,
+            output_final_state=state is not None,
+            cu_seqlens=cu_seqlens,
+            scale=scale,
+        )
 
     def _run(self, part: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         return (fused(part) if self.fuse else part)(*arguments, **options)
