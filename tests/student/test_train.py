@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from api_serving import serving
 from arwkv_store.errors import ConfigurationDiffers, NotFound, UsageError
 from arwkv_student.run_folder import RunFolder
 from arwkv_student.settings import TrainSettings
@@ -254,3 +256,24 @@ def test_last_checkpoint_is_the_newest_that_is_whole(tmp_path: Path) -> None:
             (folder / "whole.json").write_text("{}")
     assert run.last_checkpoint("align") == tmp_path / "align" / "checkpoint-10"
     assert not (tmp_path / "align" / "checkpoint-12").exists()
+
+
+def test_training_over_http_is_training_from_the_folder(
+    finished: Path, tiny_shards: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARWKV_CACHE", str(tmp_path / "cache"))
+    with serving("--root", str(tiny_shards), cache=tmp_path / "api") as (address, _):
+        asked = settings(tiny_shards, tiny_teacher, tmp_path / "run")
+        train(replace(asked, shards=(f"{address}/v1/datasets/{tiny_shards.name}",)))
+    assert figures(tmp_path / "run") == [line for line in figures(finished) if "loss" in line]
+
+
+def test_trackers_are_named_and_missing_ones_refused(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    asked = replace(settings(tiny_shards, tiny_teacher, tmp_path / "none"), stage="distill", steps=1, report_to=())
+    train(asked)
+    assert not (tmp_path / "none" / "tensorboard").exists()
+    assert figures(tmp_path / "none")
+    for tracker in ("wandb", "trackio"):
+        if importlib.util.find_spec(tracker) is None:
+            with pytest.raises(UsageError, match=f"--report-to {tracker}: the package {tracker} is not installed"):
+                train(replace(asked, out=tmp_path / tracker, report_to=("tensorboard", tracker)))
