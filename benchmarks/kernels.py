@@ -1,9 +1,9 @@
 """Measures the kernels. On a CPU: the recurrence against the obvious loop, and the sparse KL's time and memory.
 
-    OMP_NUM_THREADS=1 python benchmarks/kernels.py          the CPU's figures
-    python benchmarks/kernels.py --gpu                      numerics of every configuration, then the GPU's figures
+    OMP_NUM_THREADS=1 python benchmarks/kernels.py    the CPU's figures
+    python benchmarks/kernels.py --gpu                numerics of every configuration, then the GPU's figures
 
-Prints Markdown tables. Contestants take turns within a round; a ratio is the median over rounds of the ratios within a
+Prints Markdown tables, and JSON with `--json-out FILE`. Contestants take turns within a round; a ratio is the median over rounds of the ratios within a
 round. Needs torch, and numba, triton or flash-linear-attention where there; `PYTHONPATH=kernels` replaces an install.
 """
 
@@ -13,11 +13,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from arwkv_kernels import linear_sparse_kl, wkv7, wkv7_step
+from figures import Rows, print_table, write_json
 
 ROUNDS = 7
 
@@ -65,7 +68,7 @@ def ratio(slow: list[float], fast: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def recurrence_table() -> list[str]:
+def recurrence() -> Rows:
     inputs = layer_inputs(2, 512, 4, 64)
     times = race(
         {
@@ -75,21 +78,65 @@ def recurrence_table() -> list[str]:
         }
     )
     loop = times["the `unbind` loop"]
-    lines = ["| wkv7, forward + backward, B=2 T=512 H=4 D=64 | ms | against the loop |", "|---|---|---|"]
-    return lines + [
-        f"| {name} | {1e3 * statistics.median(each):.1f} | {ratio(loop, each):.1f}× |" for name, each in times.items()
+    return [
+        {"contestant": name, "ms": 1e3 * statistics.median(each), "times the loop's speed": ratio(loop, each)}
+        for name, each in times.items()
     ]
 
 
-def growth_table() -> list[str]:
-    lines = ["| compiled wkv7, H=4 D=64, forward + backward | ms | ns per token and head |", "|---|---|---|"]
-    for B, T in ((1, 1024), (1, 8192), (1, 32_768), (4, 1024), (16, 1024)):
+def growth() -> Rows:
+    rows = []
+    for B, T in ((1, 1024), (1, 8192), (1, 32_768), (1, 131_072), (4, 1024), (16, 1024)):
         inputs = layer_inputs(B, T, 4, 64)
         seconds = min(race({"": lambda inputs=inputs: wkv7(*inputs)[0].sum().backward()}, rounds=3)[""])
-        lines.append(f"| B={B} T={T} | {1e3 * seconds:.1f} | {1e9 * seconds / (B * T * 4):.0f} |")
-    state, step = torch.zeros(1, 14, 64, 64), [x[:, 0] for x in layer_inputs(1, 1, 14, 64, gradients=False)]
-    seconds = min(race({"": lambda: wkv7_step(*step, state)}, rounds=50)[""])
-    return [*lines, f"| wkv7_step, B=1 H=14 | {1e3 * seconds:.3f} | {1e9 * seconds / 14:.0f} |"]
+        rows.append({"B": B, "T": T, "ms": 1e3 * seconds, "ns per token and head": 1e9 * seconds / (B * T * 4)})
+    return rows
+
+
+def step() -> Rows:
+    state, inputs = torch.zeros(1, 14, 64, 64), [x[:, 0] for x in layer_inputs(1, 1, 14, 64, gradients=False)]
+    seconds = min(race({"": lambda: wkv7_step(*inputs, state)}, rounds=50)[""])
+    return [{"B": 1, "H": 14, "ms": 1e3 * seconds}]
+
+
+def element_wise(device: str = "cpu", B: int = 4, T: int = 512, C: int = 512) -> Rows:
+    """A whole time mixer under bf16 autocast, its element-wise parts eager and compiled, forward and backward."""
+    from arwkv_student.config import BaseShape, preset_options
+    from arwkv_student.time_mix import TimeMix, TimeMixContext
+
+    rows = []
+    shape = BaseShape(hidden_size=C, num_attention_heads=C // 64, num_key_value_heads=2, head_dim=64)
+    for preset in ("arwkv", "arwkv-gate-active-mlp", "rad-rwkv7"):
+        options = preset_options(preset, shape)
+        mixer = TimeMix(options, C, layer=1, num_layers=8).to(device)
+        mixer.initialise()
+        x = torch.randn(B, T, C, device=device, requires_grad=True)
+        v_first = torch.randn(B, T, options.key_value_width, device=device)
+        angles = torch.rand(B, T, 64, device=device)
+        context = TimeMixContext(cos_sin_BTD=(angles.cos(), angles.sin()))
+
+        def train(fuse: bool, mixer: Any = mixer, x: Tensor = x, v: Tensor = v_first, context: Any = context) -> None:
+            mixer.fuse = fuse
+            with torch.autocast(device, torch.bfloat16):
+                y, _, _ = mixer(x, v, context)
+            y.float().sum().backward()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        begin = time.perf_counter()
+        train(True)
+        first_s = time.perf_counter() - begin
+        times = race({"eager": lambda train=train: train(False), "compiled": lambda train=train: train(True)})
+        rows.append(
+            {
+                "preset": preset,
+                "eager ms": 1e3 * statistics.median(times["eager"]),
+                "compiled ms": 1e3 * statistics.median(times["compiled"]),
+                "speed-up": ratio(times["eager"], times["compiled"]),
+                "first call s": first_s,
+            }
+        )
+    return rows
 
 
 def teacher_of(tokens: int, vocabulary: int, k: int, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -130,13 +177,10 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return peak
 
 
-def sparse_kl_table() -> list[str]:
+def sparse_kl() -> Rows:
     tokens, vocabulary, width = 1024, 32_000, 256
     ids, logprobs, counts, tail = teacher_of(tokens, vocabulary, 64)
-    lines = [
-        "| linear_sparse_kl, T=1024 V=32,000 C=256 k=64, forward + backward | ms | peak MiB | time | memory |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for head in ("frozen", "trained"):
         hidden = torch.randn(tokens, width, generator=torch.Generator().manual_seed(2)).requires_grad_()
         weight = torch.randn(vocabulary, width, generator=torch.Generator().manual_seed(3)) * width**-0.5
@@ -153,28 +197,46 @@ def sparse_kl_table() -> list[str]:
         times = race({"all logits at once": naive, "ours": ours}, rounds=5)
         peaks = {"all logits at once": peak_bytes(naive), "ours": peak_bytes(ours)}
         for name, each in times.items():
-            lines.append(
-                f"| {name}, {head} head | {1e3 * statistics.median(each):.0f} | {peaks[name] / 2**20:.0f} | "
-                f"{1 / ratio(times['all logits at once'], each):.2f}× | "
-                f"{peaks[name] / peaks['all logits at once']:.2f}× |"
+            rows.append(
+                {
+                    "contestant": f"{name}, {head} head",
+                    "ms": 1e3 * statistics.median(each),
+                    "peak MiB": peaks[name] / 2**20,
+                    "time": 1 / ratio(times["all logits at once"], each),
+                    "memory": peaks[name] / peaks["all logits at once"],
+                }
             )
-    return lines
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--gpu", action="store_true", help="measure a CUDA device instead")
     parser.add_argument("--skip-numerics", action="store_true", help="with --gpu: go straight to the timing")
+    parser.add_argument("--json-out", type=Path, help="write the tables' rows there too")
     arguments = parser.parse_args()
+    results: dict[str, Any] = {}
     if arguments.gpu:
-        from kernels_gpu import print_gpu_figures
+        from kernels_gpu import gpu_tables
 
-        print_gpu_figures(check_numerics=not arguments.skip_numerics)
-        return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s)\n")
-    for table in (recurrence_table, growth_table, sparse_kl_table):
-        print("\n".join(table()) + "\n", flush=True)
+        tables = gpu_tables(results, check_numerics=not arguments.skip_numerics)
+    else:
+        results |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        tables = CPU_TABLES
+    print(results, "\n")
+    for title, measure in tables.items():
+        results[title] = measure()
+        print_table(title, results[title])
+    write_json(arguments.json_out, results)
 
+
+CPU_TABLES: dict[str, Callable[[], Rows]] = {
+    "wkv7, forward + backward, B=2 T=512 H=4 D=64": recurrence,
+    "compiled wkv7, H=4 D=64, forward + backward": growth,
+    "wkv7_step, D=64": step,
+    "time mixer, B=4 T=512 C=512, bf16, forward + backward": element_wise,
+    "linear_sparse_kl, T=1024 V=32,000 C=256 k=64, forward + backward": sparse_kl,
+}
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Measures the store: sizes and speeds of the codecs, and reading against the libraries people use today.
 
-    python benchmarks/store.py --peers-python PEERS/bin/python --out results.json
+    python benchmarks/store.py --peers-python PEERS/bin/python --json-out results.json
 
 PEERS is a venv with `mosaicml-streaming litdata pylance datasets` in it; without it only our own figures are measured.
 Contestants run one at a time, in turn, each in a process of its own, for several rounds; a ratio is the median over the
@@ -25,8 +25,8 @@ import ml_dtypes
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
+
+from figures import print_table, write_json
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -49,15 +49,14 @@ class Settings:
     """Rounds of the reading race."""
     many_shards: int = 20_000
     """Synthetic manifests to open."""
-    out: Path | None = None
+    json_out: Path | None = None
     """Where to write the results as JSON."""
 
 
 def codec_figures() -> list[dict[str, Any]]:
     """Bytes per token, KL and speed of every logits codec on the made-up teacher."""
-    from store_teacher import Teacher, adaptive, kl_nats
-
     from arwkv_store.codecs import logits_compact, logits_exact, logits_raw, logits_sampled
+    from store_teacher import Teacher, adaptive, kl_nats
 
     teacher = Teacher.made()
     bf16 = {ids: teacher.top_k(T, K, head_dtype="bfloat16", ids=ids, seed=1) for ids in ("uniform", "zipf")}
@@ -205,24 +204,6 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    """Rows with whatever keys they have."""
-    table = Table(title=title, title_justify="left", box=None)
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    for key in keys:
-        table.add_column(key, overflow="fold", justify="left" if isinstance(rows[-1].get(key), str) else "right")
-    for row in rows:
-        table.add_row(*(shown(row.get(key)) for key in keys))
-    Console(width=200).print(table)
-
-
-def shown(value: object) -> str:
-    """A number with four digits, or nothing."""
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
-    return "" if value is None else str(value)
-
-
 def main() -> None:
     """Measure, print, write."""
     from store_datasets import many_shards_figures
@@ -245,8 +226,7 @@ def main() -> None:
         for action in ("read", "shuffled", "random", "open"):
             print_table(f"Reading: {action} (1024 tokens, k=64, one layer of 896)", results[action])
     print(json.dumps(results["logits"][0]))
-    if settings.out:
-        settings.out.write_text(json.dumps(results, indent=2) + "\n")
+    write_json(settings.json_out, results)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from store_teacher import VOCAB_SIZE, Teacher
 
 from arwkv_store import (
     CaptureInfo,
@@ -20,6 +19,7 @@ from arwkv_store import (
     TokenizerInfo,
     create_dataset,
 )
+from store_teacher import VOCAB_SIZE, Teacher
 
 T, K, C = 1024, 64, 896
 # In a process of its own: a peak of memory is only seen where none was higher before.

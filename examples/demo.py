@@ -20,11 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from corpus import read_corpus, write_jsonl
-from report import write_report
-
 from arwkv_store.command_line import main
 from arwkv_store.errors import ArwkvError
+from corpus import read_corpus, write_jsonl
+from report import write_report
 
 BIN = Path(sys.executable).parent
 LONGEST_DOCUMENT = 20_000

@@ -22,10 +22,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from corpus import Corpus, read_corpus
-
 from arwkv_store.command_line import main
 from arwkv_store.progress import Progress
+from corpus import Corpus, read_corpus
 
 END_OF_TEXT = "<|endoftext|>"
 
