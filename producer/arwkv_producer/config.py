@@ -88,6 +88,10 @@ class GenerateConfig(CaptureConfig):
     """Processes that share the work."""
     capture_backend: Literal["pooler", "stock"] = "pooler"
     """`stock` takes the top k from vLLM's own `prompt_logprobs`: where a vLLM does not fit our hook, or to compare."""
+    ray: str | None = None
+    """Let actors on this Ray cluster do the work: its address, or `auto` for the one that runs here."""
+    ray_actors: int = 0
+    """Actors, an engine each; 0 takes all of the cluster's GPUs, or one actor a node where there are none."""
     gpu_memory_fraction: float = 0.9
     """Share of each GPU's memory that vLLM may take."""
     fill_disk: bool = False
@@ -112,6 +116,11 @@ class GenerateConfig(CaptureConfig):
             f"--rank {self.rank}: must be from 0 to {self.world_size - 1} with --world-size {self.world_size}",
         )
         _require(0 <= self.held_out < 1, f"--held-out {self.held_out}: must be at least 0 and below 1")
+        _require(
+            self.ray is None or self.world_size == 1,
+            f"--ray {self.ray} --world-size {self.world_size}: the actors share the work; leave --world-size out",
+        )
+        _require(self.ray_actors >= 0, f"--ray-actors {self.ray_actors}: must be 0 (all that fit) or more")
         _require(
             self.metrics_port is None or 0 < self.metrics_port < 65536,
             f"--metrics-port {self.metrics_port}: must be from 1 to 65535",

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from arwkv_store import open_dataset
-from producer_captures import MAX_LENGTH
+from producer_captures import MAX_LENGTH, Captures
+
+KILL_RECORDED = Path(__file__).with_name("kill_recorded.py")
 
 
 @pytest.fixture
@@ -93,3 +95,27 @@ def test_killed_at_random_instants_it_ends_with_the_same_shards(arguments: list[
     stdout, stderr = start(arguments, out).communicate(timeout=200)
     assert json.loads(stdout), stderr
     assert hashes(out) == hashes(whole)
+
+
+@pytest.mark.crash
+@pytest.mark.timeout(1800)
+def test_five_hundred_kills_of_a_recorded_capture_lose_and_repeat_nothing(
+    captures: Captures, tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    flags = {"max_length": MAX_LENGTH, "top_k": 16, "hidden_states": "attention", "samples_per_shard": 4}
+    config = {**flags, "teacher": str(tiny_teacher), "data": [str(tiny_corpus)]}
+    asked = {"recording": str(captures.folder / "base"), "config": config, "folder": str(tmp_path), "kills": 500}
+    finished = subprocess.run(
+        [sys.executable, str(KILL_RECORDED)],
+        input=json.dumps({**asked, "seed": 11}),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    happened = json.loads(finished.stdout)
+    assert happened["wrong"] == []
+    assert happened["kills"] == 500
+    assert happened["kills_among_commits"] > 100, happened
+    assert happened["datasets"] > 3, happened
