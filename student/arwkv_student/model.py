@@ -100,7 +100,10 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
         assert config.layer_types is not None
         self.layer, self.mixes_time = layer, config.layer_types[layer] == TIME_MIX
         if self.mixes_time:
-            self.time_mix = TimeMix(config.time_mix_options, config.hidden_size, layer, config.num_hidden_layers)
+            is_first = layer == min(config.time_mix_layers)
+            self.time_mix = TimeMix(
+                config.time_mix_options, config.hidden_size, layer, config.num_hidden_layers, is_first=is_first
+            )
         else:
             self.self_attn = Qwen2Attention(config, layer)
         self.mlp = Qwen2MLP(config)
@@ -117,7 +120,7 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
         teacher_BTC: Tensor | None = None,
         only_mixes: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Returns (stream after the layer, value of layer 0, the time mixer's output where a teacher's was given).
+        """Returns (stream after the layer, the first mixer's value, its output where a teacher's was given).
 
         With `teacher_BTC`, the teacher's attention output of this layer, the stream goes on with that instead of the
         time mixer's own, and carries no gradient: stage 1's teacher forcing. `only_mixes` ends with the time mixer,

@@ -69,7 +69,10 @@ class LowRank(nn.Module):
 class TimeMix(nn.Module):
     """One time mixer. `forward` takes what the attention block takes: the normed input of the layer."""
 
-    def __init__(self, options: TimeMixOptions, hidden_size: int, layer: int, num_layers: int) -> None:
+    def __init__(
+        self, options: TimeMixOptions, hidden_size: int, layer: int, num_layers: int, *, is_first: bool = False
+    ) -> None:
+        """`is_first`: no earlier layer mixes time, so that this one's value is the one that later layers mix in."""
         super().__init__()
         self.options, self.layer, self.num_layers = options, layer, num_layers
         self.fuse = False
@@ -84,7 +87,7 @@ class TimeMix(nn.Module):
         self.removal_scale = nn.Parameter(torch.ones(W))
         if not options.state_balancing:
             self.rate_scale = nn.Parameter(torch.ones(W))
-        if options.value_residual != "none" and layer > 0:
+        if options.value_residual != "none" and not is_first:
             self.value_mix = LowRank(C, options.value_rank, U, activation="none")
         if options.gate != "none":
             self.gate = LowRank(C, options.gate_rank, W, activation="sigmoid", bias=False)
@@ -98,9 +101,9 @@ class TimeMix(nn.Module):
     def forward(
         self, x_BTC: Tensor, v_first_BTU: Tensor | None, context: TimeMixContext, state: TimeMixState | None = None
     ) -> tuple[Tensor, Tensor, TimeMixState | None]:
-        """Returns (output [B, T, C], value of layer 0 [B, T, U], state after the last token where one was given).
+        """Returns (output [B, T, C], the first mixer's value [B, T, U], state after the last token if one was given).
 
-        `v_first_BTU` is layer 0's value (None in layer 0), never changed in place.
+        `v_first_BTU` is the first mixer's value (None in that mixer), never changed in place.
         """
         options = self.options
         if torch.is_autocast_enabled(x_BTC.device.type):

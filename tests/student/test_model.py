@@ -106,6 +106,18 @@ def test_packed_documents_do_not_see_each_other(model: ArwkvForCausalLM) -> None
     torch.testing.assert_close(logits[6:], model(second[None]).logits[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("preset", ["arwkv", "rad-rwkv7"])
+def test_packed_documents_do_not_see_each_other_in_a_hybrid(preset: str) -> None:
+    test_packed_documents_do_not_see_each_other(student(preset, attention_layers=(0, 2)))
+
+
+@pytest.mark.parametrize("attention_layers", [(), (0,), (1,)])
+def test_every_parameter_of_a_hybrid_takes_part(attention_layers: tuple[int, ...]) -> None:
+    model = student("arwkv-gate-active-mlp", attention_layers).train()
+    model(tokens_BT(), labels=tokens_BT(), use_cache=False).loss.backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
 def test_state_can_be_saved_and_restored(model: ArwkvForCausalLM, tmp_path: Path) -> None:
     tokens = tokens_BT()
     cache = model(tokens[:, :12], use_cache=True).past_key_values
