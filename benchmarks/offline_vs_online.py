@@ -1,0 +1,209 @@
+"""A step of stage 2 from shards against the same step with the teacher in the loop.
+
+    python benchmarks/offline_vs_online.py --shards runs/demo/shards/train
+
+Student, batch, optimiser and precision are the same in every arm. Live arms read the tokens alone from the same shards,
+run a teacher of 1, 4 or 16 times the student's parameters over them, and take the KL over the whole vocabulary. Arms
+take turns, a step each, in one process, after an epoch of loading: what an epoch costs, every byte verified, is said
+apart. Peak memory is that of a process of its own for each arm, above what it held before models were made. Weights
+are random: a step's time does not depend on them.
+"""
+
+import dataclasses
+import importlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from arwkv_store.command_line import main
+from arwkv_student.config import Preset
+
+# Width of the student, and of live teachers of 1, 4 and 16 times its parameters; all of the same depth.
+STUDENT_WIDTH, LAYERS = 512, 6
+TEACHER_WIDTHS = {"1": 512, "4": 1024, "16": 2048}
+OFFLINE = "offline"
+
+
+@dataclasses.dataclass(frozen=True)
+class OfflineConfig:
+    """Compare steps from shards with steps that run the teacher."""
+
+    shards: str
+    """Dataset with logits."""
+    preset: Preset = "arwkv"
+    """The student."""
+    batch_size: int = 8
+    """Samples of a step."""
+    rounds: int = 10
+    """Steps of each arm, after one to warm up."""
+    measure_memory_of: str | None = None
+    """Run two steps of one arm alone and print its peak memory; the benchmark calls itself with this."""
+    json: bool = False
+    """Print the figures as one JSON document."""
+
+
+def compare(config: OfflineConfig) -> dict[str, Any]:
+    """Time the arms in turns, measure each one's memory, print a table in Markdown."""
+    if config.measure_memory_of is not None:
+        print(_peak_mb(config, config.measure_memory_of))
+        return {}
+    loading_s = _loading_s(config)
+    arms = {name: _arm(config, name) for name in (OFFLINE, *TEACHER_WIDTHS)}
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(config.rounds + 1):
+        for name, step in arms.items():
+            started = time.perf_counter()
+            step()
+            took_s = time.perf_counter() - started
+            if turn:
+                seconds[name].append(took_s)
+            print(f"round {turn}: {name}: {took_s:.2f} s", file=sys.stderr)
+    result: dict[str, Any] = {"loading_s": loading_s, "arms": {}}
+    for name in arms:
+        ratios = [other / own for other, own in zip(seconds[name], seconds[OFFLINE], strict=True)]
+        result["arms"][name] = {
+            "step_s": statistics.median(seconds[name]),
+            "times_offline": statistics.median(ratios),
+            "lowest_times_offline": min(ratios),
+            "highest_times_offline": max(ratios),
+            "peak_mb": _in_its_own_process(config, name),
+        }
+    if not config.json:
+        _print(result)
+    return result
+
+
+def _print(result: dict[str, Any]) -> None:
+    print("| arm | step, s | over offline (lowest, highest) | peak memory, MB |\n|---|---|---|---|")
+    for name, figures in result["arms"].items():
+        title = "from shards" if name == OFFLINE else f"live teacher, {name}×"
+        ratios = "{times_offline:.2f} ({lowest_times_offline:.2f}, {highest_times_offline:.2f})".format(**figures)
+        print(f"| {title} | {figures['step_s']:.2f} | {ratios} | {figures['peak_mb']:.0f} |")
+    share = result["loading_s"] / result["arms"][OFFLINE]["step_s"]
+    print(
+        "\nReading, verifying, decoding and collating a batch, mean over an epoch, first touch of every part in it: "
+        f"{result['loading_s'] * 1e3:.1f} ms, {share:.1%} of a step"
+    )
+
+
+def _loading_s(config: OfflineConfig) -> float:
+    """Seconds to load a batch, in the training process itself, over an epoch in the order of training."""
+    from arwkv_store import open_dataset
+    from arwkv_student.data import OrderSampler, collate
+
+    started = time.perf_counter()
+    dataset = open_dataset(config.shards, columns=["logits"])
+    order = list(OrderSampler(dataset.shard_rows, len(dataset), 0))
+    batches = range(0, len(order) - config.batch_size + 1, config.batch_size)
+    for first in batches:
+        collate([dataset[index] for index in order[first : first + config.batch_size]])
+    return (time.perf_counter() - started) / len(batches)
+
+
+def _arm(config: OfflineConfig, name: str) -> Callable[[], None]:
+    """A function that makes one step."""
+    import torch
+
+    from arwkv_store import open_dataset
+    from arwkv_student.base import open_base
+    from arwkv_student.data import OrderSampler, collate
+    from arwkv_student.distill import choose_trained
+    from arwkv_student.losses import Objective, distill_loss
+    from arwkv_student.settings import TrainSettings
+    from arwkv_student.train import untrained_student
+
+    dataset = open_dataset(config.shards, columns=["logits"] if name == OFFLINE else [])
+    vocab_size, rows = dataset.info.tokenizer.vocab_size, dataset.info.vocab_size_padded
+    with tempfile.TemporaryDirectory() as folder:
+        _qwen2(rows, STUDENT_WIDTH).save_pretrained(folder)
+        student = untrained_student(open_base(folder), TrainSettings(preset=config.preset), 0)
+    choose_trained(student, "preset")
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-4)
+    order = iter(OrderSampler(dataset.shard_rows, 1_000_000, 0))
+    teacher = None if name == OFFLINE else _qwen2(rows, TEACHER_WIDTHS[name]).eval()
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (student, teacher) if model is not None]
+    print(f"{name}: parameters of the student, and of a live teacher: {sizes}", file=sys.stderr)
+
+    def step() -> None:
+        batch = collate([dataset[next(order)] for _ in range(config.batch_size)])
+        with torch.autocast("cpu", torch.bfloat16):
+            if teacher is None:
+                loss = distill_loss(batch, Objective(vocab_size, compute_dtype=torch.bfloat16))
+            else:
+                with torch.no_grad():
+                    live = teacher(batch["input_ids"], use_cache=False).logits
+                loss = _live_kl(live, batch["predicts"], vocab_size)
+            student(input_ids=batch["input_ids"], head_loss=loss).loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _qwen2(rows: int, width: int) -> Any:  # transformers is untyped
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=rows,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 256,
+        tie_word_embeddings=True,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def _live_kl(teacher_BTV: Any, predicts_BT: Any, vocab_size: int) -> Any:
+    """KL(teacher ‖ student) over the whole vocabulary, as recipes with a live teacher take it."""
+    import torch
+    from torch.nn.functional import kl_div
+
+    def loss(hidden_BTC: torch.Tensor, weight_VC: torch.Tensor) -> torch.Tensor:
+        log_q = (hidden_BTC[predicts_BT] @ weight_VC[:vocab_size].T).float().log_softmax(-1)
+        log_p = teacher_BTV[predicts_BT][:, :vocab_size].float().log_softmax(-1)
+        return kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+    return loss
+
+
+def _in_its_own_process(config: OfflineConfig, name: str) -> float:
+    flags = [
+        word
+        for field, value in dataclasses.asdict(config).items()
+        if field not in ("json", "measure_memory_of")
+        for word in (f"--{field.replace('_', '-')}", str(value))
+    ]
+    command = [sys.executable, __file__, *flags, "--measure-memory-of", name]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    return float(json.loads(output.splitlines()[-1]))
+
+
+def _peak_mb(config: OfflineConfig, name: str) -> float:
+    # What is loaded before the models is not theirs.
+    for module in ("torch", "transformers.models.qwen2.modeling_qwen2", "arwkv_student.train"):
+        importlib.import_module(module)
+    before_mb = _peak_so_far_mb()
+    step = _arm(config, name)
+    step()
+    step()
+    return _peak_so_far_mb() - before_mb
+
+
+def _peak_so_far_mb() -> float:
+    """VmHWM: unlike ru_maxrss, it begins anew with the process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
+
+
+if __name__ == "__main__":
+    description = "Compare steps of stage 2 from shards with steps that run the teacher."
+    main("offline_vs_online", description, {"run": compare}, ["run", *sys.argv[1:]])
