@@ -4,7 +4,8 @@
     python benchmarks/kernels.py --gpu                numerics of every configuration, then the GPU's figures
 
 Prints Markdown tables, and JSON with `--json-out FILE`. Contestants take turns within a round; a ratio is the median
-over rounds of the ratios within a round. Needs torch, and numba, triton or flash-linear-attention where there; `PYTHONPATH=kernels` replaces an install.
+over rounds of the ratios within a round. Needs torch, and numba, triton or flash-linear-attention where there;
+`PYTHONPATH=kernels` replaces an install.
 """
 
 from __future__ import annotations
