@@ -308,7 +308,7 @@ def training_arguments(
         include_num_input_tokens_seen="non_padding",
         # The first layer that mixes time has no earlier value to mix in.
         ddp_find_unused_parameters=settings.layers is not None and 0 not in settings.layers,
-        run_name=settings.out.name,
+        run_name=f"{settings.out.name}-{plan.name}",
         project="arwkv",
         seed=settings.seed,
         data_seed=settings.seed,

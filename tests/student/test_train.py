@@ -47,7 +47,7 @@ def figures(run: Path) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def finished(tiny_shards: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "auto"
-    train(replace(settings(tiny_shards, tiny_teacher, out), eval_shards=str(tiny_shards)))
+    train(replace(settings(tiny_shards, tiny_teacher, out), eval_shards=str(tiny_shards), eval_every=4))
     return out
 
 
@@ -83,7 +83,11 @@ def test_metrics_tell_tokens_rate_errors_and_held_out_figures(finished: Path) ->
     assert first["tokens_per_s"] > 0
     assert 0 < first["relative_error_1"] <= 1.01
     held_out = [line for line in lines if "eval_kl" in line]
-    assert [line["stage"] for line in held_out] == ["align", "distill"]
+    assert [(line["stage"], line["step"]) for line in held_out] == [
+        *(("align", 4), ("align", STEPS)),
+        *(("distill", 4), ("distill", STEPS)),
+    ]
+    assert all(line["eval_kl"] > 0 and line["eval_perplexity_ratio"] > 0 for line in held_out)
     assert list((finished / "tensorboard" / "align").glob("events*"))
 
 
