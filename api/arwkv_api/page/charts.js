@@ -20,7 +20,7 @@ export function chartCard({ title, note, kind, categories, series, x = {}, y = {
   const table = element("details", {}, element("summary", {}, "Figures"));
   card.append(element("div", {}, element("h2", {}, title), element("p", { class: "soft" }, note ?? "")));
   card.append(element("div", { class: "chart" }, canvas), table);
-  table.addEventListener("toggle", () => table.open && fill(table, { categories, series: chart.series, x }), { once: false });
+  table.addEventListener("toggle", () => table.open && fill(table, { title, categories, series: chart.series, x }), { once: false });
   const chart = { series };
   requestAnimationFrame(() => {
     if (!canvas.isConnected) return;
@@ -31,7 +31,7 @@ export function chartCard({ title, note, kind, categories, series, x = {}, y = {
     if (!chart.drawn) return;
     chart.drawn.data.datasets = fresh.map((one, at) => dataset(one, at, kind));
     chart.drawn.update("none");
-    if (table.open) fill(table, { categories, series: fresh, x });
+    if (table.open) fill(table, { title, categories, series: fresh, x });
   };
   return card;
 }
@@ -90,14 +90,14 @@ function options({ kind, categories, series, x, y, horizontal }) {
   };
 }
 
-function fill(details, { categories, series, x }) {
+function fill(details, { title, categories, series, x }) {
   const xs = categories ?? [...new Set(series.flatMap((one) => one.points.map((point) => point.x)))].sort((a, b) => a - b);
   const value = (one, at) => (categories ? one.values[at] : one.points.find((point) => point.x === xs[at])?.y);
-  const head = element("tr", {}, element("th", { scope: "col" }, x.title ?? ""), ...series.map((one) => element("th", { scope: "col", class: "number" }, one.label)));
+  const head = element("tr", {}, element("th", { scope: "col" }, x.title || (categories ? "what" : "when")), ...series.map((one) => element("th", { scope: "col", class: "number" }, one.label)));
   const body = xs.map((at, row) => element("tr", {},
     element("th", { scope: "row" }, categories ? at : (x.say ?? String)(at)),
     ...series.map((one) => element("td", { class: "number" }, value(one, row) == null ? "" : Number(value(one, row)).toLocaleString("en", { maximumSignificantDigits: 5 })))));
   const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...body));
   details.querySelector(".table")?.remove();
-  details.append(element("div", { class: "table", tabindex: "0", role: "region", "aria-label": "Figures" }, table));
+  details.append(element("div", { class: "table", tabindex: "0", role: "region", "aria-label": `Figures: ${title}` }, table));
 }

@@ -126,7 +126,7 @@ function coverage(stats) {
 // When the shard's files were last read through; asking again is a button's work.
 function verified(shard, path) {
   if (shard.state !== "committed") return "–";
-  const button = element("button", { type: "button", class: "quiet", "aria-label": `Verify part ${shard.part} now`, onclick: async () => {
+  const button = element("button", { type: "button", class: "text-button", "aria-label": `Verify part ${shard.part} now`, onclick: async () => {
     button.disabled = true;
     button.textContent = "reading…";
     try {
@@ -157,7 +157,7 @@ function shards(path, name, dataset, signal) {
       { name: "Entropy", key: "entropy_mean", number: true, cell: (s) => figure(s.entropy_mean) },
       { name: "Tail mass", key: "tail_mass_mean", number: true, cell: (s) => figure(s.tail_mass_mean, 2) },
       { name: "Committed", key: "committed_at", number: true, cell: (s) => when(s.committed_at) },
-      { name: "Verified", cell: (s) => verified(s, path) },
+      { name: "Verified", number: true, cell: (s) => verified(s, path) },
       { name: "Data", cell: (s) => (s.state === "committed" ? element("a", { href: `${path}/shards/${s.part}/data`, "aria-label": `Arrow file of part ${s.part}` }, "Arrow") : "") },
     ],
   });

@@ -24,7 +24,7 @@ export const short = (value) => SHORT.format(value);
 export const when = (text) => WHEN.format(new Date(text));
 export const figure = (value, digits = 3) => (value == null ? "–" : Number(value).toPrecision(digits));
 export const tick = (value) => Number(value).toLocaleString("en", { maximumSignificantDigits: 3 });
-export const percent = (share) => (share == null ? "–" : `${(100 * share).toFixed(share > 0.995 ? 2 : 1)} %`);
+export const percent = (share) => (share == null ? "–" : share === 1 ? "100 %" : `${(100 * share).toFixed(share > 0.995 ? 2 : 1)} %`);
 
 export function bytes(value) {
   const unit = value < 1000 ? 0 : Math.min(Math.floor(Math.log10(value) / 3), 6);

@@ -4,6 +4,7 @@ import { datasetsView } from "./datasets.js";
 import { element, show } from "./elements.js";
 import { runView, runsView } from "./runs.js";
 import { sampleView } from "./sample.js";
+import { offerThemes } from "./theme.js";
 
 const ROUTES = [
   [/^$/, datasetsView, "datasets"],
@@ -33,27 +34,10 @@ async function go() {
   }
 }
 
-const THEMES = [["", "◐", "as the system"], ["light", "☀", "light"], ["dark", "☾", "dark"]];
-const themeButton = document.getElementById("theme");
-
-function wear(name) {
-  const [theme, sign, words] = THEMES.find(([known]) => known === name) ?? THEMES[0];
-  document.documentElement.dataset.theme = theme;
-  themeButton.textContent = sign;
-  themeButton.setAttribute("aria-label", `Colours: ${words}`);
-  localStorage.setItem("theme", theme);
-}
-
-themeButton.addEventListener("click", () => {
-  const now = THEMES.findIndex(([name]) => name === document.documentElement.dataset.theme);
-  wear(THEMES[(now + 1) % THEMES.length][0]);
-  go();
-});
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", go);
 addEventListener("hashchange", () => go().then(() => content.focus({ preventScroll: true })));
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   content.focus();
 });
-wear(localStorage.getItem("theme") ?? "");
+offerThemes(go);
 go();

@@ -52,7 +52,7 @@ export async function sampleView(place, signal, name, id) {
 
 function tokenButton(token) {
   const shown = token.text ?? String(token.id);
-  const kind = ["token", token.text == null ? "plain" : "", token.counts ? "" : "uncounted"].join(" ").trim();
+  const kind = ["token", token.text == null ? "plain" : "", token.counts ? "" : "uncounted", token.text?.includes("\n") ? "break" : ""].join(" ").trim();
   const words = `token ${token.position}: ${visible(token)}, entropy ${figure(token.entropy)} nats`;
   const made = element("span", { class: kind, role: "button", tabindex: "-1", "aria-pressed": "false", "aria-label": words }, shown);
   const share = Math.min((token.entropy ?? 0) / FULL_NATS, 1) * FULL_SHARE;

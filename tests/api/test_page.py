@@ -1,0 +1,249 @@
+"""The page as people meet it: in a browser, on a desk and a phone, light and dark, by mouse and by keyboard."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from api_browser import Browser, chromium
+from api_serving import serving
+from api_site import make_site
+
+AXE = (Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js").read_text()
+DRAWN = "document.querySelectorAll('canvas').length && [...document.querySelectorAll('canvas')].every(Chart.getChart)"
+# Each view, and what is there once it is complete.
+VIEWS = {
+    "/#/": "document.querySelectorAll('tbody tr').length === 4",
+    "/#/datasets/sample": f"document.querySelector('tbody tr') && {DRAWN}",
+    "/#/datasets/damaged": f"document.querySelector('.badge.bad') && {DRAWN}",
+    "/#/datasets/sample/samples/0": "document.querySelector('.bars li')",
+    "/#/runs": "document.querySelector('tbody tr')",
+    "/#/runs/runs-student": f"document.querySelector('.pair') && {DRAWN}",
+    "/#/datasets/absent": "document.querySelector('[role=alert]')",
+    "/docs": "document.querySelector('.operation')",
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that is served."""
+    return make_site(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="module")
+def site(root: Path) -> Iterator[str]:
+    """The address of a service over it."""
+    flags = ["--root", str(root), "--scan-interval-s", "0.2", "--verify-mb-per-s", "0"]
+    with serving(*flags, cache=root.parent / "cache") as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def open_browser() -> Iterator[Browser]:
+    """One for all tests: it takes a second to start."""
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def browser(open_browser: Browser) -> Browser:
+    """The browser, with nothing said against the page yet."""
+    open_browser.faults.clear()
+    open_browser.asked.clear()
+    open_browser.wear("light", 1280)
+    return open_browser
+
+
+LOOKS = [("light", 1280), ("dark", 390)]
+OTHER_LOOKS = [pytest.param("dark", 1280, marks=pytest.mark.slow), pytest.param("light", 390, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("colours", "width"), LOOKS + OTHER_LOOKS)
+@pytest.mark.parametrize("view", VIEWS)
+def test_view_is_accessible_fits_and_stays_at_home(
+    browser: Browser, site: str, view: str, colours: str, width: int
+) -> None:
+    """axe-core finds nothing, nothing is wider than the window, no other host is asked."""
+    browser.wear(colours, width)
+    browser.open(site + view, VIEWS[view])
+    browser.do("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    browser.do(AXE)
+    found = browser.do("axe.run().then(r => r.violations.map(v => [v.id, v.nodes.map(n => n.html.slice(0, 200))]))")
+    assert found == []
+    assert browser.do("document.documentElement.scrollWidth - innerWidth") <= 0
+    if "absent" not in view:
+        assert browser.faults == []
+    assert all(address.startswith((site, "about:", "data:")) for address in browser.asked)
+
+
+def test_datasets_are_shown_at_a_glance(browser: Browser, site: str) -> None:
+    browser.open(f"{site}/#/", VIEWS["/#/"])
+    names = browser.do("[...document.querySelectorAll('tbody tr')].map(r => r.cells[0].innerText)")
+    assert names == ["damaged", "growing", "many", "sample"]
+    assert "1 faulty" in browser.text("tbody")
+    assert "4 / 10" in browser.text("tbody")
+    browser.do("document.querySelector('#search').focus()")
+    browser.do("document.execCommand('insertText', false, 'SAM')")
+    browser.wait("document.querySelectorAll('tbody tr').length === 1")
+    assert browser.text("tbody a") == "sample"
+
+
+def test_table_sorts_pages_and_filters_at_the_service(browser: Browser, site: str) -> None:
+    browser.open(f"{site}/#/datasets/many", "document.querySelectorAll('section tbody tr').length === 25")
+    browser.do("[...document.querySelectorAll('th button')].find(b => b.innerText.startsWith('Part')).click()")
+    first = "document.querySelector('section tbody tr').cells[0].innerText"
+    browser.wait(f"{first} === '119'")
+    assert browser.do("document.querySelector('th[aria-sort]').getAttribute('aria-sort')") == "descending"
+    browser.do("[...document.querySelectorAll('button')].find(b => b.innerText === 'More').click()")
+    browser.wait("document.querySelectorAll('section tbody tr').length === 50")
+    browser.do("document.querySelector('#state').value = 'corrupt'")
+    browser.do("document.querySelector('#state').dispatchEvent(new Event('change'))")
+    browser.wait("document.body.innerText.includes('No shard here yet')")
+
+
+def test_damaged_shard_is_named_with_its_reason(browser: Browser, site: str) -> None:
+    browser.open(f"{site}/#/datasets/damaged", VIEWS["/#/datasets/damaged"])
+    assert "part-000001.arrow" in browser.text()
+    assert "make the part again" in browser.text()
+    assert "1 faulty" in browser.text()
+
+
+def test_verify_button_reads_a_shard_and_shows_what_it_found(browser: Browser, site: str, root: Path) -> None:
+    data = root / "growing" / "shards" / "part-000002.arrow"
+    good, status = data.read_bytes(), data.stat()
+    button = "document.querySelector('[aria-label=\"Verify part {} now\"]')"
+    browser.open(f"{site}/#/datasets/growing", button.format(2))
+    assert browser.do(f"{button.format(0)}.innerText") == "verify"
+    browser.do(f"{button.format(0)}.click()")
+    browser.wait(f"/\\d\\d:\\d\\d/.test({button.format(0)}.innerText)")
+    with data.open("r+b") as file:
+        file.seek(len(good) // 2)
+        file.write(bytes([good[len(good) // 2] ^ 1]))
+    os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
+    browser.do(f"{button.format(2)}.click()")
+    browser.wait("document.querySelector('section tbody').innerText.includes('SHA-256')")
+    data.write_bytes(good)
+
+
+def test_charts_show_the_services_figures(browser: Browser, site: str) -> None:
+    stats = httpx.get(f"{site}/v1/datasets/sample/stats").json()
+    browser.open(f"{site}/#/datasets/sample", VIEWS["/#/datasets/sample"])
+    titles = browser.do("[...document.querySelectorAll('figure h2')].map(h => h.innerText)")
+    assert titles[:4] == [
+        "Tokens over time",
+        "Entropy of the teacher",
+        "Mass kept by the stored entries",
+        "Bytes per token",
+    ]
+    drawn = browser.do("Chart.getChart(document.querySelectorAll('canvas')[1]).data.datasets[0].data")
+    assert drawn == stats["entropy_histogram"]
+    browser.do("document.querySelectorAll('figure details')[1].open = true")
+    browser.wait("document.querySelector('figure details table')")
+    rows = browser.do("document.querySelectorAll('figure details')[1].querySelectorAll('tbody tr').length")
+    assert rows == len(stats["entropy_histogram"])
+
+
+def test_sample_is_its_text_coloured_by_entropy(browser: Browser, site: str) -> None:
+    preview = httpx.get(f"{site}/v1/datasets/sample/samples/3?limit=512&top=10").json()
+    browser.open(f"{site}/#/datasets/sample/samples/3", VIEWS["/#/datasets/sample/samples/0"])
+    shown = browser.do("document.querySelector('.tokens').textContent")
+    assert shown == "".join(token["text"] for token in preview["tokens"])
+    colour = "getComputedStyle(document.querySelectorAll('.token')[{}]).backgroundColor"
+    order = sorted(range(1, len(preview["tokens"])), key=lambda at: preview["tokens"][at]["entropy"])
+    sure, unsure = browser.do(colour.format(order[0])), browser.do(colour.format(order[-1]))
+    assert sure != unsure
+    browser.hover(f".token:nth-child({order[-1] + 1})")
+    token = preview["tokens"][order[-1]]
+    words = json.dumps(f"entropy {token['entropy']:.3g}")
+    browser.wait(f"document.querySelector('.inspector').innerText.includes({words})")
+    assert browser.do("document.querySelectorAll('.bars li').length") == len(token["alternatives"])
+
+
+def test_keyboard_reaches_everything(browser: Browser, site: str) -> None:
+    browser.open(f"{site}/#/", VIEWS["/#/"])
+    focused = "document.activeElement.{}"
+    browser.press("Tab")
+    assert browser.do(focused.format("innerText")) == "Skip to content"
+    browser.press("Enter")
+    assert browser.do(focused.format("id")) == "content"
+    browser.press("Tab")
+    assert browser.do(focused.format("id")) == "search"
+    browser.press("Tab")  # the first heading that sorts
+    browser.press("Enter")
+    browser.wait("document.querySelector('th[aria-sort=descending]')")
+    browser.wait("document.querySelector('tbody a').innerText === 'sample'")
+    for _ in range(20):
+        browser.press("Tab")
+        if browser.do(focused.format("innerText")) == "sample":
+            break
+    browser.press("Enter")
+    browser.wait("document.querySelector('h1').innerText === 'sample'")
+    browser.open(f"{site}/#/datasets/sample/samples/0", VIEWS["/#/datasets/sample/samples/0"])
+    browser.do("document.querySelector('.token[tabindex=\"0\"]').focus()")
+    for key, position in (("ArrowRight", 2), ("End", 255), ("Home", 0), ("ArrowDown", 10)):
+        browser.press(key)
+        assert browser.do("[...document.querySelectorAll('.token')].indexOf(document.activeElement)") == position
+    assert browser.do("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def test_colours_can_be_chosen_and_are_remembered(browser: Browser, site: str) -> None:
+    browser.open(f"{site}/#/", VIEWS["/#/"])
+    page = "getComputedStyle(document.documentElement).backgroundColor"
+    light = browser.do(page)
+    for _ in range(2):
+        browser.do("document.querySelector('#theme').click()")
+    assert browser.do("document.querySelector('#theme').ariaLabel") == "Colours: dark"
+    assert browser.do(page) != light
+    browser.open(f"{site}/#/runs", VIEWS["/#/runs"])
+    assert browser.do(page) != light
+    browser.do("localStorage.clear()")
+
+
+def test_run_is_followed_while_it_goes(browser: Browser, site: str, root: Path) -> None:
+    run = root / "runs" / "live"
+    shutil.copytree(root / "runs" / "student", run)
+    browser.open(f"{site}/#/runs/runs-live", VIEWS["/#/runs/runs-student"])
+    assert "name, value=None" in browser.text(".pairs")
+    points = "Chart.getChart(document.querySelector('canvas')).data.datasets.map(d => d.data.length)"
+    assert browser.do(points) == [40, 40]
+    with (run / "samples.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "Once ", "teacher": "upon", "student": "upom"}) + "\n")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "distill", "step": 400, "loss": 0.0123, "eval_kl": 0.0456}\n')
+    browser.wait(f"{points}.join() === '40,41'")
+    assert "0.01230" in browser.text(".tiles")
+    assert "0.04560" in browser.text(".tiles")
+    browser.wait("document.querySelector('.pairs').innerText.includes('upom')")
+    shutil.rmtree(run)
+
+
+def test_operations_can_be_tried_and_pasted(browser: Browser, site: str) -> None:
+    browser.open(f"{site}/docs", VIEWS["/docs"])
+    offered = httpx.get(f"{site}/openapi.json").json()["paths"]
+    assert browser.do("document.querySelectorAll('.operation').length") == sum(map(len, offered.values()))
+    form = "document.querySelector('button[aria-label=\"Send GET /v1/datasets/{name}/shards\"]').form"
+    browser.do(f"{form}.closest('details').open = true")
+    browser.do(f"{form}.querySelector('[id$=name]').value = 'many'")
+    browser.do(f"{form}.querySelector('[id$=limit]').value = '2'")
+    browser.do(f"{form}.requestSubmit()")
+    browser.wait(f"{form}.nextSibling.innerText.includes('200 OK')")
+    command, *_, answer = browser.do(f"[...{form}.nextSibling.querySelectorAll('pre')].map(p => p.innerText)")
+    pasted = subprocess.run(command, shell=True, capture_output=True, check=True, timeout=60).stdout
+    assert json.loads(answer) == json.loads(pasted)
+    assert len(json.loads(pasted)["items"]) == 2
+
+
+def test_key_is_asked_for_once(browser: Browser, root: Path, tmp_path: Path) -> None:
+    with serving("--root", str(root), "--api-key", "sesame", cache=tmp_path) as (url, _):
+        browser.open(f"{url}/", "document.querySelector('dialog').open")
+        browser.do("document.querySelector('#key').value = 'sesame'")
+        browser.do("document.querySelector('dialog button').click()")
+        browser.wait(VIEWS["/#/"])
+        browser.open(f"{url}/#/datasets/sample", VIEWS["/#/datasets/sample"])
+        assert browser.do("document.querySelector('dialog').open") is False
+        assert "sesame" not in browser.do("JSON.stringify(localStorage) + document.cookie + location")
