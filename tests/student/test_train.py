@@ -14,8 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from api_serving import serving
 from arwkv_store.errors import ConfigurationDiffers, NotFound, UsageError
+from arwkv_student.base import open_base
+from arwkv_student.convert import convert, student_config
 from arwkv_student.run_folder import RunFolder
 from arwkv_student.settings import TrainSettings
+from arwkv_student.stage_trainer import StagePlan, parameter_groups
 from arwkv_student.train import train
 
 STEPS = 6
@@ -270,6 +273,20 @@ def test_training_over_http_is_training_from_the_folder(
         asked = settings(tiny_shards, tiny_teacher, tmp_path / "run")
         train(replace(asked, shards=(f"{address}/v1/datasets/{tiny_shards.name}",)))
     assert figures(tmp_path / "run") == [line for line in figures(finished) if "loss" in line]
+
+
+def test_time_mixers_and_the_rest_have_rates_of_their_own(tiny_teacher: Path) -> None:
+    base = open_base(str(tiny_teacher))
+    model = convert(base, student_config(base, "arwkv", {"head_dim": 16})).model
+    plan = StagePlan("distill", steps=1, learning_rate=1e-3, tokens=1, rest_learning_rate=1e-5)
+    rates = {}
+    for group in parameter_groups(model, plan, weight_decay=0.1):
+        for parameter in group["params"]:
+            rates[parameter] = (group["lr"], group["weight_decay"])
+    for name, parameter in model.named_parameters():
+        rate = 1e-3 if ".time_mix." in name else 1e-5
+        assert rates.pop(parameter) == (rate, 0.1 if parameter.dim() >= 2 else 0.0), name
+    assert not rates
 
 
 def test_trackers_are_named_and_missing_ones_refused(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
