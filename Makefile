@@ -42,8 +42,8 @@ test: setup  ## the default suite
 	$(BIN)/pytest --ignore=tests/store
 
 test-all: setup  ## everything that needs no GPU, slow and crash tests included
-	$(BIN)/pytest -m 'not gpu' tests/store
-	$(BIN)/pytest -m 'not gpu' --ignore=tests/store
+	$(BIN)/pytest -m 'not gpu' --timeout=3600 tests/store
+	$(BIN)/pytest -m 'not gpu' --timeout=3600 --ignore=tests/store
 
 lint: setup  ## formatter, linter and strict type checker
 	$(BIN)/ruff format --check .
