@@ -15,6 +15,7 @@ from transformers import initialization as init
 from arwkv_kernels import wkv7, wkv7_step
 from arwkv_student.config import TimeMixOptions
 from arwkv_student.elementwise import fused, mixed_output, recurrence_inputs
+from arwkv_student.time_mix_step import can_step, step
 
 GROUP_NORM_EPS = 64e-5
 
@@ -111,6 +112,8 @@ class TimeMix(nn.Module):
             x_BTC = x_BTC.to(torch.get_autocast_dtype(x_BTC.device.type))
         if context.mask_BT1 is not None:
             x_BTC = x_BTC * context.mask_BT1.to(x_BTC.dtype)
+        elif state is not None and context.cu_seqlens is None and can_step(self, x_BTC):
+            return self._step(x_BTC, v_first_BTU, context, state)
         x_r, x_w, x_k, x_v, x_a, x_g = self._shifted(x_BTC, context, state)
         v, value_mix = self.value(x_v), None
         if v_first_BTU is None:
@@ -180,6 +183,15 @@ class TimeMix(nn.Module):
             scale=scale,
         )
 
+    def _step(
+        self, x_B1C: Tensor, v_first_B1U: Tensor | None, context: TimeMixContext, state: TimeMixState
+    ) -> tuple[Tensor, Tensor, TimeMixState]:
+        x_BC = x_B1C[:, 0]
+        cos_sin = None if context.cos_sin_BTD is None else _rows(context.cos_sin_BTD, x_BC.shape[0])
+        v_first_BU = None if v_first_B1U is None else v_first_B1U[:, 0]
+        y_BC, v_first_BU, wkv = step(self, x_BC, v_first_BU, cos_sin, state.last_input_BC, state.wkv_BHDD)
+        return y_BC[:, None], v_first_BU[:, None], TimeMixState(x_BC, wkv)
+
     def _run(self, part: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         return (fused(part) if self.fuse else part)(*arguments, **options)
 
@@ -241,6 +253,12 @@ class TimeMix(nn.Module):
         late = 1.0 - self.layer / self.num_layers
         powers = [0.2 * late, 0.9 * late, 0.7 * late, 0.7 * late, 0.9 * late, 0.2 * late]
         init.copy_(self.shift_mix, torch.stack([1.0 - ramp**power for power in powers]))
+
+
+def _rows(cos_sin_B1D: tuple[Tensor, Tensor], batch: int) -> tuple[Tensor, Tensor]:
+    """[B, D] of a rotary embedding [B or 1, 1, D]."""
+    cos_B1D, sin_B1D = cos_sin_B1D
+    return cos_B1D[:, 0].float().expand(batch, -1), sin_B1D[:, 0].float().expand(batch, -1)
 
 
 def _last_input(x_BTC: Tensor, before: TimeMixState, context: TimeMixContext) -> Tensor:
