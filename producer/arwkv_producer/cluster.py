@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,14 +148,25 @@ def _connected(config: GenerateConfig) -> Iterator[Any]:
         raise UsageError("--ray: Ray is not installed; install arwkv[ray]") from None
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
+        _require_listening(config.ray)
         ray.init(address=config.ray, log_to_driver=config.verbose, logging_level="ERROR")
-    except ConnectionError as error:
-        raise TryAgain(f"--ray {config.ray}: no cluster answers there; start one: ray start --head") from error
+    except OSError as error:
+        raise TryAgain(
+            f"--ray {config.ray}: no cluster answers there ({error}); start one: ray start --head"
+        ) from error
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in this one's place
     try:
-        yield ray
+        with redirect_stdout(sys.stderr):  # where Ray prints what its nodes say; stdout is for the summary
+            yield ray
     finally:
         ray.shutdown()
+
+
+def _require_listening(address: str | None) -> None:
+    """Raise OSError where nothing listens at HOST:PORT: Ray itself would wait for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()
 
 
 def _actors(config: GenerateConfig, ray: Any) -> tuple[int, dict[str, Any]]:
