@@ -78,3 +78,21 @@ def test_packed_align_loss_is_the_documents_own(
     weights = [float(batch["attention_mask"].sum()) for batch in apart]
     expected = sum(weight * loss(batch) for weight, batch in zip(weights, apart, strict=True)) / sum(weights)
     torch.testing.assert_close(loss(collate(samples, packing=True)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_packed_gradients_are_the_same_with_layers_recomputed(student: ArwkvForCausalLM, tiny_shards: Path) -> None:
+    dataset = open_dataset(tiny_shards)
+    batch = collate([cut(dataset[row], tokens) for row, tokens in DOCUMENTS], packing=True)
+
+    def own() -> dict[str, torch.Tensor]:
+        head_loss = distill_loss(batch, Objective(500))
+        loss = student(input_ids=batch["input_ids"], cu_seqlens=batch["cu_seqlens"], head_loss=head_loss).loss
+        return gradients(student, loss)
+
+    student.train()
+    kept = own()
+    student.gradient_checkpointing_enable({"use_reentrant": False})
+    recomputed = own()
+    assert kept.keys() == recomputed.keys()
+    for name in kept:
+        torch.testing.assert_close(kept[name], recomputed[name], msg=name)
