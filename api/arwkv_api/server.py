@@ -1,5 +1,6 @@
 """Running the application: one process or several on one socket, from the first line to a clean end."""
 
+import asyncio
 import json
 import os
 import signal
@@ -45,6 +46,8 @@ def _uvicorn(app: FastAPI | str, config: ServeConfig) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         factory=isinstance(app, str),
+        http=_protocol(),
+        ws="none",
         workers=config.workers,
         log_config=None,
         timeout_graceful_shutdown=config.shutdown_timeout_s,
@@ -53,6 +56,15 @@ def _uvicorn(app: FastAPI | str, config: ServeConfig) -> uvicorn.Config:
         # Behind a proxy its operator says so; nobody else's headers decide who a caller is.
         proxy_headers=False,
     )
+
+
+def _protocol() -> str | type[asyncio.Protocol]:
+    """The parser in C where it is installed; h11, which bounds heads by itself, elsewhere."""
+    try:
+        from arwkv_api.protocol import BoundedHttp
+    except ModuleNotFoundError:
+        return "h11"
+    return BoundedHttp
 
 
 class _Server(uvicorn.Server):

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from arwkv_api.ranges import ByteRange
 
-CHUNK_BYTES = 256 << 10
+CHUNK_BYTES = 128 << 10
 
 
 def open_inside(folder: Path, name: str) -> int:
