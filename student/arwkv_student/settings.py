@@ -15,8 +15,8 @@ Stage = Literal["auto", "align", "distill", "sft", "dpo"]
 class TimeMixSettings:
     """Options of the time mixer, each over what the preset says."""
 
-    preset: Preset = "arwkv"
-    """The recipe: which time mixer, and what stage 2 trains."""
+    preset: Preset | None = None
+    """The recipe: which time mixer, and what stage 2 trains (default: arwkv, or the --start-from student's)."""
     head_dim: int | None = None
     """Width of one time-mixing head."""
     num_heads: int | None = None

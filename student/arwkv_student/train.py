@@ -173,10 +173,32 @@ def _starting_student(
     if before:
         return load_student(run.stage(before[-1]))
     if settings.start_from is not None:
-        return load_student(Path(settings.start_from))
+        student = load_student(Path(settings.start_from))
+        _take_preset(student, settings, base)
+        return student
     if stage == "distill" and run.finished("align"):
         return load_student(run.stage("align"))
     return untrained_student(base, settings, settings.seed)
+
+
+def _take_preset(student: ArwkvForCausalLM, settings: TrainSettings, base: BaseCheckpoint) -> None:
+    """Make the preset the student's: what trains. Raises UsageError where it asks for another time mixer."""
+    if settings.preset is None:
+        return
+    options = (student.config.time_mix_options, _student_config(base, settings).time_mix_options)
+    own, asked = map(dataclasses.asdict, options)
+    # How a mixer began is no part of what it is.
+    differences = [
+        f"{name}: {own[name]!r} there, {asked[name]!r} asked"
+        for name in own
+        if own[name] != asked[name] and name != "init_from_teacher"
+    ]
+    if differences:
+        raise UsageError(
+            f"--start-from {settings.start_from}: {'; '.join(differences)}; give the options it was made with, or no "
+            "--preset"
+        )
+    student.config.preset = settings.preset
 
 
 def make_trainer(
@@ -248,7 +270,7 @@ def untrained_student(base: BaseCheckpoint, settings: TimeMixSettings, seed: int
 
 def _student_config(base: BaseCheckpoint, settings: TimeMixSettings) -> ArwkvConfig:
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(TimeMixSettings)}
-    preset, layers = chosen.pop("preset"), chosen.pop("layers")
+    preset, layers = chosen.pop("preset") or "arwkv", chosen.pop("layers")
     return student_config(base, preset, chosen, layers)
 
 

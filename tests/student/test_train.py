@@ -183,6 +183,31 @@ def test_distill_alone_starts_from_another_student(
     assert [line["loss"] for line in figures(tmp_path / "run")] == expected
 
 
+def test_preset_of_a_later_stage_decides_what_trains(
+    finished: Path, tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """Table 1's active MLP shares stage 1 with the frozen one; without a preset, the student's own decides."""
+    asked = replace(
+        settings(tiny_shards, tiny_teacher, tmp_path / "active"),
+        stage="distill",
+        start_from=str(finished / "align"),
+        preset="arwkv-active-mlp",
+        steps=1,
+    )
+    train(asked)
+    train(replace(asked, out=tmp_path / "own", preset=None))
+    before, active, own = (
+        load_file(run / "model.safetensors") for run in (finished / "align", tmp_path / "active", tmp_path / "own")
+    )
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(active[name], before[name])
+    assert torch.equal(own[name], before[name])
+    assert json.loads((tmp_path / "active" / "config.json").read_text())["preset"] == "arwkv-active-mlp"
+    assert json.loads((tmp_path / "own" / "config.json").read_text())["preset"] == "arwkv"
+    with pytest.raises(UsageError, match=r"gate: 'none' there, 'low-rank' asked"):
+        train(replace(asked, out=tmp_path / "other", preset="rad-rwkv7"))
+
+
 def test_what_does_not_fit_is_refused(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
     import shutil
 
