@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from arwkv_api.config import ServeConfig
 from arwkv_store import open_dataset
 
 HOME = Path(__file__).parents[2]
-DOCKERFILES = sorted(HOME.glob("*/Dockerfile"))
+DOCKERFILES = [HOME / "Dockerfile", HOME / "api" / "Dockerfile"]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,15 @@ def test_gpu_services_reserve_a_gpu(compose: dict[str, Any]) -> None:
         assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
 
 
+def test_gpu_images_are_built_with_what_their_command_needs(compose: dict[str, Any]) -> None:
+    project = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]
+    for name, extra, command in (("teacher", "gpu", "producer"), ("train", "train", "student")):
+        service = compose["services"][name]
+        assert (service["build"]["args"], service["entrypoint"]) == ({"EXTRA": extra}, [command])
+        assert extra in project["optional-dependencies"]
+        assert command in project["scripts"]
+
+
 def test_every_image_is_pinned_and_every_built_one_has_its_dockerfile(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
         assert re.search(r":\d+\.\d+", service["image"]), service["image"]
@@ -66,7 +76,7 @@ def test_every_image_is_pinned_and_every_built_one_has_its_dockerfile(compose: d
             assert HOME / service["build"]["dockerfile"] in DOCKERFILES
 
 
-@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", DOCKERFILES, ids=["gpu", "api"])
 def test_image_is_pinned_runs_as_a_user_and_copies_what_exists(path: Path) -> None:
     text = path.read_text()
     assert re.findall(r"^FROM \S+:\d+\.\d+\.\d+-\S+", text, re.M)

@@ -1,17 +1,21 @@
 """The documentation names everything that there is, nothing that there is not, and its examples work as pasted."""
 
+import json
 import re
 import shlex
 import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import httpx
 from fastapi.testclient import TestClient
 
+from api_serving import serving
 from arwkv_api.config import ServeConfig
 from arwkv_api.database import SCHEMA_REVISION
 from arwkv_api.parameters import PAGE_LIMIT
+from store_examples import write_example_dataset
 
 DOCS = Path(__file__).parents[2] / "docs"
 API, OPERATIONS = (DOCS / "api.md").read_text(), (DOCS / "operations.md").read_text()
@@ -49,6 +53,41 @@ def test_examples_work_as_pasted(server: str, tmp_path: Path) -> None:
         run = subprocess.run([*command, "--fail"], capture_output=True, cwd=tmp_path, timeout=60, check=False)
         assert run.returncode == 0, (line, run.stderr)
     assert (tmp_path / "part.arrow").read_bytes() == httpx.get(f"{server}/v1/datasets/train/shards/0/data").content
+
+
+def test_readme_asks_the_service_as_it_is(tmp_path: Path) -> None:
+    write_example_dataset(tmp_path / "shards" / "qwen7b")
+    with serving("--root", str(tmp_path / "shards"), cache=tmp_path / "cache") as (url, _):
+        lines = re.findall(r"^curl .*$", (DOCS.parent / "README.md").read_text(), re.M)
+        for line in lines:
+            command = shlex.split(line.replace("http://127.0.0.1:8000", url))
+            run = subprocess.run([*command, "--fail"], capture_output=True, timeout=60, check=False)
+            assert run.returncode == 0, line
+            assert json.loads(run.stdout), line
+    assert lines
+
+
+def test_commands_work_as_pasted(tmp_path: Path) -> None:
+    """`api key`, then each `api serve` with the key file that it made, and `store reindex` of what it serves."""
+    write_example_dataset(tmp_path / "shards" / "train")
+    text = (DOCS.parent / "README.md").read_text() + API + OPERATIONS
+    (key,) = re.findall(r"^api key .*$", text, re.M)
+    subprocess.run(_command(key), cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    serve = {line.partition("#")[0].rstrip(" &") for line in re.findall(r"^api serve .*$", text, re.M)}
+    (reindex,) = re.findall(r"^store reindex .*$", text, re.M)
+    assert len(serve) >= 2
+    for line in serve:
+        flags = [word if word.startswith("-") else str(tmp_path / word) for word in shlex.split(line)[2:]]
+        with serving(*flags, cache=tmp_path / "cache") as (url, _):
+            if "--keys" not in flags:
+                command = _command(reindex.replace("http://127.0.0.1:8000", url))
+                said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+                assert "3 shards" in said
+
+
+def _command(line: str) -> list[str]:
+    name, *words = shlex.split(line)
+    return [str(Path(sys.executable).parent / name), *words]
 
 
 def test_limits_are_those_of_the_code() -> None:
