@@ -306,8 +306,7 @@ def training_arguments(
         dataloader_persistent_workers=False,
         dataloader_pin_memory=not on_cpu,
         include_num_input_tokens_seen="non_padding",
-        # The first layer that mixes time has no earlier value to mix in.
-        ddp_find_unused_parameters=settings.layers is not None and 0 not in settings.layers,
+        ddp_find_unused_parameters=False,
         run_name=f"{settings.out.name}-{plan.name}",
         project="arwkv",
         seed=settings.seed,
