@@ -10,12 +10,14 @@ from arwkv_store.errors import UsageError
 from arwkv_student.settings import EvalSettings, ExportSettings, GenerateSettings, TrainSettings
 
 
-def train(settings: TrainSettings) -> dict[str, Any]:
-    """Train a student from shards: `align`, then `distill`."""
+def train(settings: TrainSettings) -> dict[str, Any] | None:
+    """Train a student from shards: `align`, then `distill`. Of several processes, the first speaks."""
     _prepare()
     from arwkv_student.train import train as run
 
     result = run(settings)
+    if os.environ.get("RANK", "0") != "0":
+        return None
     if not settings.json:
         for stage, summary in result["stages"].items():
             held_out = summary.get("eval")

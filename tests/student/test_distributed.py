@@ -28,10 +28,12 @@ def train(shards: Path, base: Path, out: Path, processes: int, *flags: str, stop
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         if processes > 1:
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    ended = [(process.communicate()[1], process.returncode) for process in started]
-    for stderr, code in ended:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+    ended = [(*process.communicate(), process.returncode) for process in started]
+    for rank, (stdout, stderr, code) in enumerate(ended):
         assert code == (9 if stop_after else 0), stderr
+        assert ("student: " in stdout) == (rank == 0 and not stop_after)
 
 
 LAUNCH = """
