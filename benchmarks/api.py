@@ -75,7 +75,8 @@ def main() -> None:
                 if "scan" in parts:
                     found |= scanning(new(), root)
                 if "requests" in parts:
-                    found |= asyncio.run(requests(new(), folder, root))
+                    for workers in ("1", "2"):
+                        found |= asyncio.run(requests(new(), folder, root, workers))
                 if "rows" in parts:
                     found |= million(new(), folder, asked.rows)
             results |= {f"{database}_{name}": value for name, value in found.items()}
@@ -107,7 +108,7 @@ def scanning(database: str, root: Path) -> Results:
     return {"index_s": first_s, "rescan_unchanged_s": again_s}
 
 
-async def requests(database: str, folder: Path, root: Path) -> Results:
+async def requests(database: str, folder: Path, root: Path, workers: str) -> Results:
     """Latencies of the dataset's statistics and of list pages at a fixed rate, whatever the answers take."""
     results: Results = {}
     paths = {
@@ -117,7 +118,7 @@ async def requests(database: str, folder: Path, root: Path) -> Results:
         # A page that nobody asked for before, each time.
         "list_new_page": "/v1/datasets/many/shards?limit=100&sort=-committed_at&max_tokens={number}",
     }
-    with serving("--root", str(root), "--database", database, cache=folder / "cache") as (url, _):
+    with serving("--root", str(root), "--database", database, "--workers", workers, cache=folder / "cache") as (url, _):
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64)) as session:
             while (await (await session.get(f"{url}/v1/datasets/many")).json())["shards"] < len(
                 list((root / "many" / "shards").glob("*.json"))
@@ -125,8 +126,8 @@ async def requests(database: str, folder: Path, root: Path) -> Results:
                 await asyncio.sleep(1)
             for name, path in paths.items():
                 latencies_ms = await _load(session, url + path)
-                results[f"{name}_p50_ms"] = float(np.quantile(latencies_ms, 0.5))
-                results[f"{name}_p99_ms"] = float(np.quantile(latencies_ms, 0.99))
+                results[f"workers_{workers}_{name}_p50_ms"] = float(np.quantile(latencies_ms, 0.5))
+                results[f"workers_{workers}_{name}_p99_ms"] = float(np.quantile(latencies_ms, 0.99))
     return results
 
 
@@ -153,12 +154,12 @@ def million(database: str, folder: Path, rows: int) -> Results:
     results: Results = {}
     with Session(engine) as session:
         dataset = find_dataset(session, roots, "huge")
-        deep = list_shards(session, dataset, ShardFilter(), "-tokens", None, 100)[1]
+        deep = list_shards(session, dataset.id, ShardFilter(), "-tokens", None, 100)[1]
         for _ in range(50):
-            deep = list_shards(session, dataset, ShardFilter(), "-tokens", deep, 1000)[1]
+            deep = list_shards(session, dataset.id, ShardFilter(), "-tokens", deep, 1000)[1]
 
         def page(sort: str, wanted: ShardFilter, cursor: str | None = None) -> None:
-            items, _ = list_shards(session, dataset, wanted, sort, cursor, 100)
+            items, _ = list_shards(session, dataset.id, wanted, sort, cursor, 100)
             ShardPage(items=[shard_summary(row) for row in items], next_cursor=None).model_dump_json()
 
         cases = {

@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, ColumnElement, Row, Select, func, literal_col
 from sqlalchemy.orm import Session
 
 from arwkv_api.folders import is_servable_name
-from arwkv_api.listing import Order
+from arwkv_api.listing import Column, Order
 from arwkv_api.tables import DatasetRow, ManifestRow, ShardRow
 from arwkv_store.errors import NotFound
 
@@ -72,20 +72,30 @@ def list_datasets(
     return Order.parse(sort, DATASET_ORDERS, DatasetRow.name).fetch(session, query, cursor, limit)
 
 
-def find_dataset(session: Session, roots: Sequence[Path], name: str, *, withdrawn: bool = False) -> DatasetRow:
-    """The dataset called `name` under `roots`. Raises NotFound; a withdrawn one is found only where asked for."""
-    found = select(DatasetRow).where(_under(roots), DatasetRow.name == name)
-    row = session.scalar(found) if is_servable_name(name) else None
-    if row is None or (row.state == "withdrawn" and not withdrawn):
+def find_dataset(session: Session, roots: Sequence[Path], name: str) -> DatasetRow:
+    """The dataset called `name` under `roots`. Raises NotFound, also for a withdrawn one."""
+    found: DatasetRow = _one(session, select(DatasetRow), roots, name)[0]
+    return found
+
+
+def dataset_figures(session: Session, roots: Sequence[Path], name: str, *figures: Column) -> tuple[Any, ...]:
+    """Some columns of that dataset alone. Raises NotFound."""
+    return tuple(_one(session, select(*(DatasetRow.__table__.c[figure.key] for figure in figures)), roots, name))
+
+
+def _one(session: Session, query: Select[Any], roots: Sequence[Path], name: str) -> Row[Any]:
+    served = (_under(roots), DatasetRow.name == name, DatasetRow.state != "withdrawn")
+    row = session.execute(query.where(*served)).first() if is_servable_name(name) else None
+    if row is None:
         raise NotFound(f"dataset {name[:100]!r}: not under any root; GET /v1/datasets lists what is")
     return row
 
 
 def list_shards(
-    session: Session, dataset: DatasetRow, wanted: ShardFilter, sort: str, cursor: str | None, limit: int
+    session: Session, dataset_id: int, wanted: ShardFilter, sort: str, cursor: str | None, limit: int
 ) -> tuple[Sequence[Row[Any]], str | None]:
-    """A page of the dataset's shards, and the next page's cursor. Raises BadCursor."""
-    query = select(*SHARD_COLUMNS).where(ShardRow.dataset_id == dataset.id)
+    """A page of a dataset's shards, and the next page's cursor. Raises BadCursor."""
+    query = select(*SHARD_COLUMNS).where(ShardRow.__table__.c.dataset_id == dataset_id)
     if wanted.state is not None:
         query = query.where(ShardRow.state == wanted.state)
     if wanted.with_manifest:
@@ -96,7 +106,7 @@ def list_shards(
     if wanted.max_tokens is not None:
         query = query.where(tokens <= wanted.max_tokens)
     if wanted.sample_id is not None:
-        query = query.where(ShardRow.id == with_sample(dataset, wanted.sample_id).scalar_subquery())
+        query = query.where(ShardRow.id == with_sample(dataset_id, wanted.sample_id).scalar_subquery())
     return Order.parse(sort, SHARD_ORDERS, ShardRow.part).fetch(session, query, cursor, limit)
 
 
@@ -111,10 +121,10 @@ def find_shard(session: Session, dataset: DatasetRow, part: int) -> ShardRow:
     return row
 
 
-def with_sample(dataset: DatasetRow, sample_id: int) -> Select[tuple[int]]:
+def with_sample(dataset_id: int, sample_id: int) -> Select[tuple[int]]:
     """The id of the shard that may hold a sample: of those that end at or after it the first, as no two overlap."""
     ends_after = select(ShardRow.id, ShardRow.first_sample_id).where(
-        ShardRow.dataset_id == dataset.id, ShardRow.last_sample_id >= sample_id, ShardRow.samples > 0
+        ShardRow.dataset_id == dataset_id, ShardRow.last_sample_id >= sample_id, ShardRow.samples > 0
     )
     first = ends_after.order_by(ShardRow.last_sample_id).limit(1).subquery()
     return select(first.c.id).where(first.c.first_sample_id <= sample_id)

@@ -30,7 +30,9 @@ def connect(url: str) -> Engine:
             if not parsed.database or parsed.database == ":memory:":
                 raise UsageError(f"--database {url}: the index needs a file; write sqlite:///path/index.sqlite3")
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, pool_pre_ping=True, pool_size=20, max_overflow=30)
+        # A file's connection cannot have gone stale; a server's can.
+        remote = parsed.get_backend_name() != "sqlite"
+        engine = create_engine(parsed, pool_pre_ping=remote, pool_size=20, max_overflow=30)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, OSError) as error:
         raise UsageError(
             f"--database {url!r}: {error}; write sqlite:///FILE or postgresql://user:password@host/name"

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
 from arwkv_api import catalogue
-from arwkv_api.catalogue import DatasetFilter, find_dataset
+from arwkv_api.catalogue import DatasetFilter, dataset_figures, find_dataset
 from arwkv_api.indexing import forget_shards
 from arwkv_api.lease import lease
 from arwkv_api.models import (
@@ -23,7 +23,6 @@ from arwkv_api.problems import answers
 from arwkv_api.scan import scan_root
 from arwkv_api.security import Read, Write
 from arwkv_api.service import Service, ServiceDep
-from arwkv_api.statistics import statistics
 from arwkv_api.tables import DatasetRow
 from arwkv_api.timeline import timeline_of
 from arwkv_store.errors import NotFound, TryAgain
@@ -114,8 +113,9 @@ def dataset_manifest(service: ServiceDep, name: DatasetName) -> Response:
 def dataset_stats(service: ServiceDep, name: DatasetName) -> Response:
     """Statistics over all committed shards."""
     with Session(service.engine) as session:
-        row = find_dataset(session, service.settings.roots, name)
-        return Response(row.stats or statistics(row).model_dump_json(), media_type="application/json")
+        figures = DatasetRow.stats, DatasetRow.parts
+        stats, parts = dataset_figures(session, service.settings.roots, name, *figures)
+    return Response(stats or DatasetStats(parts=parts).model_dump_json(), media_type="application/json")
 
 
 @router.get("/{name}/timeline", dependencies=[Read], responses=answers(404))
@@ -126,8 +126,8 @@ def dataset_timeline(
 ) -> Timeline:
     """How shards, tokens and bytes grew over time."""
     with Session(service.engine) as session:
-        row = find_dataset(session, service.settings.roots, name)
-        return Timeline(points=timeline_of(row.growth, points))
+        (growth,) = dataset_figures(session, service.settings.roots, name, DatasetRow.growth)
+    return Timeline(points=timeline_of(growth, points))
 
 
 def _info(row: DatasetRow) -> DatasetInfo | None:

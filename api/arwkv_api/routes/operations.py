@@ -21,7 +21,7 @@ LAG_LIMIT_S = 120.0
 
 
 @router.get("/health")
-def health() -> Health:
+async def health() -> Health:
     """The process is alive."""
     return Health()
 

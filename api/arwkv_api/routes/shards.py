@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from arwkv_api import catalogue
-from arwkv_api.catalogue import ShardFilter, find_dataset, find_shard, manifests_of
+from arwkv_api.catalogue import ShardFilter, dataset_figures, find_dataset, find_shard, manifests_of
 from arwkv_api.committed import ShardState, open_data, parse_manifest
 from arwkv_api.models import Shard, ShardPage, ShardStateName, shard_summary
 from arwkv_api.parameters import LARGEST_ID, Cursor, DatasetName, Limit, Part, ShardSort
@@ -51,15 +51,16 @@ def list_shards(
     """The dataset's shards that have a manifest or, without `include=manifest`, had one."""
     wanted = ShardFilter(state, min_tokens, max_tokens, sample_id, with_manifest=include == "manifest")
     with Session(service.engine) as session:
-        dataset = find_dataset(session, service.settings.roots, name)
+        figures = DatasetRow.id, DatasetRow.revision
+        dataset_id, revision = dataset_figures(session, service.settings.roots, name, *figures)
 
         def page() -> bytes:
-            rows, following = catalogue.list_shards(session, dataset, wanted, sort, cursor, limit)
+            rows, following = catalogue.list_shards(session, dataset_id, wanted, sort, cursor, limit)
             raw = manifests_of(session, rows) if wanted.with_manifest else {}
             items = [shard_summary(row, raw.get(row.id)) for row in rows]
             return ShardPage(items=items, next_cursor=following).model_dump_json().encode()
 
-        body = service.answers.of((dataset.id, dataset.revision, wanted, sort, cursor, limit), page)
+        body = service.answers.of((dataset_id, revision, wanted, sort, cursor, limit), page)
     return Response(body, media_type="application/json")
 
 
