@@ -6,6 +6,7 @@ python benchmarks/api.py [--shards 10000] [--rows 1000000] [--only downloads,sca
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -118,7 +119,8 @@ async def requests(database: str, folder: Path, root: Path, workers: str) -> Res
         # A page that nobody asked for before, each time.
         "list_new_page": "/v1/datasets/many/shards?limit=100&sort=-committed_at&max_tokens={number}",
     }
-    with serving("--root", str(root), "--database", database, "--workers", workers, cache=folder / "cache") as (url, _):
+    flags = ["--root", str(root), "--database", database, "--workers", workers, "--verify-mb-per-s", "0"]
+    with serving(*flags, cache=folder / "cache") as (url, _):
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64)) as session:
             while (await (await session.get(f"{url}/v1/datasets/many")).json())["shards"] < len(
                 list((root / "many" / "shards").glob("*.json"))
@@ -233,7 +235,7 @@ def downloads(folder: Path) -> Results:
     _inflate(shards, path)
     results: Results = {}
     for workers in (1, 2):
-        flags = ["--root", str(root), "--workers", str(workers)]
+        flags = ["--root", str(root), "--workers", str(workers), "--verify-mb-per-s", "0"]
         with serving(*flags, cache=folder / f"cache{workers}") as (url, pid), _nginx(folder, shards, workers) as nginx:
             before = _peak_bytes(pid)
             ours, theirs = [], []
@@ -248,7 +250,7 @@ def downloads(folder: Path) -> Results:
 
 
 def _inflate(shards: Path, path: Path) -> None:
-    """Make part 0's file large: the service checks the size that the manifest says, its reader would check the rest."""
+    """Make part 0's file large: the service checks size and hash, its reader would check the rest."""
     manifest = ShardManifest.from_bytes((shards / manifest_name(0)).read_bytes(), "part 0")
     with path.open("r+b") as file:
         for start in range(0, FILE_BYTES, 1 << 20):
@@ -256,7 +258,8 @@ def _inflate(shards: Path, path: Path) -> None:
             file.write(os.urandom(1 << 20))
     info = manifest.files["rows"]
     grown = info.footer.model_copy(update={"length": info.footer.length + FILE_BYTES - info.size_bytes})
-    files = {"rows": info.model_copy(update={"size_bytes": FILE_BYTES, "footer": grown})}
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    files = {"rows": info.model_copy(update={"size_bytes": FILE_BYTES, "footer": grown, "sha256": sha256})}
     (shards / manifest_name(0)).write_bytes(manifest.model_copy(update={"files": files}).to_bytes())
 
 
