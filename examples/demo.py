@@ -260,8 +260,9 @@ def _continue_prompts(teacher: str, run: Path, tokens: int = 60) -> list[tuple[s
             ids_BT = model.generate(prompt_BT, max_new_tokens=tokens, do_sample=True, temperature=0.7)
             texts.append(tokenizer.decode(ids_BT[0, prompt_BT.shape[1] :]))
         rows.append((prompt, texts[0], texts[1]))
-    samples = ({"prompt": prompt, "teacher": by_teacher, "student": by_student} for prompt, by_teacher, by_student in rows)
-    (run / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))  # the service's page shows it
+    # The service's page shows them beside the run's curves.
+    lines = (json.dumps({"prompt": prompt, "teacher": teachers, "student": own}) for prompt, teachers, own in rows)
+    (run / "samples.jsonl").write_text("\n".join(lines) + "\n")
     return rows
 
 
