@@ -22,6 +22,7 @@ from arwkv_student.distill import choose_trained
 from arwkv_student.model_card import summaries
 from arwkv_student.run_folder import RunFolder, replace_text
 from arwkv_student.settings import NOT_COMPARED, TimeMixSettings, TrainSettings
+from arwkv_student.sharded import shard
 from arwkv_student.stage_trainer import RunLog, StagePlan, reporters, training_arguments
 from arwkv_student.train import load_student, require_student, train_to_the_end, uses_bf16, world_size
 from arwkv_student.tuned_trainer import HeldOut, TunedTrainer
@@ -160,6 +161,9 @@ def make_tuner(
         trainer = preference.PreferenceTrainer(preference.ReferenceFolder(folder, key), args=args, **common)
     trainer.plan, trainer.held_out = plan, told
     trainer.remove_callback(PrinterCallback)
+    if settings.fsdp:
+        shard(model, trainer.args.device)
+        trainer.is_distributed_loading_by_transformers = True
     return trainer
 
 
