@@ -37,9 +37,9 @@ demo: setup  ## teacher -> shards -> HTTP -> student -> evaluation; report in ru
 	$(BIN)/python examples/demo.py --preset $(PRESET) $(if $(TEACHER),--teacher $(TEACHER))
 
 test: setup  ## the default suite
-	export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
+	export OMP_NUM_THREADS=1
 	$(BIN)/pytest tests/store  # in a process of its own: its tests fork, and torch's threads do not survive that
-	$(BIN)/pytest --ignore=tests/store
+	$(BIN)/pytest -n 2 --dist loadgroup --ignore=tests/store
 
 test-all: setup  ## everything that needs no GPU, slow and crash tests included
 	$(BIN)/pytest -m 'not gpu' --timeout=3600 tests/store

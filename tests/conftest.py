@@ -16,6 +16,13 @@ DOCUMENTS = ("ast.py", "bisect.py", "calendar.py", "cmd.py", "code.py", "colorsy
              "io.py", "keyword.py", "queue.py", "shlex.py")  # fmt: skip
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where workers share the tests, those of one file go to one worker, and the producer's: captures are made once."""
+    for item in items:
+        folder = item.path.parent
+        item.add_marker(pytest.mark.xdist_group(str(folder if folder.name == "producer" else item.path)))
+
+
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A JSONL file of 20 documents of Python source, in field `text`, of ragged lengths."""
