@@ -43,7 +43,7 @@ def test_shard_that_the_service_knows_to_be_corrupt_is_not_asked_for_again(root:
         path = root / "train" / "shards" / "part-000001.arrow"
         os.truncate(path, path.stat().st_size - 1)
         eventually(lambda: httpx.get(f"{uri}/shards/1").json()["state"] == "corrupt")
-        with pytest.raises(CorruptShard, match=r"part-000001\.arrow: \d+ bytes .*; make the part again") as refusal:
+        with pytest.raises(CorruptShard, match=r"part-000001\.arrow: \d+ bytes.*; make the part again") as refusal:
             dataset[4]
         assert refusal.value.exit_code == 3
         asked = httpx.get(f"{url}/metrics").text
