@@ -20,8 +20,10 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         return None
     if not settings.json:
         for stage, summary in result["stages"].items():
-            held_out = summary.get("eval")
-            shown = f", held-out KL {held_out['kl']:.4f}" if held_out else ""
+            held_out = summary.get("eval") or summary.get("held_out") or {}
+            shown = "".join(
+                f", held-out {name} {held_out[name]:.4f}" for name in ("kl", "eval_loss") if name in held_out
+            )
             print(f"{stage}: {summary['tokens']:,} tokens in {summary['steps']:,} steps{shown}")
         print(f"student: {result['out']}")
     return result

@@ -11,11 +11,15 @@ FIGURES = ("eval_loss", "eval_mean_token_accuracy", "eval_rewards/")
 
 
 class HeldOut(TrainerCallback):  # type: ignore[misc] # transformers is untyped
-    """Held-out figures to RUN/metrics.jsonl; keeps the last ones."""
+    """Held-out figures to RUN/metrics.jsonl, at the last step in any case; keeps the last ones."""
 
-    def __init__(self, log: RunLog) -> None:
-        self.log, self.step = log, 0
+    def __init__(self, log: RunLog, evaluates: bool) -> None:
+        self.log, self.evaluates, self.step = log, evaluates, 0
         self.figures: dict[str, float] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.evaluates and state.global_step == state.max_steps:
+            control.should_evaluate = True
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any

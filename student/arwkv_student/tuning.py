@@ -134,7 +134,7 @@ def make_tuner(
     choose_trained(model, "all" if settings.trained == "preset" else settings.trained)
     bf16 = uses_bf16(settings.dtype)
     log = RunLog(run, plan, None, None)
-    told = HeldOut(log)
+    told = HeldOut(log, held_out is not None)
     common: dict[str, Any] = {
         "model": model,
         "train_dataset": rows,

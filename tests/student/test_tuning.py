@@ -111,7 +111,9 @@ def test_run_holds_the_tuned_student_with_its_template(tuned: Path) -> None:
         weights = [load_file(folder / "model.safetensors") for folder in (tuned / stage, tuned / stage / stage)]
         assert all(torch.equal(weights[0][name], x) for name, x in weights[1].items())
         assert AutoTokenizer.from_pretrained(tuned / stage).chat_template == TEMPLATE
-        assert not list((tuned / stage / stage).glob("checkpoint-*"))
+        folders = {path.name for path in (tuned / stage / stage).iterdir() if path.is_dir()}
+        assert folders <= {"reference"}
+        assert not list((tuned / stage).rglob("*.bin"))
         load_student(tuned / stage)
 
 
