@@ -133,7 +133,11 @@ def _ours(arm: str, model: str, folder: str, options: dict[str, Any]) -> Run:
         EngineConfig(
             model=model, architecture="Qwen2ForCausalLM", dtype=options["dtype"], max_length=options["length"]
         ),
-        CaptureSettings(top_k=top_k, vocab_size=options["vocabulary"], attention_layers=layers),
+        CaptureSettings(
+            top_k=top_k,
+            vocab_size=options["vocabulary"],
+            attention_layers=layers,
+        ),
     )
     if arm == "end to end":
         return _writing(engine, folder, layers, options)

@@ -17,6 +17,10 @@ STOCK_ARCHITECTURES = {name: name.replace("For", "OverTokenizerFor") for name in
 """The same → our class in `stock_models`."""
 
 LOGITS_CHUNK_BYTES = 1 << 26
+CPU_LOGITS_CHUNK_BYTES = 1 << 24
+"""On a CPU the same memory serves every chunk (larger blocks come fresh from the system), near the cache."""
+CPU_LOGITS_CHUNK_ROWS = 128
+"""But at least so many rows: each chunk reads the whole head once."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,14 @@ class CaptureSettings:
     boundary_layers: tuple[int, ...] = ()
     final: bool = False
     logits_chunk_bytes: int = LOGITS_CHUNK_BYTES
-    """Logits live this many bytes (fp32) at a time."""
+    """Logits live this many bytes (fp32) at a time; on a CPU see CPU_LOGITS_CHUNK_BYTES."""
     handover_folder: str | None = None
+
+    def logits_rows(self, columns: int, on_cpu: bool) -> int:
+        """Tokens whose logits live at one time."""
+        if on_cpu:
+            return max(min(self.logits_chunk_bytes, CPU_LOGITS_CHUNK_BYTES) // (4 * columns), CPU_LOGITS_CHUNK_ROWS)
+        return max(self.logits_chunk_bytes // (4 * columns), 64)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -139,7 +139,7 @@ class CapturePooler(Pooler):  # type: ignore[misc]  # vLLM has no types
         columns = max(end_id - first_id, 1)
         gather = None if get_tensor_model_parallel_world_size() == 1 else tensor_model_parallel_all_gather
         next_ids_T = next_ids_T.to(hidden_TC.device)
-        chunk = max(settings.logits_chunk_bytes // (4 * columns), 64)
+        chunk = settings.logits_rows(columns, hidden_TC.device.type == "cpu")
         summaries = []
         for start in range(0, len(hidden_TC), chunk):
             rows = slice(start, start + chunk)

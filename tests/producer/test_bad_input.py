@@ -1,5 +1,7 @@
 """Every mistake a user can make is one line that names it and the way out, before any weight is loaded."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -12,6 +14,10 @@ from types import SimpleNamespace
 import pytest
 
 from arwkv_producer.cli import main
+from arwkv_producer.config import GenerateConfig
+from arwkv_producer.output_folder import require_room
+from arwkv_producer.teacher import find_teacher
+from arwkv_store.errors import UsageError
 
 Producer = Callable[..., tuple[int, str]]
 
@@ -28,6 +34,13 @@ def producer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
         return int(str(stopped.value.code)), lines[-1] if lines else ""
 
     return run
+
+
+class Terminal(io.StringIO):
+    """Somebody is there."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -173,6 +186,20 @@ def test_disk_without_room(
     code, said = producer("generate", "--max-length", "96", *arguments)
     assert code == 2
     assert said.endswith("choose fewer layers or another disk, or say --fill-disk")
+
+
+@pytest.mark.parametrize(("answer", "goes_on"), [("y\n", True), ("\n", False), ("no\n", False)])
+def test_on_a_terminal_a_full_disk_is_asked_about(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, goes_on: bool
+) -> None:
+    config = GenerateConfig(teacher=str(tiny_teacher), data=("d",), out=str(tmp_path / "o"), max_length=96)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+    monkeypatch.setattr(sys, "stderr", shown)
+    with contextlib.nullcontext() if goes_on else pytest.raises(UsageError, match="say --fill-disk"):
+        require_room(config, find_teacher(str(tiny_teacher)), tokens=1_000_000)
+    assert shown.getvalue().endswith("0.0 GB are free; go on? [y/N] ")
 
 
 def test_missing_data(producer: Producer, tiny_teacher: Path, tmp_path: Path) -> None:

@@ -211,7 +211,10 @@ def test_every_format_gives_the_same_texts(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
     pyarrow.csv.write_csv(table, tmp_path / "t.csv")
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    for name in ("t.parquet", "t.csv", "t.jsonl"):
+    (tmp_path / "t.json").write_text(json.dumps([{"text": text} for text in texts]))
+    with pa.OSFile(str(tmp_path / "t.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    for name in ("t.parquet", "t.csv", "t.jsonl", "t.json", "t.arrow"):
         found = list(plain_documents(read_records(find_sources([str(tmp_path / name)], "train"), "text"), "text"))
         assert [document.text for document in found] == texts
         assert found[1].source == f"{name}:2"

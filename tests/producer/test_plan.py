@@ -34,6 +34,31 @@ def test_hidden_states_outweigh_logits(half_billion: str) -> None:
     assert document["total_bytes"] == pytest.approx(document["bytes_per_token"] * 10_000_000)
 
 
+@pytest.mark.parametrize(
+    ("size", "width", "layers", "attention", "boundaries", "final"),
+    [
+        ("0.5B", 896, 24, 43e3, 45e3, 1.8e3),
+        ("1.5B", 1536, 28, 86e3, 89e3, 3.1e3),
+        ("7B", 3584, 28, 201e3, 208e3, 7.2e3),
+        ("32B", 5120, 64, 655e3, 666e3, 10.2e3),
+        ("72B", 8192, 80, 1311e3, 1327e3, 16.4e3),
+    ],
+)
+def test_bytes_of_real_models(
+    tmp_path: Path, size: str, width: int, layers: int, attention: float, boundaries: float, final: float
+) -> None:
+    """Qwen2.5's own shapes; expected: bf16 before compression, which keeps 1.4 of 2 bytes."""
+    config = {**QWEN_0_5B, "hidden_size": width, "num_hidden_layers": layers, "vocab_size": 152_064}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for mode, uncompressed in (("attention", attention), ("boundaries", boundaries), ("final", final)):
+        document = plan(PlanConfig(teacher=str(tmp_path), hidden_states=mode, max_length=2048))
+        columns = document["bytes_per_token_by_column"]
+        hidden = sum(stored for name, stored in columns.items() if name.startswith("hidden."))
+        assert hidden == pytest.approx(0.7 * uncompressed, rel=0.02), size
+        assert document["extra_device_bytes"] < 8e9
+        assert document["shards"] * document["samples_per_shard"] * 2048 >= document["tokens"]
+
+
 def test_full_hidden_states_of_a_large_corpus_are_advised_against(half_billion: str) -> None:
     few = plan(PlanConfig(teacher=half_billion, hidden_states="attention", tokens=10_000_000))
     many = plan(PlanConfig(teacher=half_billion, hidden_states="attention", tokens=10_000_000_000))

