@@ -117,3 +117,16 @@ def test_states_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> Non
         generate(asked)
     with pytest.raises(UsageError, match="can be written"):
         generate(replace(asked, state=tmp_path / "nowhere" / "state"))
+
+
+def test_recipe_shows_code_that_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text()
+    code = document.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, torch.Tensor] = {}
+    exec(code.replace("runs/student", str(folder)), names)
+    more = names["more_ids"]
+    assert torch.equal(names["said"][:, : more.shape[1]], more)
+    model = load_student(folder).eval()
+    read = model.generate(more, attention_mask=torch.ones_like(more), max_new_tokens=64)
+    assert torch.equal(names["said"], read)
