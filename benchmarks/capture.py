@@ -1,6 +1,6 @@
 """What capture costs beside the prefill itself, and beside vLLM's own prompt_logprobs; arms interleaved in one run.
 
-python benchmarks/capture.py [--vocabulary 2048] [--tokens 8192] [--rounds 3] [--layers 2] [--dtype float32] [--json]
+python benchmarks/capture.py [--vocabulary 2048] [--tokens 8192] [--rounds 3] [--layers 2] [--json] [--json-out FILE]
 
 A model of Qwen2.5-0.5B's width with random weights and few layers, so that head and capture weigh more than they would
 in the real one. Each arm is a process with an engine of its own; they take turns, and medians of the rounds are given.
@@ -57,8 +57,11 @@ def main() -> None:
             process.join()
     rates = {arm: options.tokens / statistics.median(wall for wall, _ in taken) for arm, taken in seconds.items()}
     cpu_ms = {arm: statistics.median(cpu for _, cpu in taken) / options.tokens * 1e6 for arm, taken in seconds.items()}
+    document = {"options": vars(options), "tokens_per_s": rates, "cpu_ms_per_1k_tokens": cpu_ms}
+    if options.json_out:
+        options.json_out.write_text(json.dumps(document, indent=2, default=str))
     if options.json:
-        print(json.dumps({"options": vars(options), "tokens_per_s": rates, "cpu_ms_per_1k_tokens": cpu_ms}, indent=2))
+        print(json.dumps(document, indent=2, default=str))
     else:
         _print_table(options, rates, cpu_ms)
 
@@ -73,6 +76,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=896)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--json-out", type=Path)
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 

@@ -1,0 +1,66 @@
+"""What the capture function costs on random logits, without vLLM: against torch's own calls, and one read of them.
+
+python benchmarks/capture_function.py [--device cuda] [--tokens 8192] [--vocabulary 152064] [--json-out FILE]
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from arwkv_producer.capture import CaptureSettings
+from arwkv_producer.distribution import summarise
+
+TOP_K = 64
+
+
+def main() -> None:
+    """Contestants take turns; prints milliseconds per 1,000 tokens and the ratio to one read."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--vocabulary", type=int, default=152_064)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json-out", type=Path)
+    options = parser.parse_args()
+    on_cpu = options.device == "cpu"
+    rows = min(CaptureSettings(TOP_K, options.vocabulary).logits_rows(options.vocabulary, on_cpu), options.tokens)
+    torch.manual_seed(0)
+    logits_TV = torch.randn(rows, options.vocabulary, device=options.device) * 3
+    next_ids_T = torch.randint(0, options.vocabulary, (rows,), device=options.device)
+    contestants: dict[str, Callable[[torch.Tensor], object]] = {
+        "read once (amax)": lambda logits: logits.amax(-1),
+        "topk + logsumexp": lambda logits: (logits.topk(TOP_K, dim=-1), logits.logsumexp(-1)),
+        "capture": lambda logits: summarise(logits, TOP_K, next_ids_T),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    chunks = -(-options.tokens // rows)
+    for _ in range(options.rounds + 1):
+        for name, contestant in contestants.items():
+            seconds = sum(_seconds(contestant, logits_TV.clone(), options.device) for _ in range(chunks))
+            taken[name].append(seconds / (chunks * rows) * 1e6)
+    ms = {name: statistics.median(times[1:]) for name, times in taken.items()}  # the first round compiled
+    print(f"{options.device}, [{options.tokens}, {options.vocabulary}], {rows} rows at a time, top {TOP_K}")
+    print("| | ms per 1k tokens | of one read |\n|---|---|---|")
+    for name, value in ms.items():
+        print(f"| {name} | {value:,.2f} | {value / ms['read once (amax)']:.1f}× |")
+    if options.json_out:
+        options.json_out.write_text(json.dumps({"device": options.device, "rows": rows, "ms_per_1k_tokens": ms}))
+
+
+def _seconds(contestant: Callable[[torch.Tensor], object], logits_TV: torch.Tensor, device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    contestant(logits_TV)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
