@@ -4,7 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-KEPT_BYTES = 64 << 20
+KEPT_BYTES = 16 << 20
 
 
 class Answers:

@@ -1,13 +1,16 @@
 """Reading the index: datasets and shards, found by name, filter and order."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Row, Select, func, literal_column, select
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, String, func, literal_column, select
 from sqlalchemy.orm import Session
 
+from arwkv_api.committed import ShardState
 from arwkv_api.folders import is_servable_name
 from arwkv_api.listing import Column, Order
 from arwkv_api.tables import DatasetRow, ManifestRow, ShardRow
@@ -31,9 +34,14 @@ SHARD_ORDERS = {
     "tail_mass_mean": ShardRow.tail_mass_mean,
     "committed_at": ShardRow.committed_at_s,
 }
+# So many can be sorted in a moment.
+FEW_SHARDS = 2000
+# A page with manifests ends where it would grow beyond this, however many items were asked for.
+MANIFEST_PAGE_BYTES = 4 << 20
 # Rows of lists are plain ones: making an object of each would take longer than finding them.
 DATASET_COLUMNS = [column for column in DatasetRow.__table__.c if column.name not in ("identity", "stats", "growth")]
-SHARD_COLUMNS = list(ShardRow.__table__.c)
+SHARDS = ShardRow.__table__.c
+SHARD_COLUMNS = list(SHARDS)
 
 
 @dataclass(frozen=True)
@@ -95,19 +103,57 @@ def list_shards(
     session: Session, dataset_id: int, wanted: ShardFilter, sort: str, cursor: str | None, limit: int
 ) -> tuple[Sequence[Row[Any]], str | None]:
     """A page of a dataset's shards, and the next page's cursor. Raises BadCursor."""
-    query = select(*SHARD_COLUMNS).where(ShardRow.__table__.c.dataset_id == dataset_id)
-    if wanted.state is not None:
-        query = query.where(ShardRow.state == wanted.state)
+    few = _few(session, dataset_id, wanted)
+    if few is not None:
+        query = select(*SHARD_COLUMNS).where(SHARDS.id.in_(few))
+    else:
+        # Behind a plus sign no index of tokens is used: that would have all that pass sorted, page by page.
+        tokens = SHARDS.tokens if sort.removeprefix("-") == "tokens" else literal_column("+shards.tokens", BigInteger)
+        query = select(*SHARD_COLUMNS).where(SHARDS.dataset_id == dataset_id, *_passing(wanted, tokens))
     if wanted.with_manifest:
-        query = query.where(ShardRow.state != "missing")
-    tokens = _tokens_in_order(session, sort)
-    if wanted.min_tokens is not None:
-        query = query.where(tokens >= wanted.min_tokens)
-    if wanted.max_tokens is not None:
-        query = query.where(tokens <= wanted.max_tokens)
+        query = query.where(SHARDS.state != ShardState.MISSING)
+    order = Order.parse(sort, SHARD_ORDERS, ShardRow.part)
+    if not wanted.with_manifest:
+        return order.fetch(session, query, cursor, limit)
+    return order.fetch(session, query, cursor, limit, lambda rows: _with_manifests_that_fit(session, rows))
+
+
+def _few(session: Session, dataset_id: int, wanted: ShardFilter) -> Sequence[int] | None:
+    """The ids of the shards that pass the filters, found by the filters' own indexes; None where they are many.
+
+    Many are soon met on a walk through the list's order; few are not, and are quickly sorted.
+    """
     if wanted.sample_id is not None:
-        query = query.where(ShardRow.id == with_sample(dataset_id, wanted.sample_id).scalar_subquery())
-    return Order.parse(sort, SHARD_ORDERS, ShardRow.part).fetch(session, query, cursor, limit)
+        # Of the shards that end at or after the sample the first, as no two overlap.
+        ends_after = select(SHARDS.id, SHARDS.first_sample_id, SHARDS.state, SHARDS.tokens).where(
+            SHARDS.dataset_id == dataset_id, SHARDS.last_sample_id >= wanted.sample_id, SHARDS.samples > 0
+        )
+        first = ends_after.order_by(SHARDS.last_sample_id).limit(1).subquery()
+        found = select(first.c.id).where(first.c.first_sample_id <= wanted.sample_id)
+        if wanted.state is not None:
+            found = found.where(first.c.state == wanted.state)
+        return session.scalars(found.where(*_within(wanted, first.c.tokens))).all()
+    if (wanted.min_tokens, wanted.max_tokens) == (None, None) and wanted.state in (None, ShardState.COMMITTED):
+        return None
+    some = select(SHARDS.id).where(SHARDS.dataset_id == dataset_id, *_passing(wanted, SHARDS.tokens))
+    ids = session.scalars(some.limit(FEW_SHARDS + 1)).all()
+    return ids if len(ids) <= FEW_SHARDS else None
+
+
+def _passing(wanted: ShardFilter, tokens: ColumnElement[int]) -> list[ColumnElement[bool]]:
+    conditions = _within(wanted, tokens)
+    if wanted.state is not None:
+        conditions.append(SHARDS.state == wanted.state)
+        if wanted.state != ShardState.COMMITTED:
+            # Spelt out, as a database cannot tell from a parameter that the index of these alone will do.
+            conditions.append(SHARDS.state != literal_column("'committed'", String))
+    return conditions
+
+
+def _within(wanted: ShardFilter, tokens: ColumnElement[int]) -> list[ColumnElement[bool]]:
+    least = [tokens >= wanted.min_tokens] if wanted.min_tokens is not None else []
+    most = [tokens <= wanted.max_tokens] if wanted.max_tokens is not None else []
+    return [*least, *most]
 
 
 def find_shard(session: Session, dataset: DatasetRow, part: int) -> ShardRow:
@@ -121,28 +167,19 @@ def find_shard(session: Session, dataset: DatasetRow, part: int) -> ShardRow:
     return row
 
 
-def with_sample(dataset_id: int, sample_id: int) -> Select[tuple[int]]:
-    """The id of the shard that may hold a sample: of those that end at or after it the first, as no two overlap."""
-    ends_after = select(ShardRow.id, ShardRow.first_sample_id).where(
-        ShardRow.dataset_id == dataset_id, ShardRow.last_sample_id >= sample_id, ShardRow.samples > 0
-    )
-    first = ends_after.order_by(ShardRow.last_sample_id).limit(1).subquery()
-    return select(first.c.id).where(first.c.first_sample_id <= sample_id)
-
-
 def manifests_of(session: Session, shards: Sequence[Row[Any]]) -> dict[int, bytes]:
     """Raw manifests by the shards' row ids."""
     columns = select(ManifestRow.shard_id, ManifestRow.raw).where(ManifestRow.shard_id.in_([row.id for row in shards]))
     return dict(session.execute(columns).all())
 
 
-def _tokens_in_order(session: Session, sort: str) -> ColumnElement[int]:
-    """The column to filter by. SQLite would look tokens up in their own index and then sort all that it found; behind a
-    plus sign it compares them as it reads the index of the order asked for. PostgreSQL weighs the two by what is there.
-    """
-    if session.get_bind().dialect.name != "sqlite" or sort.removeprefix("-") == "tokens":
-        return ShardRow.__table__.c.tokens
-    return literal_column("+shards.tokens", BigInteger)
+def _with_manifests_that_fit(session: Session, shards: Sequence[Row[Any]]) -> int:
+    """How many of the shards go into one page with their manifests: one at least."""
+    sizes = select(ManifestRow.shard_id, func.length(ManifestRow.raw))
+    found = session.execute(sizes.where(ManifestRow.shard_id.in_([row.id for row in shards])))
+    size_of: dict[int, int] = dict(found.all())
+    ends = list(accumulate(size_of.get(row.id, 0) for row in shards))
+    return max(bisect_right(ends, MANIFEST_PAGE_BYTES), 1)
 
 
 def _under(roots: Sequence[Path]) -> ColumnElement[bool]:

@@ -15,7 +15,7 @@ COMPRESSIBLE = ("application/json", "application/problem+json", "text/")
 SMALLEST_BYTES = 600
 # Above this, compressing would hold up other requests for longer than a millisecond or so.
 INLINE_BYTES = 64 << 10
-KEPT_BYTES = 32 << 20
+KEPT_BYTES = 8 << 20
 
 
 class Compact:

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +42,23 @@ class Order:
         return query.order_by(*way).limit(limit + 1)
 
     def fetch(
-        self, session: Session, query: Select[Any], cursor: str | None, limit: int
+        self,
+        session: Session,
+        query: Select[Any],
+        cursor: str | None,
+        limit: int,
+        fitting: Callable[[Sequence[Row[Any]]], int] = len,
     ) -> tuple[Sequence[Row[Any]], str | None]:
-        """The page's rows and the cursor of the next page, or None at the end."""
+        """The page's rows and the cursor of the next page, or None at the end.
+
+        `fitting` says how many of the rows found fit the page; it is at least one where there is any.
+        """
         rows = session.execute(self.page(query, cursor, limit)).all()
-        if len(rows) <= limit:
+        fit = min(fitting(rows), limit)
+        if len(rows) <= fit:
             return rows, None
-        last = rows[limit - 1]
-        return rows[:limit], self._encode(getattr(last, self.column.key), getattr(last, self.tie_break.key))
+        last = rows[fit - 1]
+        return rows[:fit], self._encode(getattr(last, self.column.key), getattr(last, self.tie_break.key))
 
     def _after(self, value: Any, tie: Any) -> ColumnElement[bool]:
         # Compared as a row: both databases find such a place in the index of the order at once.

@@ -6,7 +6,7 @@ folders. Times are seconds since the epoch, in UTC.
 
 from typing import ClassVar
 
-from sqlalchemy import BigInteger, Double, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text
+from sqlalchemy import BigInteger, Double, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # SQLite numbers rows by itself only for a column of its own integer type.
@@ -57,6 +57,8 @@ class DatasetRow(Base):
     updated_at_s: Mapped[float] = mapped_column(Double, index=True)
 
 
+FAULTY = text("state <> 'committed'")
+
 # One index for each order of a shard list. It begins with the order, which finds a page, and ends with what lists are
 # filtered by, so that rows which a filter leaves out are passed over within the index.
 SORTED = {
@@ -90,6 +92,7 @@ class ShardRow(Base):
         # The other way around, so that no list is read through it: it has not what lists are filtered by.
         Index("uq_shards_part_dataset_id", "part", "dataset_id", unique=True),
         Index("ix_shards_dataset_id_last_sample_id", "dataset_id", "last_sample_id"),
+        Index("ix_shards_faulty", "dataset_id", "state", "part", sqlite_where=FAULTY, postgresql_where=FAULTY),
         *(Index(f"ix_shards_by_{key}", *SORTED[key]) for key in SORTED),
     )
 

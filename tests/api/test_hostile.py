@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from api_many import many_shards
 from api_serving import serving
 from store_examples import example_dataset_info, write_example_dataset
 
@@ -25,6 +26,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     info = example_dataset_info(samples=100, samples_per_part=100, hidden_size=1024)
     write_example_dataset(folder / "root" / "train", info=info, length=64)
+    many_shards(folder / "root" / "many", 1000)
     (folder / "secret").write_bytes(SECRET)
     (folder / "root" / "secret").symlink_to(folder / "secret")
     (folder / "root" / "train" / "shards" / "part-000007.arrow").symlink_to(folder / "secret")
@@ -143,6 +145,18 @@ def test_body_of_100_MB_is_refused_before_it_is_kept(service: tuple[str, int]) -
                 answer = b""
         assert answer == b"" or b" 413 " in answer.split(b"\r\n")[0]
     assert httpx.post(f"{url}/v1/datasets", content=b" " * (2 << 20)).status_code == 413
+    assert _peak_bytes(pid) - before <= GROWTH_LIMIT_BYTES
+
+
+def test_pages_that_nobody_asked_for_before_are_not_kept_for_ever(service: tuple[str, int]) -> None:
+    url, pid = service
+    page = f"{url}/v1/datasets/many/shards?limit=1000"
+    asked = ["", "&include=manifest", *(f"&max_tokens={10**6 + number}" for number in range(300))]
+    for query in asked[:12]:
+        assert len(httpx.get(page + query, timeout=60).json()["items"]) > 100
+    before = _peak_bytes(pid)
+    for query in asked[12:]:
+        assert len(httpx.get(page + query, timeout=60).json()["items"]) == 1000
     assert _peak_bytes(pid) - before <= GROWTH_LIMIT_BYTES
 
 

@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api_eventually import eventually
+from arwkv_api import catalogue
 from arwkv_store import ShardManifest, open_dataset
 
 SHARDS = "/v1/datasets/train/shards"
@@ -29,6 +30,22 @@ def test_list_includes_raw_manifests_when_asked(client: TestClient, root: Path) 
     for item in client.get(f"{SHARDS}?include=manifest").json()["items"]:
         path = root / "train" / "shards" / f"part-{item['part']:06d}.json"
         assert item["manifest"].encode() == path.read_bytes()
+
+
+def test_page_with_manifests_ends_before_it_is_large(
+    client: TestClient, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [(root / "train" / "shards" / f"part-{part:06d}.json").stat().st_size for part in range(5)]
+    monkeypatch.setattr(catalogue, "MANIFEST_PAGE_BYTES", sizes[0] + sizes[1])
+    pages, cursor = [], ""
+    while cursor is not None:
+        page = client.get(f"{SHARDS}?include=manifest{cursor}").json()
+        pages.append([item["part"] for item in page["items"]])
+        cursor = page["next_cursor"] and f"&cursor={page['next_cursor']}"
+    assert pages[0] == [0, 1]
+    assert [part for page in pages for part in page] == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(catalogue, "MANIFEST_PAGE_BYTES", 1)
+    assert len(client.get(f"{SHARDS}?include=manifest&limit=4").json()["items"]) == 1
 
 
 def test_manifest_is_the_raw_file(client: TestClient, root: Path) -> None:
