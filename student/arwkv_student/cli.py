@@ -33,6 +33,8 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     """Compare a student with its teacher on held-out shards, or run benchmarks."""
     _prepare()
     if settings.tasks is not None or settings.suite is not None:
+        if settings.shards:
+            raise UsageError("--shards and --tasks or --suite are two evaluations; ask for one at a time")
         return _benchmarks(settings)
     from arwkv_student.base import open_base
     from arwkv_student.evaluate import evaluate as run

@@ -67,6 +67,8 @@ def test_generate_continues_the_prompt(run: Path, capfd: pytest.CaptureFixture[s
     ("arguments", "message"),
     [
         (["eval", "--shards", "nowhere"], "name one of --model"),
+        (["eval", "--shards", "nowhere", "--tasks", "mmlu"], "ask for one at a time"),
+        (["train", "--stage", "sft", "--data", "x.jsonl"], "--start-from is missing"),
         (["eval", "--model", "nowhere", "--shards", "{shards}"], "model nowhere: no config.json there"),
         (["generate", "--model", "{teacher}", "--prompt", "x"], "model type 'qwen2', not 'arwkv'"),
         (["train", "--shards", "{shards}", "--base", "no/where"], "no such folder"),
