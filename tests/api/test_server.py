@@ -88,14 +88,15 @@ def test_taken_port_is_said_plainly(root: Path, tmp_path: Path) -> None:
     assert "Address already in use" in run.stderr
 
 
-def test_sigterm_lets_a_running_transfer_finish(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_sigterm_lets_a_running_transfer_finish(tmp_path: Path, workers: str) -> None:
     from store_examples import example_dataset_info, write_example_dataset
 
     info = example_dataset_info(samples=400, samples_per_part=400, hidden_size=1024)
     write_example_dataset(tmp_path / "root" / "big", info=info, length=64)
     expected = (tmp_path / "root" / "big" / "shards" / "part-000000.hidden.arrow").read_bytes()
     assert len(expected) > 30 << 20  # more than any socket buffer
-    with serving("--root", str(tmp_path / "root"), cache=tmp_path) as (url, pid):
+    with serving("--root", str(tmp_path / "root"), "--workers", workers, cache=tmp_path) as (url, pid):
         with httpx.stream("GET", f"{url}/v1/datasets/big/shards/0/data?file=hidden") as answer:
             parts = answer.iter_bytes()
             received = [next(parts)]
