@@ -54,7 +54,8 @@ def compare(config: OfflineConfig) -> dict[str, Any]:
         print(_peak_mb(config, config.measure_memory_of))
         return {}
     loading_s = _loading_s(config)
-    arms = {name: _arm(config, name) for name in (OFFLINE, *TEACHER_WIDTHS)}
+    student = Student.made(config)
+    arms = {name: _arm(config, name, student) for name in (OFFLINE, *TEACHER_WIDTHS)}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
     for turn in range(config.rounds + 1):
         for name, step in arms.items():
@@ -121,29 +122,48 @@ def _loading_s(config: OfflineConfig) -> float:
     return (time.process_time() - started) / len(batches)
 
 
-def _arm(config: OfflineConfig, name: str) -> Callable[[], None]:
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """What all arms train."""
+
+    model: Any
+    optimizer: Any
+
+    @classmethod
+    def made(cls, config: OfflineConfig) -> "Student":
+        """Converted from a random base, with the optimiser of `student train`."""
+        import torch
+
+        from arwkv_store import open_dataset
+        from arwkv_student.base import open_base
+        from arwkv_student.distill import choose_trained
+        from arwkv_student.settings import TrainSettings
+        from arwkv_student.train import untrained_student
+
+        rows = open_dataset(config.shards, columns=[]).info.vocab_size_padded
+        with tempfile.TemporaryDirectory() as folder:
+            _qwen2(rows, STUDENT_WIDTH).save_pretrained(folder)
+            model = untrained_student(open_base(folder), TrainSettings(preset=config.preset), 0)
+        choose_trained(model, "preset")
+        _say_size("student", model)
+        return cls(model, torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-4, fused=True))
+
+
+def _arm(config: OfflineConfig, name: str, student: Student) -> Callable[[], None]:
     """A function that makes one step."""
     import torch
 
     from arwkv_store import open_dataset
-    from arwkv_student.base import open_base
     from arwkv_student.data import OrderSampler, collate
-    from arwkv_student.distill import choose_trained
     from arwkv_student.losses import Objective, distill_loss
-    from arwkv_student.settings import TrainSettings
-    from arwkv_student.train import untrained_student
 
     dataset = open_dataset(config.shards, columns=["logits"] if name == OFFLINE else [])
-    vocab_size, rows = dataset.info.tokenizer.vocab_size, dataset.info.vocab_size_padded
-    with tempfile.TemporaryDirectory() as folder:
-        _qwen2(rows, STUDENT_WIDTH).save_pretrained(folder)
-        student = untrained_student(open_base(folder), TrainSettings(preset=config.preset), 0)
-    choose_trained(student, "preset")
-    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-4)
+    vocab_size = dataset.info.tokenizer.vocab_size
     order = iter(OrderSampler(dataset.shard_rows, 1_000_000, 0))
-    teacher = None if name == OFFLINE else _qwen2(rows, TEACHER_WIDTHS[name]).eval()
-    sizes = [sum(p.numel() for p in model.parameters()) for model in (student, teacher) if model is not None]
-    print(f"{name}: parameters of the student, and of a live teacher: {sizes}", file=sys.stderr)
+    teacher = None
+    if name != OFFLINE:
+        teacher = _qwen2(dataset.info.vocab_size_padded, TEACHER_WIDTHS[name]).eval()
+        _say_size(f"teacher, {name}×", teacher)
 
     def step() -> None:
         batch = collate([dataset[next(order)] for _ in range(config.batch_size)])
@@ -154,12 +174,16 @@ def _arm(config: OfflineConfig, name: str) -> Callable[[], None]:
                 with torch.no_grad():
                     live = teacher(batch["input_ids"], use_cache=False).logits
                 loss = _live_kl(live, batch["predicts"], vocab_size)
-            student(input_ids=batch["input_ids"], head_loss=loss).loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+            student.model(input_ids=batch["input_ids"], head_loss=loss).loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.model.parameters(), 1.0)
+        student.optimizer.step()
+        student.optimizer.zero_grad()
 
     return step
+
+
+def _say_size(what: str, model: Any) -> None:
+    print(f"{what}: {sum(p.numel() for p in model.parameters()):,} parameters", file=sys.stderr)
 
 
 def _qwen2(rows: int, width: int) -> Any:  # transformers is untyped
@@ -207,7 +231,7 @@ def _peak_mb(config: OfflineConfig, name: str) -> float:
     for module in ("torch", "transformers.models.qwen2.modeling_qwen2", "arwkv_student.train"):
         importlib.import_module(module)
     before_mb = _peak_so_far_mb()
-    step = _arm(config, name)
+    step = _arm(config, name, Student.made(config))
     step()
     step()
     return _peak_so_far_mb() - before_mb
