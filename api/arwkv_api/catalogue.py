@@ -118,8 +118,8 @@ def list_shards(
     return order.fetch(session, query, cursor, limit, lambda rows: _with_manifests_that_fit(session, rows))
 
 
-def _few(session: Session, dataset_id: int, wanted: ShardFilter) -> Sequence[int] | None:
-    """The ids of the shards that pass the filters, found by the filters' own indexes; None where they are many.
+def _few(session: Session, dataset_id: int, wanted: ShardFilter) -> Select[tuple[int]] | None:
+    """Selects the ids of the shards that pass the filters, by the filters' own indexes; None where they are many.
 
     Many are soon met on a walk through the list's order; few are not, and are quickly sorted.
     """
@@ -132,12 +132,12 @@ def _few(session: Session, dataset_id: int, wanted: ShardFilter) -> Sequence[int
         found = select(first.c.id).where(first.c.first_sample_id <= wanted.sample_id)
         if wanted.state is not None:
             found = found.where(first.c.state == wanted.state)
-        return session.scalars(found.where(*_within(wanted, first.c.tokens))).all()
+        return found.where(*_within(wanted, first.c.tokens))
     if (wanted.min_tokens, wanted.max_tokens) == (None, None) and wanted.state in (None, ShardState.COMMITTED):
         return None
     some = select(SHARDS.id).where(SHARDS.dataset_id == dataset_id, *_passing(wanted, SHARDS.tokens))
-    ids = session.scalars(some.limit(FEW_SHARDS + 1)).all()
-    return ids if len(ids) <= FEW_SHARDS else None
+    counted = select(func.count()).select_from(some.limit(FEW_SHARDS + 1).subquery())
+    return some if session.execute(counted).scalar_one() <= FEW_SHARDS else None
 
 
 def _passing(wanted: ShardFilter, tokens: ColumnElement[int]) -> list[ColumnElement[bool]]:
