@@ -6,7 +6,8 @@ from typing import TypeVar
 
 Answer = TypeVar("Answer")
 
-PATIENCE_S = 20.0
+# On a busy machine a look at the folders takes seconds, and the next one waits five times as long.
+PATIENCE_S = 60.0
 
 
 def eventually(check: Callable[[], Answer]) -> Answer:

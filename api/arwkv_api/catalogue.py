@@ -92,11 +92,22 @@ def dataset_figures(session: Session, roots: Sequence[Path], name: str, *figures
 
 
 def _one(session: Session, query: Select[Any], roots: Sequence[Path], name: str) -> Row[Any]:
+    require_servable(name)
     served = (_under(roots), DatasetRow.name == name, DatasetRow.state != "withdrawn")
-    row = session.execute(query.where(*served)).first() if is_servable_name(name) else None
+    row = session.execute(query.where(*served)).first()
     if row is None:
-        raise NotFound(f"dataset {name[:100]!r}: not under any root; GET /v1/datasets lists what is")
+        raise _unknown(name)
     return row
+
+
+def require_servable(name: str) -> None:
+    """Raise NotFound for a name that no dataset can have, which a database may not even take as a question."""
+    if not is_servable_name(name):
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"dataset {name[:100]!r}: not under any root; GET /v1/datasets lists what is")
 
 
 def list_shards(

@@ -58,6 +58,7 @@ def list_datasets(
 @router.post("", dependencies=[Write], status_code=201, responses=answers(404))
 def register_dataset(service: ServiceDep, registration: Registration, response: Response) -> Dataset:
     """Index a folder under the roots now instead of at the next scan; a withdrawn dataset comes back."""
+    catalogue.require_servable(registration.name)
     with Session(service.engine) as session:
         _scan_now(service, registration.name)
         row = find_dataset(session, service.settings.roots, registration.name)
