@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class EngineConfig:
 def start_vllm(config: EngineConfig, architecture: str, **arguments: Any) -> Any:
     """A `vllm.LLM` whose model class is our registered `architecture`; `arguments` are vLLM's own."""
     prepare_environment(config.tensor_parallel, config.verbose)
-    with output_shown_on_failure() if not config.verbose else contextlib.nullcontext():
+    with output_shown_on_failure() if not config.verbose else contextlib.nullcontext(), _llvmlite_hidden():
         import vllm
 
         _require_supported_head(config)
@@ -72,6 +73,19 @@ def start_vllm(config: EngineConfig, architecture: str, **arguments: Any) -> Any
     if (warning := unverified(vllm.__version__, runner)) is not None:
         print(warning, file=sys.stderr)
     return llm
+
+
+@contextlib.contextmanager
+def _llvmlite_hidden() -> Iterator[None]:
+    """Keep one module out of sight: vLLM (0.32, on a CPU) asks what modules hold for their `__dict__` when it starts, and
+    the C library in this one, once numba has loaded it, answers with a function that vLLM stumbles over."""
+    name = "llvmlite.binding.ffi"
+    module = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[name] = module
 
 
 def free_memory() -> None:
