@@ -77,8 +77,8 @@ def start_vllm(config: EngineConfig, architecture: str, **arguments: Any) -> Any
 
 @contextlib.contextmanager
 def _llvmlite_hidden() -> Iterator[None]:
-    """Keep one module out of sight: vLLM (0.32, on a CPU) asks what modules hold for their `__dict__` when it starts, and
-    the C library in this one, once numba has loaded it, answers with a function that vLLM stumbles over."""
+    """Keep one module out of sight: vLLM (0.32, on a CPU) asks what modules hold for their `__dict__` when it starts,
+    and the C library in this one, once numba has loaded it, answers with a function that vLLM stumbles over."""
     name = "llvmlite.binding.ffi"
     module = sys.modules.pop(name, None)
     try:
