@@ -63,6 +63,8 @@ def open_start(settings: TrainSettings) -> Start:
         raise UsageError(f"--start-from is missing; stage {settings.stage} tunes a trained student: name its folder")
     if settings.data is None:
         raise UsageError(f"--data is missing; stage {settings.stage} reads a JSONL file")
+    if settings.packing and settings.stage == "dpo":
+        raise UsageError("--packing serves stages align, distill and sft; leave it out for dpo")
     folder = Path(settings.start_from)
     require_student(folder)
     checkpoint = checkpoint_hash(folder)
@@ -148,7 +150,8 @@ def make_tuner(
     if settings.stage == "sft":
         from arwkv_student import sft
 
-        args = training_arguments(run.stage("sft"), plan, settings, bf16, sft.CONFIG, **sft.OPTIONS, **evaluation)
+        options = sft.OPTIONS | {"padding_free": settings.packing}
+        args = training_arguments(run.stage("sft"), plan, settings, bf16, sft.CONFIG, **options, **evaluation)
         trainer: TunedTrainer = sft.SftTrainer(args=args, **common)
     else:
         from arwkv_student import preference

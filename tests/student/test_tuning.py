@@ -133,6 +133,30 @@ def test_sft_loss_is_the_cross_entropy_of_the_replies_shifted_once(student: Path
     torch.testing.assert_close(loss, expected / count, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention_layers", [(), (1,)])
+def test_packed_conversations_have_the_padded_batchs_loss_and_gradient(
+    attention_layers: tuple[int, ...], tiny_teacher: Path, student: Path, data: Path, tmp_path: Path
+) -> None:
+    base = open_base(str(tiny_teacher))
+    layers = None if not attention_layers else [layer for layer in (0, 1) if layer not in attention_layers]
+    torch.manual_seed(0)
+    model = convert(base, student_config(base, "rad-rwkv7", None, layers)).model
+    model.save_pretrained(tmp_path / "start")
+    copy_tokenizer(student, tmp_path / "start")
+    gradients = []
+    for packing in (False, True):
+        trainer = tuner(replace(settings("sft", tmp_path / "start", data, tmp_path / "run"), packing=packing))
+        batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[row] for row in range(4)]))
+        assert len(batch["input_ids"]) == (1 if packing else 4)
+        count = (batch["labels"] != -100).sum()
+        trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=count).backward()
+        gradients.append({name: parameter.grad for name, parameter in trainer.model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+    with pytest.raises(UsageError, match="leave it out for dpo"):
+        tuner(replace(settings("dpo", student, data, tmp_path / "run"), packing=True))
+
+
 def test_dpo_loss_is_that_of_unpadded_log_probabilities(tuned: Path, student: Path, data: Path) -> None:
     asked = replace(settings("dpo", student, data, tuned / "hand"), reference=str(tuned / "hand-reference"))
     trainer = tuner(asked)
