@@ -21,11 +21,15 @@ from arwkv_student.convert import copy_tokenizer
 from arwkv_student.distill import choose_trained
 from arwkv_student.model_card import summaries
 from arwkv_student.run_folder import RunFolder, replace_text
-from arwkv_student.settings import NOT_COMPARED, TimeMixSettings, TrainSettings
+from arwkv_student.settings import NOT_COMPARED, TrainSettings, TuneSettings
 from arwkv_student.sharded import shard
 from arwkv_student.stage_trainer import RunLog, StagePlan, reporters, training_arguments
 from arwkv_student.train import load_student, require_student, train_to_the_end, uses_bf16, world_size
 from arwkv_student.tuned_trainer import HeldOut, TunedTrainer
+
+# Of the settings of stages 1 and 2, those that say something here.
+SHARED = {"stage", "steps", "tokens", "epochs", "rest_lr", "lr_floor", "warmup", "weight_decay", "max_grad_norm"}
+SHARED |= {"trained", "dtype", "packing", "seed"}
 
 
 def tune(settings: TrainSettings) -> dict[str, Any]:
@@ -83,8 +87,8 @@ def open_start(settings: TrainSettings) -> Start:
 
 def _identity(settings: TrainSettings, start: Start) -> dict[str, Any]:
     """What makes a continued run the same run, and in `start` how its student came about."""
-    ignored = NOT_COMPARED | {field.name for field in dataclasses.fields(TimeMixSettings)}
-    compared = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ignored}
+    own = {field.name for field in dataclasses.fields(TuneSettings)} | SHARED
+    compared = {name: value for name, value in dataclasses.asdict(settings).items() if name in own - NOT_COMPARED}
     before = next((f / "run.json" for f in (start.folder, start.folder.parent) if (f / "run.json").is_file()), None)
     with Path(str(settings.data)).open("rb") as opened:
         data_hash = hashlib.file_digest(opened, "sha256").hexdigest()
