@@ -126,6 +126,9 @@ async def requests(database: str, folder: Path, root: Path, workers: str) -> Res
                 list((root / "many" / "shards").glob("*.json"))
             ):
                 await asyncio.sleep(1)
+            engine = connect(database)
+            _analyze(engine)
+            engine.dispose()
             for name, path in paths.items():
                 latencies_ms = await _load(session, url + path)
                 results[f"workers_{workers}_{name}_p50_ms"] = float(np.quantile(latencies_ms, 0.5))
@@ -204,9 +207,14 @@ def _fill(engine: Engine, folder: Path, rows: int) -> None:
         for start in range(0, rows, 20_000):
             parts = range(start, min(start + 20_000, rows))
             session.execute(insert(ShardRow), [_row(dataset.id, part, int(tokens[part])) for part in parts])
+    _analyze(engine)
+
+
+def _analyze(engine: Engine) -> None:
+    """What PostgreSQL's autovacuum does within a minute."""
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:
-            connection.exec_driver_sql("ANALYZE")  # as its autovacuum does within a minute
+            connection.exec_driver_sql("ANALYZE")
 
 
 def _row(dataset_id: int, part: int, tokens: int) -> dict[str, object]:
