@@ -1,8 +1,6 @@
 """Reading a dataset by sample index, verified by default, from wherever it lies."""
 
-import contextlib
 import hashlib
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -59,7 +57,8 @@ class Dataset(Sequence[Sample]):
         self.uri = source.uri
         self._source, self._index, self._names, self._verify = source, index, columns, verify
         self._columns = _project(info, columns)
-        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._open: dict[int, Shard] = {}
+        """Open parts by place, the one last read at the end."""
 
     def __len__(self) -> int:
         return int(self._index.ends[-1]) if len(self._index.ends) else 0
@@ -104,21 +103,20 @@ class Dataset(Sequence[Sample]):
         )
 
     def _shard(self, at: int) -> Shard:
-        shard = self._open.get(at)
+        # Single operations of a dict are atomic between threads, which an OrderedDict's are not, and a lock would not
+        # survive a fork. Two threads may open one part twice; the later copy stays.
+        shard = self._open.pop(at, None)
         if shard is None:
             shard = Shard(self._source, self._index.manifest(at), self._columns, verify=self._verify)
-            self._open[at] = shard
-            while len(self._open) > MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)
-        else:
-            # Another thread may have let go of it just now.
-            with contextlib.suppress(KeyError):
-                self._open.move_to_end(at)
+        self._open[at] = shard
+        if len(self._open) > MAX_OPEN_SHARDS:
+            for eldest in list(self._open)[:-MAX_OPEN_SHARDS]:
+                self._open.pop(eldest, None)
         return shard
 
     def __getstate__(self) -> dict[str, Any]:
         # Mapped files and codecs belong to a process; the worker opens its own.
-        return {**self.__dict__, "_open": OrderedDict(), "_columns": None}
+        return {**self.__dict__, "_open": {}, "_columns": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -2,12 +2,14 @@
 
 import multiprocessing
 import pickle
+import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from arwkv_store import Sample, UsageError, create_dataset, open_dataset
+from arwkv_store import Sample, UsageError, create_dataset, open_dataset, reader
 from store_examples import (
     assert_same_sample,
     example_dataset_info,
@@ -137,3 +139,15 @@ def test_worker_processes_read_the_same(tmp_path: Path, method: str) -> None:
     expected = [dataset[i].sample_id for i in range(10)]
     with multiprocessing.get_context(method).Pool(2) as pool:
         assert pool.map(read_sample_id, [(dataset, i) for i in range(10)]) == expected
+
+
+def test_threads_may_share_a_dataset_of_more_parts_than_stay_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 2)
+    written = write_example_dataset(tmp_path, info=example_dataset_info(samples=30))
+    dataset = open_dataset(tmp_path)
+    asked = random.Random(0).choices(range(30), k=1200)
+    with ThreadPoolExecutor(8) as pool:
+        for at, read in zip(asked, pool.map(dataset.__getitem__, asked), strict=True):
+            assert_same_sample(read, written[at])
