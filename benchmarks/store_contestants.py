@@ -39,7 +39,7 @@ def write_mosaicml(folder: Path, compression: str | None, shard_bytes: int = 1 <
         "logprobs": "ndarray:float32",
         "hidden": "ndarray:uint16",
     }
-    with MDSWriter(out=str(folder), columns=columns, compression=compression, size_limit=1 << 26) as writer:
+    with MDSWriter(out=str(folder), columns=columns, compression=compression, size_limit=shard_bytes) as writer:
         for sample in arrays(folder):
             writer.write(sample)
 
