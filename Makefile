@@ -14,7 +14,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed-$(EXTRA)
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-all lint bench
+.PHONY: help setup system-packages demo test test-all lint bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -32,6 +32,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install -q $$([ $(EXTRA) = cpu ] && echo -c constraints.txt) -e '.[$(EXTRA),dev]' 2> >(grep -v 'is ignored: it is neither' >&2)
 	if [ $(EXTRA) = cpu ]; then $(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec; fi
 	touch $@
+
+system-packages:  ## PostgreSQL and Chromium, without which the tests that need them are skipped (Debian, as root)
+	if ! command -v chromium >/dev/null || ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
+		apt-get update -qq
+		DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends postgresql chromium >/dev/null
+	fi
 
 demo: setup  ## teacher -> shards -> HTTP -> student -> evaluation; report in runs/demo/report.html
 	$(BIN)/python examples/demo.py --preset $(PRESET) $(if $(TEACHER),--teacher $(TEACHER))

@@ -37,7 +37,7 @@ from arwkv_api.scan import scan_root
 from arwkv_api.tables import DatasetRow, ShardRow
 from arwkv_api.timeline import grown, timeline_of
 from arwkv_store import ShardManifest, open_dataset
-from arwkv_store.manifest import data_file_name, manifest_name
+from arwkv_store.layout import data_file_name, manifest_name
 from store_examples import example_dataset_info, write_example_dataset
 
 CLIENTS = 8

@@ -91,7 +91,7 @@ def _train(config: TeacherConfig, corpus: Corpus, out: Path) -> dict[str, Any]:
     tokenizer = _train_tokenizer(config.vocab_size, (document["text"] for document in corpus.train))
     tokenizer.save_pretrained(out)
     train_ids = _encode(tokenizer, corpus.train)
-    heldout_ids = _encode(tokenizer, corpus.heldout)
+    heldout = windows(_encode(tokenizer, corpus.heldout), config.context)
     torch.manual_seed(config.seed)
     heads = max(1, config.hidden_size // 64)
     model = Qwen2ForCausalLM(
@@ -120,8 +120,8 @@ def _train(config: TeacherConfig, corpus: Corpus, out: Path) -> dict[str, Any]:
         "tokens": tokens,
         "seconds": round(seconds, 1),
         "tokens_per_s": round(tokens / seconds),
-        "heldout_perplexity": round(_perplexity(model, heldout_ids, config.context), 3),
-        "bigram_perplexity": round(bigram_perplexity(train_ids, heldout_ids, len(tokenizer)), 3),
+        "heldout_perplexity": round(_perplexity(model, heldout), 3),
+        "bigram_perplexity": round(bigram_perplexity(train_ids, heldout, len(tokenizer)), 3),
     }
 
 
@@ -190,21 +190,28 @@ def _optimise(model: Any, ids: Sequence[int], config: TeacherConfig) -> int:
     return tokens
 
 
-def _perplexity(model: Any, ids: Sequence[int], context: int, limit: int = 120_000) -> float:
+def windows(ids: Sequence[int], context: int, limit: int = 120_000) -> list[Sequence[int]]:
+    """Stretches of `context` ids, evenly spread, of at most `limit` ids together."""
+    n = max(min(limit, len(ids)) // context, 1)
+    starts = [len(ids) * i // n for i in range(n)]
+    return [ids[start : start + context] for start in starts]
+
+
+def _perplexity(model: Any, heldout: Sequence[Sequence[int]]) -> float:
     import torch
     from torch.nn.functional import cross_entropy
 
     nll, count = 0.0, 0
     with torch.no_grad():
-        for start in range(0, min(limit, len(ids)) - context * 32 - 1, context * 32):
-            ids_BT = torch.tensor(ids[start : start + context * 32]).view(32, context)
+        for start in range(0, len(heldout), 32):
+            ids_BT = torch.tensor(heldout[start : start + 32])
             logits_BTV = model(ids_BT[:, :-1], use_cache=False).logits
             nll += cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="sum").item()
-            count += 32 * (context - 1)
+            count += ids_BT[:, 1:].numel()
     return math.exp(nll / count)
 
 
-def bigram_perplexity(train: Sequence[int], heldout: Sequence[int], vocab_size: int) -> float:
+def bigram_perplexity(train: Sequence[int], heldout: Sequence[Sequence[int]], vocab_size: int) -> float:
     """Held-out perplexity of an interpolated bigram model, its interpolation weight chosen on the held-out text.
 
     p(b | a) = (n(a, b) + m·p(b)) / (n(a) + m), with add-one unigrams p(b); the most favourable m is taken, so that the
@@ -212,7 +219,7 @@ def bigram_perplexity(train: Sequence[int], heldout: Sequence[int], vocab_size: 
     """
     unigrams = Counter(train)
     bigrams = Counter(itertools.pairwise(train))
-    pairs = Counter(itertools.pairwise(heldout))
+    pairs = Counter(pair for window in heldout for pair in itertools.pairwise(window))
     total = len(train) + vocab_size
 
     def nll(weight: float) -> float:

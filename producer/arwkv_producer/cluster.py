@@ -19,7 +19,7 @@ from arwkv_producer.parts import Work, capture_parts, require_complete
 from arwkv_producer.samples import BadCapture
 from arwkv_store import ShardManifest, create_dataset
 from arwkv_store.errors import NotFound, TryAgain, UsageError
-from arwkv_store.manifest import manifest_name
+from arwkv_store.layout import DATASET_FILE
 
 PARTS_PER_CALL = 4
 """Handed to an actor at once, so that it writes one while it captures the next; what its death can cost."""
@@ -41,7 +41,7 @@ class CapturingActor:
         """Capture and commit the parts; answers their manifests, and what kept the others from being made."""
         number, wanted = parts
         job = self._jobs[number]
-        if not (Path(job.out) / "dataset.json").exists():
+        if "://" not in job.out and not (Path(job.out) / DATASET_FILE).exists():
             raise NotFound(f"{job.out}: not there on {socket.gethostname()}; name a folder that every node shares")
         if self._engine is None:
             self._engine = start_engine(self._config, self._jobs[0])
@@ -118,9 +118,10 @@ class _Dispatch:
         except self._ray.exceptions.RayActorError as error:
             self._count_death(error)
             actor, failure = self._new_actor(), ""
-            missing = set(self._works[number].writer.missing_parts())
+            writer = self._works[number].writer
+            missing = set(writer.missing_parts())
             self._waiting.extendleft((number, part) for part in reversed(wanted) if part in missing)
-            committed = _manifests(self._works[number], [part for part in wanted if part not in missing])
+            committed = [writer.committed(part) for part in wanted if part not in missing]
         self._idle.append(actor)
         if failure:
             print(f"producer: {failure}", file=sys.stderr)
@@ -184,16 +185,10 @@ def _actors(config: GenerateConfig, ray: Any) -> tuple[int, dict[str, Any]]:
     return config.ray_actors or fitting, needs
 
 
-def _manifests(work: Work, parts: list[int]) -> list[ShardManifest]:
-    """Of parts that a dead actor had committed."""
-    paths = [Path(work.job.out) / "shards" / manifest_name(part) for part in parts]
-    return [ShardManifest.from_bytes(path.read_bytes(), str(path)) for path in paths]
-
-
 def _anywhere(job: Job) -> Job:
     """The job with paths that mean the same in another process's folder."""
     model = job.teacher.model
     if Path(model).expanduser().exists():
         model = str(Path(model).expanduser().absolute())
-    out = str(Path(job.out).expanduser().absolute())
+    out = job.out if "://" in job.out else str(Path(job.out).expanduser().absolute())
     return replace(job, out=out, teacher=replace(job.teacher, model=model))

@@ -4,7 +4,6 @@ captured."""
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from arwkv_producer.account import Account
@@ -13,7 +12,6 @@ from arwkv_producer.job import Job
 from arwkv_producer.samples import BadCapture
 from arwkv_producer.shard_queue import ShardQueue
 from arwkv_producer.teacher_pass import Engine, TeacherPass
-from arwkv_producer.tokenizer import write_tokenizer
 from arwkv_store import ShardManifest, Writer, create_dataset
 from arwkv_store.errors import ConfigurationDiffers, TryAgain
 
@@ -45,7 +43,8 @@ def share(config: GenerateConfig, job: Job) -> Work:
             f"{job.out}: begun by {writer.info.created_by}, asked of {job.info.created_by}; name another folder, or "
             "the --capture-backend that is there"
         )
-    write_tokenizer(Path(job.out), job.tokenizer_files)
+    for name, content in job.tokenizer_files.items():
+        writer.put_beside(name, content)
     missing = writer.missing_parts()
     return Work(job, writer, len(missing), [part for part in missing if part % config.world_size == config.rank])
 

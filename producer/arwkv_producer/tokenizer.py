@@ -1,16 +1,12 @@
 """The teacher's tokenizer: loaded, measured, and laid beside the dataset so that its samples can be read as text."""
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from arwkv_producer.teacher import Teacher
-from arwkv_store.commit import storage_faults, write_once
 from arwkv_store.errors import NotFound
-
-FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-"""What is kept of a tokenizer, where it has them."""
+from arwkv_store.layout import TOKENIZER_FILES
 
 
 def load_tokenizer(teacher: Teacher) -> Any:
@@ -39,16 +35,5 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
     """Its files by name, as transformers writes them; none for a tokenizer that has no tokenizer.json."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        files = {name: Path(folder, name).read_bytes() for name in FILES if Path(folder, name).is_file()}
+        files = {name: Path(folder, name).read_bytes() for name in TOKENIZER_FILES if Path(folder, name).is_file()}
     return files if "tokenizer.json" in files else {}
-
-
-def write_tokenizer(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Put the files beside dataset.json, each complete or not at all; one that is there stays.
-
-    They decide nothing: dataset.json has the vocabulary's hash, and whoever reads them compares it.
-    """
-    with storage_faults(str(folder)):
-        for name, content in files.items():
-            if not (folder / name).exists():
-                write_once(folder / name, content)

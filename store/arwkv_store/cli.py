@@ -7,7 +7,7 @@ from typing import Any
 
 from arwkv_store.command_line import Command
 from arwkv_store.command_line import main as run_commands
-from arwkv_store.config import ExportConfig, InfoConfig, LsConfig, ReindexConfig, StatsConfig, VerifyConfig
+from arwkv_store.config import CopyConfig, ExportConfig, InfoConfig, LsConfig, ReindexConfig, StatsConfig, VerifyConfig
 
 
 def ls(config: LsConfig) -> Mapping[str, Any]:
@@ -86,6 +86,16 @@ def export(config: ExportConfig) -> Mapping[str, Any]:
     return {"uri": config.uri, "files": files}
 
 
+def copy(config: CopyConfig) -> Mapping[str, Any]:
+    """Copy a dataset's committed parts, verified; again to continue. Example: `store copy ./shards s3://bucket/shards`."""
+    from arwkv_store.copy import copy_with_progress
+
+    copied = copy_with_progress(config.uri, config.to)
+    if not config.json:
+        print(f"{config.to}: {copied.parts:,} parts copied, {copied.parts_present_before:,} were there")
+    return {"uri": config.uri, "to": config.to, **dataclasses.asdict(copied)}
+
+
 def reindex(config: ReindexConfig) -> Mapping[str, Any]:
     """Have a service read every manifest again. Example: `store reindex http://localhost:8000/v1/datasets/train`."""
     from arwkv_store.reindex import reindex_served
@@ -104,6 +114,7 @@ def main() -> None:
         "stats": stats,
         "verify": verify,
         "export": export,
+        "copy": copy,
         "reindex": reindex,
     }
     run_commands("store", "Look at datasets of teacher outputs, verify them, hand them on.", commands)

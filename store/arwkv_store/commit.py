@@ -35,7 +35,7 @@ def temporary_file(folder: Path) -> Iterator[IO[bytes]]:
 def write_once(path: Path, content: bytes) -> bool:
     """Give `path` this content, durably, unless it exists; returns whether this call made it."""
     with temporary_file(path.parent) as file:
-        _write_all(file, content)
+        write_all(file, content)
         os.fsync(file.fileno())
         try:
             os.link(file.name, path)
@@ -111,7 +111,8 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _write_all(file: IO[bytes], content: bytes) -> None:
+def write_all(file: IO[bytes], content: bytes) -> None:
+    """Write all of it: an unbuffered file may take less at a time."""
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]

@@ -70,6 +70,18 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
+class CopyConfig:
+    """Copy a dataset's committed parts, verified; again to continue. Example: `store copy ./shards s3://bucket/shards`."""
+
+    uri: Positional[str]
+    """A dataset: folder, http(s)://, s3://, hf://."""
+    to: Positional[str]
+    """Where to: a folder, s3://, hf://, or another store that fsspec writes. Parts that are there already stay."""
+    json: bool = False
+    """Print one JSON document instead of a line."""
+
+
+@dataclass(frozen=True)
 class ReindexConfig:
     """Have a service read every manifest again. Example: `store reindex http://localhost:8000/v1/datasets/train`."""
 

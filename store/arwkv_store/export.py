@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from arwkv_store.commit import storage_faults, sync_folder, temporary_file
-from arwkv_store.manifest import part_stem
+from arwkv_store.layout import part_stem
 from arwkv_store.reader import Dataset, open_dataset
 from arwkv_store.sample import Sample, hidden_column
 

@@ -33,6 +33,10 @@ class HttpSource:
         """The bytes of dataset.json. Raises NotFound."""
         return self._get("/manifest")
 
+    def beside(self) -> dict[str, bytes]:
+        """Nothing: a service hands out shards and manifests."""
+        return {}
+
     def manifests(self) -> Iterator[tuple[int, bytes]]:
         """(part, bytes) of every committed part, in order, PAGE_SHARDS to a request."""
         cursor: str | None = None

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arwkv_store.errors import CorruptShard
-from arwkv_store.manifest import ShardManifest, manifest_name
+from arwkv_store.layout import manifest_name
+from arwkv_store.manifest import ShardManifest
 from arwkv_store.schema import FORMAT_VERSION, refuse_unknown_version
 from arwkv_store.seal import require_intact, unsealed
 from arwkv_store.source import Source

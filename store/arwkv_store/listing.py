@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.layout import DATASET_FILE
 from arwkv_store.reader import open_dataset
 from arwkv_store.stats import ShardStats
-from arwkv_store.writer import DATASET_FILE
 
 
 def list_datasets(uri: str) -> list[dict[str, Any]] | None:

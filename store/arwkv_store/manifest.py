@@ -5,6 +5,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from arwkv_store.errors import CorruptShard
+from arwkv_store.layout import data_file_name
 from arwkv_store.schema import FORMAT_VERSION, refuse_unknown_version
 from arwkv_store.seal import sealed, unsealed
 from arwkv_store.stats import ShardStats
@@ -80,21 +81,6 @@ class ShardManifest(BaseModel):
             raise CorruptShard(f"{where}: {field}: {first['msg']}; make the part again") from error
         _require_tiling(manifest, where)
         return manifest
-
-
-def part_stem(part: int) -> str:
-    """File name of a part without its ending."""
-    return f"part-{part:06d}"
-
-
-def data_file_name(part: int, kind: str) -> str:
-    """Name of a part's "rows" or "hidden" file."""
-    return f"{part_stem(part)}.arrow" if kind == "rows" else f"{part_stem(part)}.hidden.arrow"
-
-
-def manifest_name(part: int) -> str:
-    """Name of a part's manifest."""
-    return f"{part_stem(part)}.json"
 
 
 def _require_tiling(manifest: ShardManifest, where: str) -> None:

@@ -12,13 +12,13 @@ from arwkv_store.cache import FileCache
 from arwkv_store.columns import HeavyColumn, heavy_columns, known_columns
 from arwkv_store.errors import UsageError
 from arwkv_store.index import ManifestIndex, Manifests
+from arwkv_store.layout import DATASET_FILE
 from arwkv_store.manifest import ShardManifest
 from arwkv_store.sample import Sample
 from arwkv_store.schema import DatasetInfo
 from arwkv_store.shard import Shard
 from arwkv_store.source import Source, source_of
 from arwkv_store.stats import DatasetStats, ShardStats
-from arwkv_store.writer import DATASET_FILE
 
 MAX_OPEN_SHARDS = 64
 """Parts kept mapped at a time; each holds two file descriptors at most."""

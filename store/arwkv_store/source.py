@@ -1,13 +1,14 @@
 """Where a dataset's files come from."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from arwkv_store.cache import FileCache
 from arwkv_store.errors import CorruptShard, NotFound
-from arwkv_store.manifest import FileInfo, manifest_name
-from arwkv_store.writer import DATASET_FILE, SHARDS_FOLDER, committed_parts
+from arwkv_store.layout import DATASET_FILE, SHARDS_FOLDER, TOKENIZER_FILES, committed_parts, manifest_name
+from arwkv_store.manifest import FileInfo
 
 
 class Source(Protocol):
@@ -17,6 +18,9 @@ class Source(Protocol):
 
     def dataset_json(self) -> bytes:
         """The bytes of dataset.json. Raises NotFound."""
+
+    def beside(self) -> dict[str, bytes]:
+        """The tokenizer's files that lie beside dataset.json, as far as the source has them."""
 
     def manifests(self) -> Iterator[tuple[int, bytes]]:
         """(part, bytes of its manifest) of every committed part, in order of parts."""
@@ -43,9 +47,14 @@ class LocalSource:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound(f"{self._folder}: no {DATASET_FILE} there; name a dataset's folder or URI") from error
 
+    def beside(self) -> dict[str, bytes]:
+        """The tokenizer's files that are there."""
+        paths = (self._folder / name for name in TOKENIZER_FILES)
+        return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
     def manifests(self) -> Iterator[tuple[int, bytes]]:
         """(part, bytes) of every committed part, in order."""
-        parts = committed_parts(self._shards) if self._shards.is_dir() else set()
+        parts = committed_parts(os.listdir(self._shards)) if self._shards.is_dir() else set()
         for part in sorted(parts):
             yield part, self.manifest(part)
 

@@ -12,12 +12,12 @@ from arwkv_store.columns import heavy_columns
 from arwkv_store.commit import locked, storage_faults, sync_folder
 from arwkv_store.errors import CorruptShard, UnsupportedVersion, UsageError
 from arwkv_store.index import manifest_document, manifest_uri
-from arwkv_store.manifest import ShardManifest, data_file_name, manifest_name
+from arwkv_store.layout import DATASET_FILE, SHARDS_FOLDER, data_file_name, manifest_name
+from arwkv_store.manifest import ShardManifest
 from arwkv_store.progress import Progress
 from arwkv_store.schema import DatasetInfo
 from arwkv_store.shard import Shard
 from arwkv_store.source import Source, source_of
-from arwkv_store.writer import DATASET_FILE, SHARDS_FOLDER
 
 SET_ASIDE_FOLDER = "damaged"
 

@@ -3,62 +3,54 @@
 import contextlib
 import hashlib
 import itertools
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 from arwkv_store.columns import heavy_columns, require_captured
-from arwkv_store.commit import publish, remove_abandoned, storage_faults, temporary_file, write_once
+from arwkv_store.commit import storage_faults
 from arwkv_store.errors import UsageError
-from arwkv_store.manifest import FileInfo, ShardManifest, data_file_name, manifest_name
+from arwkv_store.layout import DATASET_FILE, SHARDS_FOLDER, data_file_name, manifest_name
+from arwkv_store.manifest import FileInfo, ShardManifest
 from arwkv_store.rows import arrow_schema, record_batches
 from arwkv_store.sample import Sample, validate_sample
 from arwkv_store.schema import DatasetInfo, require_same
 from arwkv_store.shard_file import write_arrow_file
 from arwkv_store.stats import ShardStats, sample_stats
 from arwkv_store.tally import Tally
-
-DATASET_FILE = "dataset.json"
-SHARDS_FOLDER = "shards"
-_MANIFEST_NAME = re.compile(r"part-(\d{6,})\.json")
+from arwkv_store.target import Target, target_of
 
 
 def create_dataset(uri: str | Path, info: DatasetInfo) -> "Writer":
-    """Start or resume the dataset in a local folder.
+    """Start or resume the dataset in a folder, or at `s3://`, `hf://` or another fsspec URI.
 
-    Writes dataset.json when there is none. Raises ConfigurationDiffers, naming each differing field, when the folder
-    holds a dataset of another identity; UsageError for a URI that cannot be written; TryAgain when the disk is full.
+    Writes dataset.json when there is none. Raises ConfigurationDiffers, naming each differing field, when a dataset of
+    another identity is there; UsageError for a URI that cannot be written; TryAgain when the disk is full.
     """
-    if "://" in str(uri):
-        raise UsageError(f"{uri}: datasets are made in a local folder; copy the finished folder there")
     heavy_columns(info)
-    folder = Path(uri)
-    path = folder / DATASET_FILE
-    with storage_faults(str(folder)):
-        (folder / SHARDS_FOLDER).mkdir(parents=True, exist_ok=True)
-        remove_abandoned(folder)
-        remove_abandoned(folder / SHARDS_FOLDER)
-        if not path.exists():
-            write_once(path, info.to_bytes())
-        raw = path.read_bytes()
-    on_disk = DatasetInfo.from_bytes(raw, str(path))
-    require_same(on_disk, info, str(path))
-    return Writer(folder, on_disk, hashlib.sha256(raw).hexdigest())
+    target = target_of(uri)
+    raw = target.begin(info.to_bytes())
+    where = f"{target.uri}/{DATASET_FILE}"
+    on_disk = DatasetInfo.from_bytes(raw, where)
+    require_same(on_disk, info, where)
+    return Writer(target, on_disk, hashlib.sha256(raw).hexdigest())
 
 
 class Writer:
     """Writes parts of one dataset. Safe to use from many processes at once: a part's first commit wins."""
 
-    def __init__(self, folder: Path, info: DatasetInfo, dataset_hash: str) -> None:
+    def __init__(self, target: Target, info: DatasetInfo, dataset_hash: str) -> None:
         self.info = info
         """The identity on disk."""
-        self._folder, self._dataset_hash = folder, dataset_hash
+        self._target, self._dataset_hash = target, dataset_hash
+
+    def put_beside(self, name: str, content: bytes) -> None:
+        """Put a file beside dataset.json, complete or not at all; one that is there stays."""
+        self._target.put_beside(name, content)
 
     def missing_parts(self) -> list[int]:
         """Parts that have no manifest yet, in order."""
-        present = committed_parts(self._folder / SHARDS_FOLDER)
+        present = self._target.committed_parts()
         return [part for part in range(self.info.corpus.parts) if part not in present]
 
     def write_shard(self, part: int, samples: Sequence[Sample]) -> ShardManifest:
@@ -67,24 +59,26 @@ class Writer:
         Raises UsageError for samples that do not fit the dataset (nothing is written), TryAgain when the disk fails.
         """
         self._require_fitting(part, samples)
-        shards = self._folder / SHARDS_FOLDER
-        manifest_path = shards / manifest_name(part)
-        with storage_faults(str(manifest_path)), contextlib.ExitStack() as open_files:
-            data: dict[Path, IO[bytes]] = {}
+        where = f"{self._target.uri}/{SHARDS_FOLDER}/{manifest_name(part)}"
+        with storage_faults(where), contextlib.ExitStack() as open_files:
+            data: dict[str, IO[bytes]] = {}
             files: dict[str, FileInfo] = {}
             tally = Tally()
             for kind, columns in heavy_columns(self.info).items():
                 if kind == "hidden" and not columns:
                     continue
-                name = data_file_name(part, kind)
-                data[shards / name] = file = open_files.enter_context(temporary_file(shards))
+                data[kind] = file = open_files.enter_context(self._target.temporary_file())
                 schema = arrow_schema(kind, columns, self._dataset_hash, part)
-                files[kind] = write_arrow_file(file, name, schema, record_batches(schema, samples, columns, tally))
+                batches = record_batches(schema, samples, columns, tally)
+                files[kind] = write_arrow_file(file, data_file_name(part, kind), schema, batches)
             tally.require_faithful(part)
             manifest = self._manifest(part, samples, files, tally)
-            if publish(self._folder / DATASET_FILE, data, manifest_path, manifest.to_bytes()):
-                return manifest
-        return ShardManifest.from_bytes(manifest_path.read_bytes(), str(manifest_path))
+            return manifest if self._target.publish(manifest, data) else self.committed(part)
+
+    def committed(self, part: int) -> ShardManifest:
+        """The manifest of a part that is committed."""
+        where = f"{self._target.uri}/{SHARDS_FOLDER}/{manifest_name(part)}"
+        return ShardManifest.from_bytes(self._target.manifest(part), where)
 
     def _manifest(
         self, part: int, samples: Sequence[Sample], files: dict[str, FileInfo], tally: Tally
@@ -118,9 +112,3 @@ class Writer:
         for sample in samples:
             validate_sample(sample, self.info.tokenizer.vocab_size)
             require_captured(sample, self.info)
-
-
-def committed_parts(shards: Path) -> set[int]:
-    """Parts with a manifest in this folder."""
-    matches = map(_MANIFEST_NAME.fullmatch, os.listdir(shards))
-    return {int(match[1]) for match in matches if match}

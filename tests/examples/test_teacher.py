@@ -57,8 +57,8 @@ def test_text_that_matches_nothing_is_refused(tmp_path: Path) -> None:
 def test_bigram_perplexity_of_a_deterministic_text_is_near_one() -> None:
     code = (
         "from teacher import bigram_perplexity\n"
-        "assert bigram_perplexity([0, 1, 2] * 500, [0, 1, 2] * 50, 3) < 1.02\n"
+        "assert bigram_perplexity([0, 1, 2] * 500, [[0, 1, 2] * 50], 3) < 1.02\n"
         "import random; draw = random.Random(0).choices(range(8), k=4000)\n"
-        "assert 7.5 < bigram_perplexity(draw[:2000], draw[2000:], 8) < 9\n"
+        "assert 7.5 < bigram_perplexity(draw[:2000], [draw[2000:]], 8) < 9\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT / "examples", check=True)

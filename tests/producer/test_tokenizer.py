@@ -6,7 +6,6 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from arwkv_api.tokenizer import pieces_for
-from arwkv_producer.tokenizer import tokenizer_files, write_tokenizer
 from producer_captures import Captures
 
 
@@ -23,12 +22,3 @@ def test_the_folder_is_a_tokenizer_for_transformers(captures: Captures) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.eos_token == "<|endoftext|>"
     assert str(captures.folder.parent) not in (folder / "tokenizer_config.json").read_text()
-
-
-def test_files_that_are_there_stay(tiny_teacher: Path, tmp_path: Path) -> None:
-    files = tokenizer_files(AutoTokenizer.from_pretrained(tiny_teacher))
-    (tmp_path / "tokenizer.json").write_text("mine")
-    write_tokenizer(tmp_path, files)
-    assert (tmp_path / "tokenizer.json").read_text() == "mine"
-    assert (tmp_path / "tokenizer_config.json").read_bytes() == files["tokenizer_config.json"]
-    assert not list(tmp_path.glob(".*"))

@@ -1,8 +1,6 @@
 """Reading from object stores: a real S3 server in a process of its own, and fsspec's memory filesystem with faults."""
 
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,45 +19,19 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.0)
 
 
-@pytest.fixture(scope="module")
-def s3_endpoint() -> Iterator[str]:
-    """moto's server, speaking S3 over HTTP."""
-    pytest.importorskip("moto.server")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert server.stdout is not None
-    for line in server.stdout:
-        if "Running on" in line:
-            break
-    yield line.rsplit(" ", 1)[-1].strip()
-    server.terminate()
-    server.wait()
-    server.stdout.close()
-
-
 @pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
-def test_s3_dataset_reads_like_the_folder(tmp_path: Path, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    s3fs = pytest.importorskip("s3fs")
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_ENDPOINT_URL": s3_endpoint,
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
+def test_s3_dataset_reads_like_the_folder(tmp_path: Path, s3_bucket: str) -> None:
     written = write_example_dataset(tmp_path / "data")
-    bucket = s3fs.S3FileSystem(skip_instance_cache=True)
-    bucket.mkdir("bucket")
+    filesystem = fsspec.filesystem("s3", skip_instance_cache=True)
     for path in (tmp_path / "data").rglob("*"):
         if path.is_file():
-            bucket.pipe_file(f"bucket/sets/one/{path.relative_to(tmp_path / 'data')}", path.read_bytes())
-    dataset = open_dataset("s3://bucket/sets/one")
+            filesystem.pipe_file(f"{s3_bucket}/sets/one/{path.relative_to(tmp_path / 'data')}", path.read_bytes())
+    dataset = open_dataset(f"{s3_bucket}/sets/one")
     for read, sample in zip(dataset, written, strict=True):
         assert_same_sample(read, sample)
     assert_same_sample(pickle.loads(pickle.dumps(dataset))[5], written[5])
-    with pytest.raises(NotFound, match="s3://bucket/sets/two"):
-        open_dataset("s3://bucket/sets/two")
+    with pytest.raises(NotFound, match=f"{s3_bucket}/sets/two"):
+        open_dataset(f"{s3_bucket}/sets/two")
 
 
 @pytest.fixture

@@ -124,8 +124,8 @@ def test_parts_outside_the_plan_are_refused(tmp_path: Path) -> None:
 
 
 def test_remote_and_unwritable_places_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="local folder"):
-        create_dataset("s3://bucket/name", example_dataset_info())
+    with pytest.raises(UsageError, match="can only be read"):
+        create_dataset("http://host/v1/datasets/name", example_dataset_info())
     (tmp_path / "file").write_text("")
     with pytest.raises(NotFound, match="file"):
         create_dataset(tmp_path / "file" / "below", example_dataset_info())

@@ -1,0 +1,32 @@
+"""What a dataset's files are called."""
+
+import re
+from collections.abc import Iterable
+
+DATASET_FILE = "dataset.json"
+SHARDS_FOLDER = "shards"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""What is kept of the teacher's tokenizer beside dataset.json, where it has them. They decide nothing: dataset.json has
+the vocabulary's hash, and whoever reads them compares it."""
+_MANIFEST_NAME = re.compile(r"part-(\d{6,})\.json")
+
+
+def part_stem(part: int) -> str:
+    """File name of a part without its ending."""
+    return f"part-{part:06d}"
+
+
+def data_file_name(part: int, kind: str) -> str:
+    """Name of a part's "rows" or "hidden" file."""
+    return f"{part_stem(part)}.arrow" if kind == "rows" else f"{part_stem(part)}.hidden.arrow"
+
+
+def manifest_name(part: int) -> str:
+    """Name of a part's manifest."""
+    return f"{part_stem(part)}.json"
+
+
+def committed_parts(names: Iterable[str]) -> set[int]:
+    """The parts whose manifest is among these file names of a shards folder."""
+    matches = map(_MANIFEST_NAME.fullmatch, names)
+    return {int(match[1]) for match in matches if match}
