@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import Qwen2Config
 
 from arwkv_store.errors import UsageError
 from arwkv_student.base import TOKENIZER_FILES, BaseCheckpoint
@@ -81,16 +82,12 @@ def student_config(
         raise UsageError(f"base {base.name}: sliding-window attention cannot be kept in a hybrid; convert all layers")
     if options.init_from_teacher:
         _require_equal_projections(base, options)
-    rope = config.get("rope_parameters") or {
-        "rope_type": "default",
-        **(config.get("rope_scaling") or {}),
-        "rope_theta": config.get("rope_theta", 10000.0),
-    }
     copied = {name: config[name] for name in COPIED_FIELDS if config.get(name) is not None}
     return ArwkvConfig(
         **copied,
         head_dim=base_shape(base).head_dim,
-        rope_parameters=rope,
+        # Each of the names that configurations have had for it, as transformers reads them.
+        rope_parameters=Qwen2Config(**config).rope_parameters,
         layer_types=[TIME_MIX if layer in chosen else ATTENTION for layer in range(depth)],
         preset=preset,
         time_mix=options_as_dict(options),

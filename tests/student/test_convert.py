@@ -55,6 +55,25 @@ def test_hybrid_that_keeps_most_layers_speaks_like_the_teacher_there(tiny_teache
     torch.testing.assert_close(own[1], theirs[1])
 
 
+@pytest.mark.parametrize("key", ["type", "rope_type"])
+def test_kept_attention_turns_positions_as_the_base_does(key: str, tiny_teacher: Path, tmp_path: Path) -> None:
+    """YaRN, in the spelling of older and of newer configurations."""
+    folder = tmp_path / "yarn"
+    shutil.copytree(tiny_teacher, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    scaling = {"factor": 4.0, "original_max_position_embeddings": 512, key: "yarn"}
+    (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 1e4, "rope_scaling": scaling}))
+    base = open_base(str(folder))
+    student = convert(base, student_config(base, "rad-rwkv7", layers=[1])).model.eval()
+    teacher = Qwen2ForCausalLM.from_pretrained(folder).eval()
+    assert torch.equal(student.model.rotary_emb.inv_freq, teacher.model.rotary_emb.inv_freq)
+    tokens = torch.arange(12)[None]
+    own = student.model(input_ids=tokens, output_hidden_states=True, use_cache=False).hidden_states
+    theirs = teacher(tokens, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(own[1], theirs[1])
+
+
 @pytest.mark.parametrize("rows", [151_936, 152_064])
 def test_padded_and_tied_heads_convert(rows: int, tmp_path: Path) -> None:
     config = Qwen2Config(
