@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,33 @@ class BaseCheckpoint:
                 for name in wanted:
                     yield name, opened.get_tensor(name)
 
-    def tokenizer_hash(self) -> str:
-        """The hash that shards made with this tokenizer carry. Raises NotFound without a tokenizer."""
-        return vocabulary_hash(self.tokenizer().get_vocab())
+    @cached_property
+    def weights_hash(self) -> str:
+        """The hash of the weight files that shards captured from this folder carry: xxh3-128, names and contents."""
+        import xxhash
 
-    def tokenizer(self) -> Any:  # transformers is untyped
-        """The checkpoint's tokenizer. Raises NotFound without one."""
-        from transformers import AutoTokenizer
+        digest = xxhash.xxh3_128()
+        for path in sorted([*self.folder.glob("*.safetensors"), *self.folder.glob("*.bin")]):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 24):
+                    digest.update(block)
+        return digest.hexdigest()
 
-        try:
-            return AutoTokenizer.from_pretrained(self.folder)
-        except (OSError, ValueError) as error:
-            raise NotFound(f"base {self.name}: no tokenizer in {self.folder}; copy its tokenizer.json there") from error
+    @property
+    def revision(self) -> str | None:
+        """The commit of a snapshot from the Hub, or None."""
+        return self.folder.name if self.folder.parent.name == "snapshots" else None
+
+
+def tokenizer_hash(what: str, folder: Path) -> str:
+    """The hash that shards made with the folder's tokenizer carry. Raises NotFound without a tokenizer."""
+    from transformers import AutoTokenizer
+
+    try:
+        return vocabulary_hash(AutoTokenizer.from_pretrained(folder).get_vocab())
+    except (OSError, ValueError) as error:
+        raise NotFound(f"{what}: no tokenizer in {folder}; copy its tokenizer.json there") from error
 
 
 def open_base(name: str) -> BaseCheckpoint:

@@ -39,16 +39,19 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     from arwkv_student.base import open_base
     from arwkv_student.evaluate import evaluate as run
     from arwkv_student.shards import open_shards, require_same_tokenizer
-    from arwkv_student.train import accelerator, load_student, untrained_student, uses_bf16
+    from arwkv_student.train import accelerator, load_student, require_student, untrained_student, uses_bf16
 
     if (settings.model is None) == (settings.base is None):
         raise UsageError("name one of --model (a trained student) and --base (the untrained student of that base)")
     dataset = open_shards(settings.shards, ["logits", "token_stats"])
     if settings.model is not None:
-        model = load_student(Path(settings.model))
+        folder = Path(settings.model)
+        require_student(folder)
+        require_same_tokenizer(f"model {settings.model}", folder, dataset.info, settings.shards)
+        model = load_student(folder)
     else:
         base = open_base(str(settings.base))
-        require_same_tokenizer(base, dataset.info, settings.shards)
+        require_same_tokenizer(f"base {base.name}", base.folder, dataset.info, settings.shards)
         model = untrained_student(base, settings, settings.seed)
     figures = run(
         model.to(accelerator()),

@@ -1,12 +1,16 @@
 """Opening shards for a student, and refusing those that do not fit it."""
 
+import json
+import os
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from arwkv_store import Dataset, DatasetInfo, open_dataset
 from arwkv_store.errors import NotFound, UsageError
-from arwkv_student.base import BaseCheckpoint
+from arwkv_student.base import BaseCheckpoint, tokenizer_hash
 
 
 def open_shards(uri: str, columns: Collection[str], *, flag: str = "--shards") -> Dataset:
@@ -19,19 +23,53 @@ def open_shards(uri: str, columns: Collection[str], *, flag: str = "--shards") -
     return dataset
 
 
-def require_same_tokenizer(base: BaseCheckpoint, info: DatasetInfo, uri: str) -> None:
-    """Raise UsageError unless the shards' token ids mean what the base's tokenizer means by them."""
-    own = base.tokenizer_hash()
+def require_same_tokenizer(what: str, folder: Path, info: DatasetInfo, uri: str) -> None:
+    """Raise UsageError unless the shards' token ids mean what the tokenizer of a model's folder means by them."""
+    own = tokenizer_hash(what, folder)
     if own != info.tokenizer.hash:
         raise UsageError(
-            f"tokenizer of {base.name} ({own[:18]}…) is not the shards' ({info.tokenizer.hash[:18]}…, teacher "
-            f"{info.teacher.model} in {uri}); take a base with the teacher's tokenizer"
+            f"tokenizer of {what} ({own[:18]}…) is not the shards' ({info.tokenizer.hash[:18]}…, teacher "
+            f"{info.teacher.model} in {uri}); take a model with the teacher's tokenizer"
         )
-    rows = base.config["vocab_size"]
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
     if rows < info.tokenizer.vocab_size:
         raise UsageError(
-            f"base {base.name} has {rows} embedding rows, the shards {info.tokenizer.vocab_size} token ids; "
-            "take a base with the teacher's vocabulary"
+            f"{what} has {rows} embedding rows, the shards {info.tokenizer.vocab_size} token ids; "
+            "take a model with the teacher's vocabulary"
+        )
+
+
+def require_fitting_head(flag: str, head: BaseCheckpoint, info: DatasetInfo, uri: str) -> None:
+    """Raise UsageError unless this checkpoint's head gives logits for the final hidden states."""
+    teacher, width = info.teacher, head.config["hidden_size"]
+    if width != teacher.hidden_size:
+        raise UsageError(
+            f"head of {head.name} is {width} wide, the final hidden states {teacher.hidden_size}; "
+            f"name the teacher {teacher.model} as --teacher-head"
+        )
+    require_teacher(flag, head, info, uri)
+
+
+def require_teacher(flag: str, checkpoint: BaseCheckpoint, info: DatasetInfo, uri: str) -> None:
+    """Raise UsageError where the shards were captured from another checkpoint; say so where nothing can tell."""
+    teacher, own = info.teacher, f"{flag} {checkpoint.name}"
+    if teacher.weights_hash is not None:
+        if checkpoint.weights_hash != teacher.weights_hash:
+            raise UsageError(
+                f"{own}: weights {checkpoint.weights_hash}, but the hidden states in {uri} are those of "
+                f"{teacher.model}, weights {teacher.weights_hash}; name that checkpoint, or capture from this one"
+            )
+    elif teacher.revision is not None and checkpoint.revision is not None:
+        if checkpoint.revision != teacher.revision:
+            raise UsageError(
+                f"{own}: revision {checkpoint.revision}, but the hidden states in {uri} are those of "
+                f"{teacher.model}@{teacher.revision}; name that"
+            )
+    elif os.environ.get("RANK", "0") == "0":
+        recorded = teacher.model + (f"@{teacher.revision}" if teacher.revision else "")
+        print(
+            f"{own}: nothing tells whether it is {recorded}, whose hidden states {uri} holds; make sure that it is",
+            file=sys.stderr,
         )
 
 
@@ -49,6 +87,7 @@ def require_fitting_hidden_states(base: BaseCheckpoint, info: DatasetInfo, uri: 
             f"{teacher.hidden_size} and {teacher.num_hidden_layers} (teacher {teacher.model}); "
             "stage align needs the shards of the base itself"
         )
+    require_teacher("--base", base, info, uri)
     missing = sorted(set(layers_read(info, mixed)) - set(capture.layers))
     if missing:
         raise UsageError(

@@ -30,6 +30,7 @@ from arwkv_student.shards import (
     one_kind,
     open_shard_sets,
     open_shards,
+    require_fitting_head,
     require_fitting_hidden_states,
     require_same_tokenizer,
 )
@@ -48,7 +49,12 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         raise UsageError("--base is missing; name the Qwen2 checkpoint the student starts from, such as Qwen2.5-0.5B")
     sets = open_shard_sets(settings.shards, settings.shard_weights)
     for shards in sets:
-        require_same_tokenizer(base, shards.info, shards.uri)
+        require_same_tokenizer(f"base {base.name}", base.folder, shards.info, shards.uri)
+        if settings.start_from is not None:
+            require_student(Path(settings.start_from))
+            require_same_tokenizer(
+                f"--start-from {settings.start_from}", Path(settings.start_from), shards.info, shards.uri
+            )
     stages = _stages(settings, base, sets)
     run, processes = RunFolder(settings.out), PartialState(cpu=not torch.accelerator.is_available())
     with processes.main_process_first():
@@ -75,10 +81,17 @@ def _stages(settings: TrainSettings, base: BaseCheckpoint, sets: Sequence[ShardS
         for shards in serving(sets, stage, settings):
             if stage == "align":
                 require_fitting_hidden_states(base, shards.info, shards.uri, mixed)
+            elif shards.info.capture.logits == "none":
+                require_fitting_head(*_head(settings, base), shards.info, shards.uri)
     for shards in sets:
         if not any(shards.serves(stage) for stage in stages):
             raise UsageError(f"--shards {shards.uri}: stage {', '.join(stages)} reads nothing of it; leave it out")
     return stages
+
+
+def _head(settings: TrainSettings, base: BaseCheckpoint) -> tuple[str, BaseCheckpoint]:
+    """The flag and the checkpoint whose head reads final hidden states."""
+    return ("--base", base) if settings.teacher_head is None else ("--teacher-head", open_base(settings.teacher_head))
 
 
 def serving(sets: Sequence[ShardSet], stage: str, settings: TrainSettings) -> list[ShardSet]:
@@ -116,7 +129,7 @@ def _held_out(settings: TrainSettings, base: BaseCheckpoint) -> Evaluate | None:
     if settings.eval_shards is None:
         return None
     dataset = open_shards(settings.eval_shards, ["logits", "token_stats"], flag="--eval-shards")
-    require_same_tokenizer(base, dataset.info, settings.eval_shards)
+    require_same_tokenizer(f"base {base.name}", base.folder, dataset.info, settings.eval_shards)
     bf16 = uses_bf16(settings.dtype)
     return lambda model: evaluate(model, dataset, batch_size=settings.batch_size, bf16=bf16)
 

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from arwkv_producer.samples import hybrid_logits, sampled_logits, sparse_logits
 from arwkv_producer.sampling import draw, uniforms
+from arwkv_producer.teacher import find_teacher, weights_hash
 from arwkv_store import (
     CaptureInfo,
     CorpusInfo,
@@ -124,6 +125,7 @@ def dataset_info(
             hidden_size=config.hidden_size,
             num_hidden_layers=config.num_hidden_layers,
             dtype="float32",
+            weights_hash=weights_hash(find_teacher(str(teacher))),
         ),
         tokenizer=TokenizerInfo(hash=vocabulary_hash(vocabulary), vocab_size=max(vocabulary.values()) + 1),
         vocab_size_padded=config.vocab_size,

@@ -1,14 +1,17 @@
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from arwkv_store.errors import UsageError
 from arwkv_student import cli
-from arwkv_student.settings import EvalSettings, GenerateSettings
+from arwkv_student.settings import EvalSettings, GenerateSettings, TrainSettings
 
 
 def student(*arguments: str) -> int:
@@ -50,6 +53,25 @@ def test_eval_compares_trained_and_untrained(run: Path, tiny_shards: Path, tiny_
         assert result["perplexity_ratio"] == pytest.approx(result["student_perplexity"] / result["teacher_perplexity"])
         assert 0 <= result["top1_agreement"] <= 1
     assert untrained["tokens"] < trained["tokens"]
+
+
+def test_shards_of_another_tokenizer_are_refused(
+    run: Path, tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """The tokenizer beside the student decides, whatever its base is called."""
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    (a, i), (b, j) = list(words.items())[-2:]
+    words[a], words[b] = j, i
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UsageError, match=r"tokenizer of model .*/other \(.* is not the shards'"):
+        cli.evaluate(EvalSettings(model=str(other), shards=str(tiny_shards), json=True))
+    train = TrainSettings(shards=(str(tiny_shards),), base=str(tiny_teacher), start_from=str(other), stage="distill")
+    with pytest.raises(UsageError, match=r"tokenizer of --start-from .*/other \(.* is not the shards'"):
+        cli.train(replace(train, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_generate_continues_the_prompt(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

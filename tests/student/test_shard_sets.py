@@ -1,6 +1,7 @@
 """Several shard sets in one run: weighted, resumable, each read by the stages that it serves."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from teacher_shards import documents, make_shards
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from arwkv_store import create_dataset, open_dataset
 from arwkv_store.errors import UsageError
 from arwkv_student import cli
 from arwkv_student.settings import TrainSettings
@@ -19,8 +21,6 @@ from arwkv_student.train import load_student, train
 @pytest.fixture(scope="module")
 def wide_teacher(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wider, deeper, and padded to other rows than the student's base; the same tokenizer."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("wide") / "wide-qwen2"
     shutil.copytree(tiny_teacher, folder)
     torch.manual_seed(1)
@@ -88,8 +88,6 @@ def test_from_32b_in_one_command(
     wide_shards: dict[str, str], tiny_boundary_shards: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     """Stage 1 from shards of the student's own base, stage 2 from those of the larger teacher."""
-    from arwkv_store import create_dataset, open_dataset
-
     own = open_dataset(tiny_boundary_shards, columns=["hidden"])
     capture = own.info.capture.model_copy(update={"logits": "none", "logits_codec": "none", "top_k": None})
     out = tmp_path / "own"
@@ -167,3 +165,59 @@ def test_sets_that_do_not_go_together_are_refused(
     with pytest.raises(UsageError, match="stage align reads nothing of it"):
         train(replace(asked(both, tiny_teacher, tmp_path / "run"), stage="align"))
     assert not (tmp_path / "run").exists()
+
+
+def with_other_weights(teacher: Path, folder: Path) -> Path:
+    """A checkpoint that differs from `teacher` in its weights alone."""
+    shutil.copytree(teacher, folder)
+    model = Qwen2ForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight[0] += 1.0
+    model.save_pretrained(folder)
+    return folder
+
+
+def retold(shards: Path, out: Path, **teacher: str | None) -> str:
+    """The same samples, of a teacher that is recorded otherwise."""
+    dataset = open_dataset(shards)
+    info = dataset.info.model_copy(update={"teacher": dataset.info.teacher.model_copy(update=teacher)})
+    writer = create_dataset(out, info)
+    for part in writer.missing_parts():
+        writer.write_shard(part, dataset[4 * part : 4 * part + 4])
+    return str(out)
+
+
+@pytest.mark.parametrize("stage", ["align", "distill"])
+def test_hidden_states_of_another_checkpoint_are_refused(
+    stage: str, tiny_shards: Path, tiny_final_shards: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """The same widths, depth and tokenizer, and other weights."""
+    other = str(with_other_weights(tiny_teacher, tmp_path / "other"))
+    shards = str(tiny_shards if stage == "align" else tiny_final_shards)
+    settings = replace(asked((shards,), tiny_teacher, tmp_path / "run"), stage=stage, steps=1)
+    with pytest.raises(
+        UsageError, match=r"--base .*/other: weights \w+, but the hidden states in .* are those of tiny"
+    ):
+        train(replace(settings, base=other))
+    if stage == "distill":
+        with pytest.raises(UsageError, match=r"--teacher-head .*/other: weights "):
+            train(replace(settings, teacher_head=other))
+        train(replace(settings, base=other, teacher_head=str(tiny_teacher)))
+    assert train(replace(settings, out=tmp_path / "own"))["stages"][stage]["steps"] == 1
+
+
+def test_teacher_from_the_hub_is_compared_by_its_revision(
+    tiny_shards: Path, tiny_teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = tmp_path / "models--Qwen--tiny" / "snapshots" / "c0ffee"
+    shutil.copytree(tiny_teacher, snapshot)
+    told = {"model": "Qwen/tiny", "weights_hash": None}
+    same = retold(tiny_shards, tmp_path / "same", **told, revision="c0ffee")
+    newer = retold(tiny_shards, tmp_path / "newer", **told, revision="c0ffef")
+    settings = replace(asked((same,), snapshot, tmp_path / "run"), stage="align", steps=1)
+    train(settings)
+    assert "nothing tells" not in capfd.readouterr().err
+    with pytest.raises(UsageError, match=r"revision c0ffee, but .* are those of Qwen/tiny@c0ffef; name that"):
+        train(replace(settings, shards=(newer,)))
+    train(replace(settings, base=str(tiny_teacher), out=tmp_path / "folder"))
+    assert "tiny-qwen2: nothing tells whether it is Qwen/tiny@c0ffee" in capfd.readouterr().err
