@@ -1,6 +1,7 @@
 """A run's folder: what it is a run of, which stages are done, and which checkpoints are whole.
 
 RUN/run.json              settings and dataset, compared when the run continues
+RUN/run.lock              locked while a process works here
 RUN/metrics.jsonl         one JSON object per line
 RUN/tensorboard/          the same figures for TensorBoard
 RUN/align, RUN/distill,
@@ -8,15 +9,20 @@ RUN/sft, RUN/dpo          each stage's student, when done; checkpoint-N/ inside 
 RUN/                      the last stage's student
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arwkv_store.errors import ConfigurationDiffers, UsageError
+from accelerate import PartialState
+
+from arwkv_store.commit import sync_folder
+from arwkv_store.errors import ConfigurationDiffers, TryAgain, UsageError
 
 STAGES = ("align", "distill", "sft", "dpo")
 WHOLE = "whole.json"
@@ -38,20 +44,41 @@ class RunFolder:
         """The folder of a stage."""
         return self.path / name
 
-    def claim(self, identity: Mapping[str, Any]) -> None:
-        """Make the folder this run's, or continue it.
+    @contextlib.contextmanager
+    def claimed(self, identity: Mapping[str, Any], processes: PartialState) -> Iterator[None]:
+        """Make the folder this run's, or continue it, and keep every other run out meanwhile.
 
-        Raises ConfigurationDiffers, naming each field, where it holds a run of another configuration, and UsageError
-        where it cannot be written.
+        Raises ConfigurationDiffers, naming each field, where it holds a run of another configuration, TryAgain where a
+        run is working in it, and UsageError where it cannot be written.
         """
+        with contextlib.ExitStack() as held:
+            with processes.main_process_first():
+                if processes.is_main_process:
+                    try:
+                        self.path.mkdir(parents=True, exist_ok=True)
+                        held.enter_context(self._lock())
+                        if not (self.path / "run.json").exists():
+                            write_json(self.path / "run.json", identity)
+                    except OSError as error:
+                        way_out = "choose a folder that can be written"
+                        raise UsageError(f"--out {self.path}: {error.strerror}; {way_out}") from error
+                self._require_same(identity)
+            yield
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Hold the folder. The lock ends with this process, and processes that it forks do not have it."""
+        with (self.path / "run.lock").open("w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                raise TryAgain(
+                    f"--out {self.path}: a run is working in this folder; wait for its end, or choose another"
+                ) from error
+            yield
+
+    def _require_same(self, identity: Mapping[str, Any]) -> None:
         file = self.path / "run.json"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not file.exists():
-                write_json(file, identity)
-                return
-        except OSError as error:
-            raise UsageError(f"--out {self.path}: {error.strerror}; choose a folder that can be written") from error
         before = json.loads(file.read_text())
         asked = json.loads(json.dumps(identity))
         differences = [
@@ -69,7 +96,8 @@ class RunFolder:
         return summary
 
     def finish(self, stage: str, summary: Mapping[str, Any]) -> None:
-        """Mark a stage done, its student being in place, and drop its checkpoints."""
+        """Mark a stage done, its student being in place and on the disk, and drop its checkpoints."""
+        sync_files(self.stage(stage))
         write_json(self.stage(stage) / DONE, summary)
         for checkpoint in self.stage(stage).glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
@@ -84,7 +112,7 @@ class RunFolder:
                     os.link(file, fresh)
                 except OSError:
                     shutil.copyfile(file, fresh)
-                os.replace(fresh, target)
+                put_in_place(fresh, target)
 
     def last_checkpoint(self, stage: str) -> Path | None:
         """The newest checkpoint that was written to its end; unfinished ones are removed."""
@@ -129,3 +157,13 @@ def put_in_place(fresh: Path, file: Path) -> None:
     with fresh.open("rb") as opened:
         os.fsync(opened.fileno())
     os.replace(fresh, file)
+    sync_folder(file.parent)
+
+
+def sync_files(folder: Path) -> None:
+    """Have a folder's own files, which others wrote, and their names on the disk."""
+    for file in filter(Path.is_file, folder.iterdir()):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    sync_folder(folder)
+    sync_folder(folder.parent)

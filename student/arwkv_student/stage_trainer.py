@@ -20,7 +20,7 @@ from arwkv_store.progress import Progress
 from arwkv_student.data import ShardSamples, collate, collate_packed
 from arwkv_student.draws import ContextSchedule, DrawSampler
 from arwkv_student.model import ArwkvForCausalLM
-from arwkv_student.run_folder import WHOLE, RunFolder, write_json
+from arwkv_student.run_folder import WHOLE, RunFolder, sync_files, write_json
 from arwkv_student.settings import TrainSettings
 from arwkv_student.sharded import (
     is_sharded,
@@ -164,9 +164,12 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process leaves its random state there
         if self.args.should_save:
             step = self.state.global_step
-            write_json(Path(self.args.output_dir) / f"checkpoint-{step}" / WHOLE, {"step": step})
+            checkpoint = Path(self.args.output_dir) / f"checkpoint-{step}"
+            sync_files(checkpoint)
+            write_json(checkpoint / WHOLE, {"step": step})
 
 
 class StageTrainer(ResumableTrainer):

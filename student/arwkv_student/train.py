@@ -57,18 +57,17 @@ def train(settings: TrainSettings) -> dict[str, Any]:
             )
     stages = _stages(settings, base, sets)
     run, processes = RunFolder(settings.out), PartialState(cpu=not torch.accelerator.is_available())
-    with processes.main_process_first():
-        run.claim(_identity(settings, base, sets))
-    held_out = _held_out(settings, base)
-    summaries = {}
-    for position, stage in enumerate(stages):
-        summaries[stage] = run.finished(stage) or _run_stage(
-            stage, run, settings, base, stages[:position], sets, held_out
-        )
+    with run.claimed(_identity(settings, base, sets), processes):
+        held_out = _held_out(settings, base)
+        summaries = {}
+        for position, stage in enumerate(stages):
+            summaries[stage] = run.finished(stage) or _run_stage(
+                stage, run, settings, base, stages[:position], sets, held_out
+            )
+            processes.wait_for_everyone()
+        if processes.is_main_process:
+            run.publish(stages[-1])
         processes.wait_for_everyone()
-    if processes.is_main_process:
-        run.publish(stages[-1])
-    processes.wait_for_everyone()
     return {"out": str(settings.out), "stages": summaries}
 
 

@@ -39,13 +39,12 @@ def tune(settings: TrainSettings) -> dict[str, Any]:
     if settings.eval_data is not None:
         held_out = read_rows(settings, start, settings.eval_data, "--eval-data")
     run, processes = RunFolder(settings.out), PartialState(cpu=not torch.accelerator.is_available())
-    with processes.main_process_first():
-        run.claim(_identity(settings, start))
-    summary = run.finished(stage) or _run(settings, start, run, rows, held_out)
-    processes.wait_for_everyone()
-    if processes.is_main_process:
-        run.publish(stage)
-    processes.wait_for_everyone()
+    with run.claimed(_identity(settings, start), processes):
+        summary = run.finished(stage) or _run(settings, start, run, rows, held_out)
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            run.publish(stage)
+        processes.wait_for_everyone()
     return {"out": str(settings.out), "stages": {stage: summary}}
 
 
