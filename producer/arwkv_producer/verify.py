@@ -1,6 +1,6 @@
 """Score some stored samples again with transformers, and name what does not fit.
 
-Shapes: T tokens, V head rows (padding included), N stored entries.
+Shapes: T tokens (of a sample, or of a chunk of it), V head rows (padding included), C model width.
 """
 
 import random
@@ -14,19 +14,28 @@ from torch import Tensor
 
 from arwkv_producer.config import VerifyConfig
 from arwkv_producer.identity import hidden_names
+from arwkv_producer.rescored_logits import differences, entries, surprise
 from arwkv_producer.teacher import Teacher, chosen_layers, find_teacher
 from arwkv_producer.tokenizer import load_tokenizer
-from arwkv_store import Dataset, Sample, open_dataset
-from arwkv_store.errors import CorruptShard
+from arwkv_store import Dataset, DatasetInfo, Sample, open_dataset
+from arwkv_store.errors import CorruptShard, UsageError
 from arwkv_store.vocabulary import vocabulary_hash
 
 TOLERANCE_NATS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
 """Largest difference of a log-probability that another kernel order explains, by the teacher's arithmetic."""
-CODEC_NATS = {"compact": 0.126}
+CODEC_NATS = {"compact": 0.126, "hybrid": 0.126}
 """What a rounding codec may add."""
+STOCK_TAIL_MASS = 1e-5
+"""What rounding may make of the tail that vLLM's own prompt_logprobs leave: 1 - P."""
+LEAST_TAIL_MASS = 1e-12
+"""A tail below this is none."""
+STANDARD_ERRORS = 6.0
+"""How far from their expectation a sample's draws may lie."""
 HIDDEN_TOLERANCE = {"float32": 0.01, "float16": 0.03, "bfloat16": 0.08}
 """Largest relative error (root mean square over a sample) of a hidden state, bf16 storage included."""
 CODEC_HIDDEN = {"fp8": 0.05, "int8": 0.05}
+CHUNK_TOKENS = 128
+"""Tokens whose distributions are compared at a time."""
 
 
 @dataclass
@@ -89,7 +98,9 @@ class _Rescorer:
         from transformers import AutoModelForCausalLM
 
         dtype = getattr(torch, dataset.info.teacher.dtype)
-        self._model = AutoModelForCausalLM.from_pretrained(teacher.model, revision=teacher.revision, dtype=dtype).eval()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = AutoModelForCausalLM.from_pretrained(teacher.model, revision=teacher.revision, dtype=dtype).eval()
+        self._model = _moved(model, self.device, teacher)
         self._states: dict[str, Tensor] = {}
         layers = self._model.model.layers
         for number, layer in enumerate(layers):
@@ -104,55 +115,102 @@ class _Rescorer:
         return lambda module, arguments: self._states.__setitem__(name, arguments[0][0].float())
 
     @torch.inference_mode()
-    def score(self, sample: Sample) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits [T, V] over every head row, fp32, and the hidden states by name."""
-        final = self._model.model(torch.from_numpy(sample.tokens.astype(np.int64))[None]).last_hidden_state[0]
-        self._states["final"] = final.float()
-        return final.float() @ self._model.lm_head.weight.float().T, self._states
+    def run(self, sample: Sample) -> dict[str, Tensor]:
+        """The sample's hidden states by name, fp32; `final` [T, C] is what the head reads."""
+        tokens = torch.from_numpy(sample.tokens.astype(np.int64))[None].to(self.device)
+        self._states["final"] = self._model.model(tokens).last_hidden_state[0].float()
+        return self._states
+
+    @torch.inference_mode()
+    def logits(self, final_TC: Tensor) -> Tensor:
+        """[T, V] over every head row, fp32."""
+        head_VC: Tensor = self._model.lm_head.weight
+        return final_TC @ head_VC.float().T
+
+
+def _moved(model: Any, device: torch.device, teacher: Teacher) -> Any:
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"--teacher {teacher.name}: its weights do not fit on {device} beside what is there; free the GPU, or set "
+            "CUDA_VISIBLE_DEVICES= (to nothing) to score on the CPU"
+        ) from error
 
 
 def _check_sample(dataset: Dataset, sample: Sample, model: _Rescorer, findings: Findings) -> None:
-    info, where = dataset.info, f"sample {sample.sample_id}"
-    logits_TV, states = model.score(sample)
-    nats = TOLERANCE_NATS[info.teacher.dtype] + CODEC_NATS.get(info.capture.logits_codec, 0.0)
-    full_TV = logits_TV[:, : info.tokenizer.vocab_size].double().log_softmax(-1)
+    states = model.run(sample)
+    _check_logits(dataset.info, sample, states["final"], model, findings)
+    _check_hidden(dataset.info, sample, states, findings)
+
+
+def _check_logits(info: DatasetInfo, sample: Sample, final_TC: Tensor, model: _Rescorer, findings: Findings) -> None:
+    where, arithmetic = f"sample {sample.sample_id}", TOLERANCE_NATS[info.teacher.dtype]
+    nats = arithmetic + CODEC_NATS.get(info.capture.logits_codec, 0.0)
+    stored = None if sample.logits is None else entries(sample.logits, info.capture)
+    least_mass = STOCK_TAIL_MASS if sample.entropy is None else LEAST_TAIL_MASS
+    draws = info.capture.samples or 0
+    entropies, followed, padded, surprises = [], [], [], []
+    largest: dict[str, float] = {}
+    impossible = None
+    for start in range(0, len(final_TC), CHUNK_TOKENS):
+        logits_TV = model.logits(final_TC[start : start + CHUNK_TOKENS]).double()
+        full_TV = logits_TV[:, : info.tokenizer.vocab_size].log_softmax(-1)
+        next_ids = torch.from_numpy(sample.tokens[start + 1 : start + CHUNK_TOKENS + 1].astype(np.int64))
+        entropies.append(-(full_TV.exp() * full_TV).sum(-1).cpu())
+        followed.append(_followed(full_TV, next_ids))
+        padded.append(_followed(logits_TV.log_softmax(-1), next_ids))
+        if stored is not None:
+            rows = stored.rows(start, start + CHUNK_TOKENS, full_TV.device)
+            for name, difference in differences(full_TV, rows, least_mass).items():
+                largest[name] = max(largest.get(name, 0.0), difference)
+            if draws:
+                excess_T, variance_T, impossible_here = surprise(full_TV, rows, draws)
+                surprises.append(torch.stack([excess_T, variance_T]).cpu())
+                impossible = impossible_here if impossible is None else impossible
     if sample.true_logprob is not None and sample.entropy is not None:
-        true = _followed(full_TV, sample)
-        difference = _largest(true - torch.from_numpy(sample.true_logprob))
-        hint = "".join(_explanations(sample, logits_TV, full_TV, difference))
-        findings.compare("true_logprob", difference, TOLERANCE_NATS[info.teacher.dtype], where, hint)
-        entropy = -(full_TV.exp() * full_TV).sum(-1)
-        findings.compare("entropy", _largest(entropy - torch.from_numpy(sample.entropy)), nats, where)
-    if sample.logits is not None:
-        rows = torch.from_numpy(np.repeat(np.arange(len(sample.tokens)), sample.logits.counts))
-        stored = full_TV[rows, torch.from_numpy(sample.logits.ids).long()]
-        findings.compare("logprobs", _largest(stored - torch.from_numpy(sample.logits.logprobs)), nats, where)
+        difference = _largest(torch.cat(followed) - torch.from_numpy(sample.true_logprob))
+        hint = "".join(_explanations(sample, torch.cat(followed), torch.cat(padded), difference))
+        findings.compare("true_logprob", difference, arithmetic, where, hint)
+        findings.compare("entropy", _largest(torch.cat(entropies) - torch.from_numpy(sample.entropy)), nats, where)
+    for name, difference in largest.items():
+        findings.compare(name, difference, nats, where)
+    if impossible is not None:
+        findings.problem(f"{where}: token {impossible} was drawn, whose probability is 0")
+    if surprises:
+        excess_T, variance_T = torch.cat(surprises, dim=1)
+        error = STANDARD_ERRORS * float(variance_T.sum().sqrt()) / len(excess_T)
+        findings.compare("drawn", abs(float(excess_T.mean())), nats + error, where)
+
+
+def _check_hidden(info: DatasetInfo, sample: Sample, states: dict[str, Tensor], findings: Findings) -> None:
+    where = f"sample {sample.sample_id}"
     if set(sample.hidden) != set(hidden_names(info.capture)):
         missing = set(hidden_names(info.capture)) - set(sample.hidden)
         findings.problem(f"{where}: hidden states {sorted(missing)} are missing")
     relative = HIDDEN_TOLERANCE[info.teacher.dtype] + CODEC_HIDDEN.get(info.capture.hidden_dtype, 0.0)
     for name, stored_TC in sample.hidden.items():
-        error = torch.from_numpy(stored_TC.astype(np.float32)) - states[name]
-        findings.compare(name, float(error.norm() / states[name].norm()), relative, where)
+        expected_TC = states[name].cpu()
+        error = torch.from_numpy(stored_TC.astype(np.float32)) - expected_TC
+        findings.compare(name, float(error.norm() / expected_TC.norm()), relative, where)
 
 
-def _explanations(sample: Sample, logits_TV: Tensor, full_TV: Tensor, difference: float) -> Iterator[str]:
-    """Which of the usual mistakes would make the stored true-token log-probabilities fit."""
+def _explanations(sample: Sample, true: Tensor, padded: Tensor, difference: float) -> Iterator[str]:
+    """Which of the usual mistakes would make the stored true-token log-probabilities fit; `true` and `padded` [T - 1]:
+    over the tokenizer's vocabulary, and over every head row."""
     assert sample.true_logprob is not None
     stored = torch.from_numpy(sample.true_logprob)
     if len(stored) > 2:
-        true = _followed(full_TV, sample)
         shifts = (_largest(true[1:] - stored[:-1]), _largest(true[:-1] - stored[1:]))
         if min(shifts) < difference / 10:
             yield "; positions are shifted by one"
-    padded = _followed(logits_TV.double().log_softmax(-1), sample)
     if _largest(padded - stored) < difference / 10:
         yield "; it was normalised over the head's padding rows"
 
 
-def _followed(full_TV: Tensor, sample: Sample) -> Tensor:
-    """[T - 1] log-probability of each next token."""
-    return full_TV[:-1].gather(1, torch.from_numpy(sample.tokens[1:].astype(np.int64))[:, None]).squeeze(1)
+def _followed(full_TV: Tensor, next_ids: Tensor) -> Tensor:
+    """Log-probability of each next token, as many as there are; on the CPU."""
+    return full_TV[: len(next_ids)].gather(1, next_ids.to(full_TV.device)[:, None]).squeeze(1).cpu()
 
 
 def _largest(difference: Tensor) -> float:

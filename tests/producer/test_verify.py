@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from arwkv_producer.config import VerifyConfig
+from arwkv_producer.rescored_logits import entries, surprise
 from arwkv_producer.verify import verify
-from arwkv_store import DatasetInfo, Sample, create_dataset
+from arwkv_store import DatasetInfo, Sample, SparseLogits, create_dataset
 from arwkv_store.errors import CorruptShard
+from arwkv_store.schema import CaptureInfo
 from producer_captures import Captures, Reference
 
 
@@ -19,9 +22,10 @@ def spoiled(
     out: Path,
     sample: Callable[[Sample], Sample] = lambda sample: sample,
     info: Callable[[DatasetInfo], DatasetInfo] = lambda info: info,
+    name: str = "base",
 ) -> str:
-    """A dataset of the base capture's first part, every sample (and the identity) changed."""
-    base = captures.open("base")
+    """A dataset of the first part of the base (or another) capture, every sample (and the identity) changed."""
+    base = captures.open(name)
     per_part = base.info.corpus.samples_per_part
     corpus = base.info.corpus.model_copy(update={"parts": 1, "samples": per_part})
     writer = create_dataset(str(out), info(base.info.model_copy(update={"corpus": corpus})))
@@ -34,11 +38,94 @@ def expect(message: str, shards: str, teacher: Path, **flags: str) -> None:
         verify(VerifyConfig(shards=shards, teacher=str(teacher), samples=5, **flags))
 
 
-@pytest.mark.parametrize("name", ["base", "boundaries", "final"])
+@pytest.mark.parametrize("name", ["base", "boundaries", "final", "sampled", "hybrid", "stock"])
 def test_what_was_captured_fits(captures: Captures, tiny_teacher: Path, name: str) -> None:
     document = verify(VerifyConfig(shards=str(captures.folder / name), teacher=str(tiny_teacher), samples=4))
     assert document["samples"] == 4
-    assert all(difference < 0.01 for difference in document["largest_differences"].values())
+    largest = document["largest_differences"]
+    assert largest.pop("drawn", 0.0) < 0.5, "draws are random"
+    assert all(difference < (0.126 if name == "hybrid" else 0.01) for difference in largest.values())
+
+
+def with_logits(change: Callable[[SparseLogits], SparseLogits]) -> Callable[[Sample], Sample]:
+    def changed(sample: Sample) -> Sample:
+        assert sample.logits is not None
+        return dataclasses.replace(sample, logits=change(sample.logits))
+
+    return changed
+
+
+def later_ids(logits: SparseLogits) -> SparseLogits:
+    """Every position's ids where the next position has its own."""
+    return dataclasses.replace(logits, ids=np.roll(logits.ids, int(logits.counts[0])))
+
+
+def smaller_tail(logits: SparseLogits) -> SparseLogits:
+    return dataclasses.replace(logits, tail_logprob=logits.tail_logprob - 3)
+
+
+def smaller_draws(logits: SparseLogits) -> SparseLogits:
+    """A hybrid's drawn entries hold less than the tail's mass."""
+    heads = np.concatenate([np.arange(count) < 8 for count in logits.counts])
+    return dataclasses.replace(logits, logprobs=np.where(heads, logits.logprobs, logits.logprobs - 1).astype("f4"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("base", later_ids, "logprobs differs"),
+        ("base", smaller_tail, "tail_logprob differs"),
+        ("stock", later_ids, "logprobs differs"),
+        ("stock", smaller_tail, "tail_logprob differs"),
+        ("boundaries", smaller_tail, "tail_logprob differs"),
+        ("hybrid", later_ids, "logprobs differs"),
+        ("hybrid", smaller_draws, "tail_logprob differs"),
+    ],
+)
+def test_wrong_logits_are_found_out(
+    captures: Captures, tiny_teacher: Path, tmp_path: Path, name: str, change: Callable[..., SparseLogits], message: str
+) -> None:
+    expect(message, spoiled(captures, tmp_path / "d", with_logits(change), name=name), tiny_teacher)
+
+
+def test_candidates_that_are_not_the_likeliest_are_found_out(
+    captures: Captures, reference: Reference, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    def next_best(sample: Sample) -> Sample:
+        """Ranks 16 to 31 with the log-probabilities that are theirs."""
+        assert sample.logits is not None
+        values, ids = reference.logprobs(sample).topk(32)
+        logits = dataclasses.replace(
+            sample.logits,
+            ids=ids[:, 16:].int().numpy().reshape(-1),
+            logprobs=values[:, 16:].float().numpy().reshape(-1),
+        )
+        return dataclasses.replace(sample, logits=logits)
+
+    expect("top k differs", spoiled(captures, tmp_path / "d", next_best), tiny_teacher)
+
+
+def test_draws_from_another_distribution_are_found_out(captures: Captures, tiny_teacher: Path, tmp_path: Path) -> None:
+    """Each drawn token may occur; together they are too rare."""
+
+    def mirrored(logits: SparseLogits) -> SparseLogits:
+        return dataclasses.replace(logits, ids=499 - logits.ids)
+
+    expect("drawn differs", spoiled(captures, tmp_path / "d", with_logits(mirrored), name="sampled"), tiny_teacher)
+
+
+def test_a_drawn_token_without_probability_is_found_out() -> None:
+    """The last token of four has none, and neither has the head's outside the head."""
+    full = torch.tensor([[0.5, 0.3, 0.2, 1e-30]]).double().log()
+    for drawn in (3, 0):
+        stored = SparseLogits(
+            np.array([2], np.int32),
+            np.array([0, drawn], np.int32),
+            np.log(np.array([0.5, 0.5], np.float32)),
+            np.array([-np.inf], np.float32),
+        )
+        hybrid = CaptureInfo(logits="hybrid", top_k=1, samples=1, max_length=8, logits_codec="hybrid")
+        assert surprise(full, entries(stored, hybrid), 1)[2] == drawn
 
 
 def test_shift_by_one_token_is_named(captures: Captures, tiny_teacher: Path, tmp_path: Path) -> None:
@@ -88,7 +175,6 @@ def test_truncated_layer_list_is_named(captures: Captures, tiny_teacher: Path, t
 
 
 def test_other_weights_are_found_out(captures: Captures, tiny_teacher: Path, tmp_path: Path) -> None:
-    import torch
     from transformers import AutoConfig, AutoTokenizer, Qwen2ForCausalLM
 
     torch.manual_seed(1)
