@@ -63,6 +63,10 @@ class BaseCheckpoint:
                     digest.update(block)
         return digest.hexdigest()
 
+    def identity(self) -> dict[str, Any]:
+        """What a run records of it, and compares by `checkpoint`."""
+        return {"name": self.name, "revision": self.revision, "checkpoint": self.weights_hash}
+
     @property
     def revision(self) -> str | None:
         """The commit of a snapshot from the Hub, or None."""

@@ -1,6 +1,5 @@
 """The README.md of an exported student: what it is, from which teacher and shards, by which recipe, and how good."""
 
-import hashlib
 import json
 import re
 from importlib import metadata
@@ -8,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from arwkv_student.model import ArwkvForCausalLM
-from arwkv_student.run_folder import DONE, STAGES
+from arwkv_student.origin import runs_behind
 
 # Settings that say nothing of how a student came about, or that the card says elsewhere.
-UNSAID = re.compile(r"shards_\d+_.*|start|base_config|preset|data_hash|template_hash")
+UNSAID = re.compile(r"shards_\d+_.*|start|base|base_config|teacher_head|preset|data_hash|template_hash")
 
 
 def model_card(student: ArwkvForCausalLM, source: Path, *, self_contained: bool) -> str:
     """Markdown, with what transformers and the Hub read in its head. `source` is the folder of a run, or of a stage."""
-    runs = _runs(source)
+    runs = runs_behind(source)
     options = student.config.time_mix_options
     facts = [
         ("Preset", student.config.preset),
@@ -52,42 +51,27 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 """
 
 
-def _runs(source: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(identity, summaries by stage) of the run in `source`, after those of the runs that it started from."""
-    folder = next((folder for folder in (source, source.parent) if (folder / "run.json").is_file()), None)
-    if folder is None:
-        return []
-    identity = json.loads((folder / "run.json").read_text())
-    chain = [(identity, summaries(folder))]
-    while (start := chain[0][0].get("start")) is not None and start["run"] is not None:
-        chain.insert(0, (start["run"], start["stages"]))
-    return chain
-
-
-def summaries(run: Path) -> dict[str, Any]:
-    """What each finished stage of a run says of itself."""
-    files = {stage: run / stage / DONE for stage in STAGES}
-    return {stage: json.loads(file.read_text()) for stage, file in files.items() if file.is_file()}
-
-
 def _sources(identity: dict[str, Any]) -> list[tuple[str, str]]:
-    """Teachers and shards by content, or the conversations of stage 3."""
+    """Base, teachers and shards by content, or the conversations of stage 3."""
     facts = []
+    for name, what in (("base", "Base"), ("teacher_head", "Teacher head")):
+        if identity.get(name) is not None:
+            facts.append((what, f"{_at(identity[name]['name'], identity[name])}, {identity[name]['checkpoint']}"))
     for number in sorted(int(name.split("_")[1]) for name in identity if re.fullmatch(r"shards_\d+_teacher", name)):
         teacher, capture = (identity[f"shards_{number}_{part}"] for part in ("teacher", "capture"))
-        revision = f"@{teacher['revision']}" if teacher.get("revision") else ""
         weights = teacher.get("weights_hash") or "no hash of the weights recorded"
-        facts.append(("Teacher", f"{teacher['model']}{revision}, {weights}"))
+        facts.append(("Teacher", f"{_at(teacher['model'], teacher)}, {weights}"))
         held = f"logits {capture['logits']}, hidden states {capture['hidden_states']}"
         corpus, samples = identity[f"shards_{number}_corpus"], identity[f"shards_{number}_samples"]
-        facts.append(("Shards", f"{samples:,} samples, corpus {corpus}, {held}, capture {_short_hash(capture)}"))
+        dataset = identity.get(f"shards_{number}_dataset", "of unknown hash")
+        facts.append(("Shards", f"{samples:,} samples, corpus {corpus}, {held}, dataset.json {dataset}"))
     if "data_hash" in identity:
         facts.append((f"Data of stage {identity['stage']}", f"sha256 {identity['data_hash']}"))
     return facts
 
 
-def _short_hash(document: Any) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+def _at(name: str, recorded: dict[str, Any]) -> str:
+    return name if recorded.get("revision") is None else f"{name.partition('@')[0]}@{recorded['revision']}"
 
 
 def _recipe(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:

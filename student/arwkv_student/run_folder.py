@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from arwkv_store.errors import ConfigurationDiffers, TryAgain, UsageError
 STAGES = ("align", "distill", "sft", "dpo")
 WHOLE = "whole.json"
 DONE = "stage.json"
+HASHED = ("base", "teacher_head", "start")
+"""Fields of run.json that describe checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class RunFolder:
 
     def _require_same(self, identity: Mapping[str, Any]) -> None:
         file = self.path / "run.json"
-        before = json.loads(file.read_text())
-        asked = json.loads(json.dumps(identity))
+        before, asked = json.loads(file.read_text()), json.loads(json.dumps(identity))
+        before, asked = compared(before, before), compared(asked, before)
         differences = [
             f"{name}: {json.dumps(before.get(name))} there, {json.dumps(asked.get(name))} asked"
             for name in sorted(before.keys() | asked.keys())
@@ -137,6 +140,18 @@ class RunFolder:
             if entry["stage"] != stage or entry["step"] <= step:
                 kept.append(line + "\n")
         replace_text(self.metrics, "".join(kept))
+
+
+def compared(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an identity that must not change: of a checkpoint its hash, of shards what they hold.
+
+    `recorded` is that of a run perhaps older than the hashes, which then cannot be compared.
+    """
+    return {
+        name: value["checkpoint"] if isinstance(value, dict) and "checkpoint" in value else value
+        for name, value in identity.items()
+        if not re.fullmatch(r"shards_\d+_dataset", name) and (name in recorded or name not in HASHED)
+    }
 
 
 def write_json(file: Path, document: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from arwkv_store import Dataset, DatasetInfo, open_dataset
 from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.seal import self_hash
 from arwkv_student.base import BaseCheckpoint, tokenizer_hash
 
 
@@ -131,6 +132,7 @@ class ShardSet:
             "corpus": self.info.corpus.fingerprint,
             "capture": self.info.capture.model_dump(mode="json"),
             "samples": self.samples,
+            "dataset": self_hash(self.info.to_bytes()),
         }
 
     def serves(self, stage: str) -> bool:

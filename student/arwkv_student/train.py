@@ -16,12 +16,14 @@ from arwkv_store.errors import NotFound, UsageError
 from arwkv_student.align import AlignTrainer, EarlyStop, train_only_time_mixers
 from arwkv_student.base import BaseCheckpoint, open_base
 from arwkv_student.base_attention import BaseAttention
+from arwkv_student.checkpoint import checkpoint_hash
 from arwkv_student.convert import convert, copy_tokenizer, student_config
 from arwkv_student.data import ShardSamples
 from arwkv_student.distill import DistillTrainer, choose_trained, distill_objective
 from arwkv_student.draws import ContextSchedule
 from arwkv_student.evaluate import evaluate
 from arwkv_student.model import ArwkvConfig, ArwkvForCausalLM
+from arwkv_student.origin import origin
 from arwkv_student.run_folder import RunFolder
 from arwkv_student.settings import NOT_COMPARED, TimeMixSettings, TrainSettings, TuneSettings
 from arwkv_student.shards import (
@@ -106,9 +108,10 @@ def serving(sets: Sequence[ShardSet], stage: str, settings: TrainSettings) -> li
 
 
 def _identity(settings: TrainSettings, base: BaseCheckpoint, sets: Sequence[ShardSet]) -> dict[str, Any]:
-    """What makes a continued run the same run: settings, the base, and the shards by content rather than by place."""
+    """What makes a continued run the same run: settings, and what it starts from by content rather than by place."""
     ignored = NOT_COMPARED | {field.name for field in dataclasses.fields(TuneSettings)}
     compared = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ignored}
+    start = None if settings.start_from is None else Path(settings.start_from)
     content = {
         f"shards_{number}_{name}": value
         for number, shards in enumerate(sets)
@@ -120,6 +123,9 @@ def _identity(settings: TrainSettings, base: BaseCheckpoint, sets: Sequence[Shar
         | {
             "samples_per_step": settings.batch_size * settings.gradient_accumulation * world_size(),
             "base_config": base.config,
+            "base": base.identity(),
+            "teacher_head": None if settings.teacher_head is None else open_base(settings.teacher_head).identity(),
+            "start": None if start is None else origin(start, checkpoint_hash(start)),
         }
     )
 

@@ -19,7 +19,7 @@ from arwkv_student.checkpoint import checkpoint_hash
 from arwkv_student.conversations import examples, pairs, read_records
 from arwkv_student.convert import copy_tokenizer
 from arwkv_student.distill import choose_trained
-from arwkv_student.model_card import summaries
+from arwkv_student.origin import origin
 from arwkv_student.run_folder import RunFolder, replace_text
 from arwkv_student.settings import NOT_COMPARED, TrainSettings, TuneSettings
 from arwkv_student.sharded import shard
@@ -88,18 +88,13 @@ def _identity(settings: TrainSettings, start: Start) -> dict[str, Any]:
     """What makes a continued run the same run, and in `start` how its student came about."""
     own = {field.name for field in dataclasses.fields(TuneSettings)} | SHARED
     compared = {name: value for name, value in dataclasses.asdict(settings).items() if name in own - NOT_COMPARED}
-    before = next((f / "run.json" for f in (start.folder, start.folder.parent) if (f / "run.json").is_file()), None)
     with Path(str(settings.data)).open("rb") as opened:
         data_hash = hashlib.file_digest(opened, "sha256").hexdigest()
     return compared | {
         "samples_per_step": settings.batch_size * settings.gradient_accumulation * world_size(),
         "data_hash": data_hash,
         "template_hash": start.template,
-        "start": {
-            "checkpoint": start.checkpoint,
-            "run": None if before is None else json.loads(before.read_text()),
-            "stages": {} if before is None else summaries(before.parent),
-        },
+        "start": origin(start.folder, start.checkpoint),
     }
 
 

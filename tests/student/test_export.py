@@ -90,6 +90,29 @@ def test_card_tells_teacher_shards_recipe_and_figures(tiny_shards: Path, tiny_te
     held_out = json.loads((tmp_path / "run" / "distill" / "stage.json").read_text())["eval"]
     told = [tiny_teacher.name, info.corpus.fingerprint, "hidden states attention", f"kl {held_out['kl']:.4g}"]
     told += ["align_lr 0.001", "sft_lr 1e-05", "| sft | 1 |", hashlib.sha256(data.read_bytes()).hexdigest()]
+    told += [base_hash(tiny_teacher), json.loads((tiny_shards / "dataset.json").read_text())["self_hash"]]
     for fact in told:
         assert fact in card, fact
     assert list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_card_of_a_later_stage_tells_the_stage_before(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    """Stage 2 in a run of its own, from a stage 1 whose run has gone on since."""
+    first = TrainSettings(
+        shards=(str(tiny_shards),), base=str(tiny_teacher), out=tmp_path / "first", head_dim=16, steps=1, batch_size=4,
+        align_lr=0.0123, distill_lr=0.0456, workers=0,
+    )  # fmt: skip
+    train(first)
+    start = str(tmp_path / "first" / "align")
+    train(replace(first, out=tmp_path / "second", stage="distill", start_from=start, steps=2))
+    export(ExportSettings(model=str(tmp_path / "second"), out=tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| align | 1 |" in card
+    assert "| distill | 2 |" in card
+    assert "| distill | 1 |" not in card
+    assert card.count(f"| Base | {tiny_teacher}, {base_hash(tiny_teacher)} |") == 2
+    assert "align_lr 0.0123" in card
+
+
+def base_hash(folder: Path) -> str:
+    return open_base(str(folder)).weights_hash

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from api_serving import serving
@@ -107,6 +108,36 @@ def test_changed_configuration_is_refused_by_field(finished: Path, tiny_shards: 
         ConfigurationDiffers, match=r"align_lr: 0\.003 there, 0\.01 asked; samples_per_step: 4 there, 2 asked"
     ):
         train(changed)
+
+
+def test_changed_base_or_start_is_refused_and_a_moved_one_is_not(
+    finished: Path, tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """In stage 2 from logits, where the shards know nothing of the base's weights."""
+    for source in (tiny_teacher, finished / "align", finished / "distill"):
+        shutil.copytree(source, tmp_path / source.name)
+    base = tmp_path / tiny_teacher.name
+    asked = replace(
+        settings(tiny_shards, tiny_teacher, tmp_path / "run"),
+        stage="distill", steps=1, start_from=str(finished / "align"),
+    )  # fmt: skip
+    train(asked)
+    train(replace(asked, base=str(base), start_from=str(tmp_path / "align")))
+    with pytest.raises(ConfigurationDiffers, match=r"start: \"\w+\" there, \"\w+\" asked; choose"):
+        train(replace(asked, start_from=str(tmp_path / "distill")))
+    with pytest.raises(ConfigurationDiffers, match=r"start: \"\w+\" there, null asked; choose"):
+        train(replace(asked, start_from=None))
+    weights = load_file(base / "model.safetensors")
+    save_file({**weights, "lm_head.weight": weights["lm_head.weight"] + 1}, base / "model.safetensors")
+    with pytest.raises(ConfigurationDiffers, match=r"base: \"\w+\" there, \"\w+\" asked; choose"):
+        train(replace(asked, base=str(base)))
+    # A run of a release that recorded none of it goes on.
+    file = tmp_path / "run" / "run.json"
+    document = json.loads(file.read_text())
+    for name in ("base", "start", "teacher_head", "shards_0_dataset"):
+        del document[name]
+    file.write_text(json.dumps(document))
+    train(asked)
 
 
 @pytest.mark.parametrize("stage", ["align", "distill"])
@@ -209,8 +240,6 @@ def test_preset_of_a_later_stage_decides_what_trains(
 
 
 def test_what_does_not_fit_is_refused(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
-    import shutil
-
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     asked = settings(tiny_shards, tiny_teacher, tmp_path / "run")
@@ -261,8 +290,6 @@ def _without_hidden(tiny_shards: Path, tmp_path: Path) -> Path:
 def test_shards_of_an_unknown_version_are_refused(
     tiny_shards: Path, tiny_teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     from arwkv_store.errors import UnsupportedVersion
     from arwkv_store.seal import sealed, unsealed
 
