@@ -49,6 +49,7 @@ class ArrowFile:
         try:
             require_plain_body(self._bytes[info.offset : info.offset + info.length].data)
             batch = self._reader.get_batch(index)
+            batch.validate()
         except (pa.ArrowException, OSError, BadCell) as error:
             raise CorruptShard(f"{self.path}: record batch {index}: {error}; {REMEDY}") from error
         if batch.num_rows != info.rows:

@@ -1,5 +1,6 @@
 """A record batch as numpy views, bounds checked once, so that taking a row costs no Python object per value."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,12 @@ class _Ragged:
     def __getitem__(self, row: int) -> Any:  # a numpy view whose type depends on the column
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
+    def lengths(self) -> list[int]:
+        return [end - start for start, end in itertools.pairwise(self.offsets)]
+
 
 class Batch:
-    """The rows of one record batch. Raises BadCell from the constructor when offsets leave their buffers."""
+    """The rows of one record batch. Raises BadCell when made of lengths or offsets that contradict each other."""
 
     def __init__(self, batch: pa.RecordBatch, light: bool, heavy: tuple[str, ...]) -> None:
         rows = batch.num_rows
@@ -33,7 +37,9 @@ class Batch:
         if light:
             self._tokens = _list(batch.column("tokens"), np.int32)
             self._mask = _bool_list(batch.column("loss_mask"))
-            self._source = batch.column("source")
+            self._source = _texts(batch.column("source"))
+            if not self._tokens.lengths() == self._mask.lengths() == self.n_tokens:
+                raise BadCell("n_tokens are not the lengths of tokens and loss_mask")
 
     def tokens(self, row: int) -> NDArray[np.int32]:
         """[T] token ids, a copy."""
@@ -47,7 +53,7 @@ class Batch:
 
     def source(self, row: int) -> str:
         """The sample's source."""
-        return str(self._source[row].as_py())
+        return self._source[row]
 
     def cell(self, name: str, row: int) -> NDArray[np.uint8] | None:
         """The bytes of a heavy column, a view on the file; None where the row has none."""
@@ -72,6 +78,8 @@ def _list(array: pa.Array, dtype: type[np.generic]) -> _Ragged:
 
 def _bool_list(array: pa.Array) -> _Ragged:
     bits = _buffer(array.values, 1, np.uint8)
+    if len(array.values) > 8 * len(bits):
+        raise BadCell(f"{len(array.values)} values in a buffer of {len(bits)} bytes")
     values = np.unpackbits(bits, count=len(array.values), bitorder="little").view(np.bool_)
     return _Ragged(_offsets(array, len(values)), values, None)
 
@@ -80,6 +88,14 @@ def _binary(array: pa.Array) -> _Ragged:
     values = _buffer(array, 2, np.uint8)
     valid = None if array.null_count == 0 else array.is_valid().to_pylist()
     return _Ragged(_offsets(array, len(values)), values, valid)
+
+
+def _texts(array: pa.Array) -> list[str]:
+    texts = _binary(array)
+    try:
+        return [bytes(texts[row]).decode() for row in range(len(array))]
+    except UnicodeDecodeError as error:
+        raise BadCell(f"{error}, in what should be a text") from error
 
 
 def _offsets(array: pa.Array, limit: int) -> list[int]:

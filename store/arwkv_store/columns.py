@@ -78,6 +78,10 @@ def max_count(info: DatasetInfo) -> int:
 def require_captured(sample: Sample, info: DatasetInfo) -> None:
     """Raise UsageError unless the sample holds exactly what the dataset says it captures."""
     where = f"sample {sample.sample_id}"
+    if len(sample.tokens) > info.capture.max_length:
+        raise UsageError(
+            f"{where}: {len(sample.tokens)} tokens, the dataset's samples have {info.capture.max_length} at most"
+        )
     if (sample.logits is None) != (info.capture.logits == "none"):
         raise UsageError(
             f"{where}: logits are {'missing' if sample.logits is None else 'given'}, "

@@ -10,7 +10,7 @@ from typing import IO
 from arwkv_store.cache import FileCache
 from arwkv_store.commit import storage_faults, write_all
 from arwkv_store.errors import ConfigurationDiffers, CorruptShard
-from arwkv_store.index import manifest_document, manifest_uri
+from arwkv_store.index import manifest_of, manifest_uri
 from arwkv_store.layout import DATASET_FILE
 from arwkv_store.manifest import FileInfo, ShardManifest
 from arwkv_store.progress import Progress
@@ -55,7 +55,7 @@ def copy_dataset(source_uri: str, target_uri: str) -> Iterator[Copied]:
         if part in present:
             continue
         where = manifest_uri(source, part)
-        manifest = ShardManifest.from_document(manifest_document(part, raw_manifest, dataset_hash, where), where)
+        manifest = manifest_of(part, raw_manifest, dataset_hash, where)
         _copy_part(source, target, manifest)
         copied.parts += 1
         copied.tokens += manifest.tokens

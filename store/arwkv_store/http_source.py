@@ -14,11 +14,12 @@ from arwkv_store.cache import FileCache
 from arwkv_store.errors import CorruptShard, NotFound, UsageError
 from arwkv_store.manifest import FileInfo
 from arwkv_store.retry import Passing, with_retries
+from arwkv_store.seal import MAX_DOCUMENT_BYTES
 
 TIMEOUT_S = 30.0
 PIECE_BYTES = 1 << 20
 PAGE_SHARDS = 200
-MAX_ANSWER_BYTES = 1 << 30
+MAX_PAGE_BYTES = 256 << 20
 _PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -59,7 +60,7 @@ class HttpSource:
         return self._cache.fetch(file, lambda offset: self._pieces(path, offset), self.uri + path)
 
     def _get_json(self, path: str) -> Any:  # the service's document
-        raw = self._get(path)
+        raw = self._get(path, MAX_PAGE_BYTES)
         try:
             page = json.loads(raw)
             if isinstance(page["items"], list):
@@ -68,13 +69,13 @@ class HttpSource:
             pass
         raise UsageError(f"{self.uri}{path}: not the answer of a dataset service; check the URI")
 
-    def _get(self, path: str) -> bytes:
+    def _get(self, path: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
         def once() -> bytes:
             document = bytearray()
             for piece in self._pieces(path, 0):
                 document += piece
-                if len(document) > MAX_ANSWER_BYTES:
-                    raise UsageError(f"{self.uri}{path}: a document above {MAX_ANSWER_BYTES} bytes; check the URI")
+                if len(document) > max_bytes:
+                    raise UsageError(f"{self.uri}{path}: an answer above {max_bytes} bytes; check the URI")
             return bytes(document)
 
         return with_retries(once, self.uri + path)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ def manifest_uri(source: Source, part: int) -> str:
     return f"{source.uri}/shards/{manifest_name(part)}"
 
 
-def manifest_document(part: int, raw: bytes, dataset_hash: str, where: str) -> dict[str, Any]:
-    """A manifest's verified document. Raises CorruptShard unless it is of this part of this dataset."""
+def manifest_of(part: int, raw: bytes, dataset_hash: str, where: str) -> ShardManifest:
+    """A verified manifest. Raises UnsupportedVersion, CorruptShard unless it is of this part of this dataset."""
     document = unsealed(raw, where)
     refuse_unknown_version(document, where)
     if document.get("part") != part or document.get("dataset_hash") != dataset_hash:
@@ -29,14 +29,14 @@ def manifest_document(part: int, raw: bytes, dataset_hash: str, where: str) -> d
             f"{where}: is of part {document.get('part')} of dataset {document.get('dataset_hash')}, "
             f"not of part {part} of {dataset_hash}; dataset.json or the manifest was replaced"
         )
-    return document
+    return ShardManifest.from_document(document, where)
 
 
 # The scalars our writer puts first. With the bytes verified, matching them costs a seventh of parsing the statistics
 # behind them; a manifest in another order is parsed.
 _LEADING = re.compile(
-    rb'\{"format_version":%d,"part":(\d+),"rows":(\d+),"tokens":(\d+),"first_sample_id":\d+,"last_sample_id":\d+,'
-    rb'"dataset_hash":"([0-9a-f]{64})"' % FORMAT_VERSION
+    rb'\{"format_version":%d,"part":(\d{1,12}),"rows":(\d{1,12}),"tokens":(\d{1,12}),"first_sample_id":\d+,'
+    rb'"last_sample_id":\d+,"dataset_hash":"([0-9a-f]{64})"' % FORMAT_VERSION
 )
 
 
@@ -52,16 +52,15 @@ class ManifestIndex:
                 require_intact(raw, self._where(part))
                 numbers.append((part, int(leading[2]), int(leading[3])))
             else:
-                document = self._document(part, raw)
-                numbers.append((part, int(document["rows"]), int(document["tokens"])))
+                manifest = self._validated(part, raw)
+                numbers.append((part, manifest.rows, manifest.tokens))
         table = np.array(numbers, np.int64).reshape(-1, 3)
         self.parts, self.tokens = table[:, 0].copy(), table[:, 2].copy()
         self.ends: NDArray[np.int64] = np.cumsum(table[:, 1])
 
     def manifest(self, at: int) -> ShardManifest:
         part = int(self.parts[at])
-        document = self._document(part, self._source.manifest(part))
-        manifest = ShardManifest.from_document(document, self._where(part))
+        manifest = self._validated(part, self._source.manifest(part))
         if manifest.rows != np.diff(self.ends, prepend=0)[at]:
             raise CorruptShard(f"{self._where(part)}: changed since the dataset was opened; open it again")
         return manifest
@@ -71,10 +70,10 @@ class ManifestIndex:
         known = set(self.parts.tolist())
         for part, raw in self._source.manifests():
             if part in known:
-                yield ShardManifest.from_document(self._document(part, raw), self._where(part))
+                yield self._validated(part, raw)
 
-    def _document(self, part: int, raw: bytes) -> dict[str, Any]:
-        return manifest_document(part, raw, self._dataset_hash, self._where(part))
+    def _validated(self, part: int, raw: bytes) -> ShardManifest:
+        return manifest_of(part, raw, self._dataset_hash, self._where(part))
 
     def _where(self, part: int) -> str:
         return manifest_uri(self._source, part)

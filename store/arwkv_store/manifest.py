@@ -1,8 +1,8 @@
 """The manifest of one part: every file's size and hashes, written last, so that its existence is the commit."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from arwkv_store.errors import CorruptShard
 from arwkv_store.layout import data_file_name
@@ -12,20 +12,26 @@ from arwkv_store.stats import ShardStats
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
+# A manifest may come from anywhere: its hashes become file names in the cache, its numbers sizes and indices.
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+Count = Annotated[int, Field(strict=True, ge=0, lt=10**12)]
+SampleId = Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 63)]
+
 
 class Region(BaseModel):
     """A range of a file and the xxh3-64 of its bytes, 16 hex digits."""
 
     model_config = _FROZEN
-    offset: int
-    length: int
-    xxh3: str
+    offset: Count
+    length: Count
+    xxh3: Xxh3
 
 
 class BatchInfo(Region):
     """One record batch: the IPC message's range, and how many rows it holds."""
 
-    rows: int
+    rows: Count
 
 
 class FileInfo(BaseModel):
@@ -33,8 +39,8 @@ class FileInfo(BaseModel):
 
     model_config = _FROZEN
     name: str
-    size_bytes: int
-    sha256: str
+    size_bytes: Count
+    sha256: Sha256
     head: Region
     footer: Region
     batches: tuple[BatchInfo, ...]
@@ -45,12 +51,12 @@ class ShardManifest(BaseModel):
 
     model_config = _FROZEN
     format_version: int = FORMAT_VERSION
-    part: int
-    rows: int
-    tokens: int
-    first_sample_id: int
-    last_sample_id: int
-    dataset_hash: str
+    part: Count
+    rows: Count
+    tokens: Count
+    first_sample_id: SampleId
+    last_sample_id: SampleId
+    dataset_hash: Sha256
     files: dict[str, FileInfo]
     """"rows", and "hidden" where hidden states were captured."""
     stats: ShardStats
@@ -89,7 +95,7 @@ def _require_tiling(manifest: ShardManifest, where: str) -> None:
     for kind, file in manifest.files.items():
         end = 0
         for region in (file.head, *file.batches, file.footer):
-            if region.offset != end or region.length < 0:
+            if region.offset != end:
                 raise CorruptShard(f"{where}: {file.name}: regions do not tile the file at byte {region.offset}")
             end += region.length
         rows = sum(batch.rows for batch in file.batches)

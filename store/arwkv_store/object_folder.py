@@ -8,6 +8,7 @@ import fsspec
 
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.retry import Passing, with_retries
+from arwkv_store.seal import MAX_DOCUMENT_BYTES
 
 Result = TypeVar("Result")
 
@@ -29,11 +30,11 @@ class ObjectFolder:
         root: str = self.filesystem()._strip_protocol(self.uri)
         return f"{root}/{name}"
 
-    def read(self, name: str) -> bytes:
-        """A whole object. Raises NotFound, UsageError, TryAgain."""
-        return self.attempt(lambda: self.piece(name, None, None), name)
+    def read(self, name: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
+        """A whole object, cut to one byte more than `max_bytes`. Raises NotFound, UsageError, TryAgain."""
+        return self.attempt(lambda: self.piece(name, 0, max_bytes + 1), name)
 
-    def piece(self, name: str, start: int | None, end: int | None) -> bytes:
+    def piece(self, name: str, start: int, end: int) -> bytes:
         """Bytes `start` to `end` of an object; raises the filesystem's own errors."""
         content: bytes = self.filesystem().cat_file(self.path(name), start=start, end=end)
         return content

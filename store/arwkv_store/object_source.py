@@ -6,13 +6,15 @@ from functools import partial
 from pathlib import Path
 
 from arwkv_store.cache import FileCache
-from arwkv_store.errors import NotFound
+from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.layout import DATASET_FILE, SHARDS_FOLDER, TOKENIZER_FILES, committed_parts, manifest_name
 from arwkv_store.manifest import FileInfo
 from arwkv_store.object_folder import ObjectFolder
+from arwkv_store.seal import MAX_DOCUMENT_BYTES
 
 PIECE_BYTES = 8 << 20
 MANIFESTS_AT_ONCE = 128
+MAX_TOKENIZER_BYTES = 256 << 20
 
 
 class ObjectSource:
@@ -32,18 +34,21 @@ class ObjectSource:
         found: dict[str, bytes] = {}
         for name in TOKENIZER_FILES:
             with contextlib.suppress(NotFound):
-                found[name] = self._folder.read(name)
+                found[name] = self._folder.read(name, MAX_TOKENIZER_BYTES)
+            if len(found.get(name, b"")) > MAX_TOKENIZER_BYTES:
+                raise UsageError(f"{self.uri}/{name}: larger than {MAX_TOKENIZER_BYTES} bytes; no tokenizer is")
         return found
 
     def manifests(self) -> Iterator[tuple[int, bytes]]:
         """(part, bytes) of every committed part, in order, many requests at once."""
-        parts = sorted(object_parts(self._folder))
+        sizes = listed(self._folder)
+        parts = sorted(committed_parts(sizes))
         for at in range(0, len(parts), MANIFESTS_AT_ONCE):
             some = parts[at : at + MANIFESTS_AT_ONCE]
-            paths = {part: self._folder.path(f"{SHARDS_FOLDER}/{manifest_name(part)}") for part in some}
-            found = self._read_many(list(paths.values()))
+            names = [manifest_name(part) for part in some if sizes[manifest_name(part)] <= MAX_DOCUMENT_BYTES]
+            found = self._read_many([self._folder.path(f"{SHARDS_FOLDER}/{name}") for name in names])
             for part in some:
-                yield part, found[paths[part]]
+                yield part, found.get(manifest_name(part)) or self.manifest(part)
 
     def manifest(self, part: int) -> bytes:
         """The bytes of one manifest."""
@@ -61,24 +66,21 @@ class ObjectSource:
         return self._cache.fetch(file, pieces, f"{self.uri}/{name}")
 
     def _read_many(self, paths: list[str]) -> dict[str, bytes]:
-        """The content of each path; asked for all at once, and again one by one where that failed."""
+        """By name the content of each path, asked for all at once; what failed is left out."""
+        if not paths:
+            return {}
         filesystem = self._folder.filesystem()
         found = self._folder.attempt(lambda: filesystem.cat(paths, on_error="return"), SHARDS_FOLDER)
         # fsspec answers a single path with its content alone.
         answers = found if isinstance(found, dict) else {paths[0]: found}
-        return {
-            path: answer
-            if isinstance(answer, bytes)
-            else self._folder.read(f"{SHARDS_FOLDER}/{path.rsplit('/', 1)[-1]}")
-            for path, answer in answers.items()
-        }
+        return {path.rsplit("/", 1)[-1]: answer for path, answer in answers.items() if isinstance(answer, bytes)}
 
 
-def object_parts(folder: ObjectFolder) -> set[int]:
-    """The parts that have a manifest there."""
+def listed(folder: ObjectFolder) -> dict[str, int]:
+    """Names and sizes in bytes of what lies in the folder's `shards/`."""
     path = folder.path(SHARDS_FOLDER)
     try:
-        names = folder.attempt(lambda: folder.filesystem().ls(path, detail=False, refresh=True), SHARDS_FOLDER)
+        found = folder.attempt(lambda: folder.filesystem().ls(path, detail=True, refresh=True), SHARDS_FOLDER)
     except NotFound:
-        return set()
-    return committed_parts(name.rsplit("/", 1)[-1] for name in names)
+        return {}
+    return {str(entry["name"]).rsplit("/", 1)[-1]: int(entry["size"] or 0) for entry in found}

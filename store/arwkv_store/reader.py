@@ -1,7 +1,7 @@
 """Reading a dataset by sample index, verified by default, from wherever it lies."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -75,6 +75,11 @@ class Dataset(Sequence[Sample]):
             raise IndexError(f"sample {index} of {len(self)}")
         shard = int(np.searchsorted(self._index.ends, at, side="right"))
         return self._shard(shard).sample(at - int(self._index.ends[shard - 1] if shard else 0))
+
+    def __iter__(self) -> Iterator[Sample]:
+        # Sequence's own would take an IndexError in the midst of a sample for the end.
+        for index in range(len(self)):
+            yield self[index]
 
     @property
     def shards(self) -> Sequence[ShardManifest]:

@@ -27,6 +27,8 @@ _LIGHT = [
     pa.field("mean_tail_mass", pa.float32()),
     pa.field("teacher_nll", pa.float32(), metadata={"unit": "nats per true token that counts"}),
 ]
+LIGHT_COLUMNS = {"rows": _LIGHT, "hidden": _IDENTITY}
+"""By kind of file the columns before the heavy ones."""
 
 
 def arrow_schema(kind: str, columns: Sequence[HeavyColumn], dataset_hash: str, part: int) -> pa.Schema:
@@ -37,7 +39,7 @@ def arrow_schema(kind: str, columns: Sequence[HeavyColumn], dataset_hash: str, p
         "arwkv.dataset_hash": dataset_hash,
         "arwkv.part": str(part),
     }
-    return pa.schema([*(_LIGHT if kind == "rows" else _IDENTITY), *heavy], metadata=metadata)
+    return pa.schema([*LIGHT_COLUMNS[kind], *heavy], metadata=metadata)
 
 
 def record_batches(

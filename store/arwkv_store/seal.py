@@ -11,16 +11,19 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from arwkv_store.errors import CorruptShard
+from arwkv_store.errors import CorruptShard, UsageError
 
-MAX_DOCUMENT_BYTES = 64 << 20
+MAX_DOCUMENT_BYTES = 1 << 20
+"""The manifest of a part of 40 GB fits: its batches of 4 MiB take 100 bytes each."""
 _OPEN, _CLOSE = b',"self_hash":"', b'"}\n'
 _SEAL_BYTES = len(_OPEN) + 64 + len(_CLOSE)
 
 
 def sealed(document: Mapping[str, Any]) -> bytes:
-    """The document as bytes that `unsealed` accepts. The document must have at least one member."""
+    """The document, of at least one member, as bytes that `unsealed` accepts. Raises UsageError for one too large."""
     body = json.dumps(document, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()[:-1]
+    if len(body) > MAX_DOCUMENT_BYTES - _SEAL_BYTES:
+        raise UsageError(f"a document of {len(body)} bytes, {MAX_DOCUMENT_BYTES} fit; put fewer samples into a part")
     return body + _OPEN + hashlib.sha256(body).hexdigest().encode() + _CLOSE
 
 
@@ -36,9 +39,11 @@ def unsealed(raw: bytes, where: str) -> dict[str, Any]:
 
 def require_intact(raw: bytes, where: str) -> None:
     """Raise CorruptShard unless the bytes match the hash they carry."""
+    if len(raw) > MAX_DOCUMENT_BYTES:
+        raise CorruptShard(f"{where}: more than the {MAX_DOCUMENT_BYTES} bytes of any document; restore it from a copy")
     body, seal = raw[:-_SEAL_BYTES], raw[-_SEAL_BYTES:]
     expected = _OPEN + hashlib.sha256(body).hexdigest().encode() + _CLOSE
-    if len(raw) > MAX_DOCUMENT_BYTES or seal != expected:
+    if seal != expected:
         raise CorruptShard(f"{where}: {len(raw)} bytes that do not match their own hash; restore it from a copy")
 
 

@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
+import pyarrow as pa
+
 from arwkv_store.arrow_file import REMEDY, ArrowFile
 from arwkv_store.batch import Batch
 from arwkv_store.codecs.frames import BadCell
 from arwkv_store.columns import HeavyColumn
 from arwkv_store.errors import CorruptShard
 from arwkv_store.manifest import ShardManifest
+from arwkv_store.rows import LIGHT_COLUMNS
 from arwkv_store.sample import Sample, hidden_name
 from arwkv_store.source import Source
 
@@ -28,15 +31,15 @@ class Shard:
     def sample(self, row: int) -> Sample:
         """The sample in this row. Raises CorruptShard, naming file and batch, unless every byte used is verified."""
         batch, at = self._rows.row(row)
-        values = self._rows.values(row)
         sample_id = batch.sample_id[at]
-        entropy, true_logprob = values.get("token_stats") or (None, None)
         hidden: dict[str, Any] = {}
         if self._hidden is not None:
             other, other_at = self._hidden.row(row)
             if other.sample_id[other_at] != sample_id or other.n_tokens[other_at] != batch.n_tokens[at]:
                 raise CorruptShard(f"{self._hidden.path}: row {row} is not the rows file's; {REMEDY}")
             hidden = {hidden_name(name): value for name, value in self._hidden.values(row).items()}
+        values = self._rows.values(row)
+        entropy, true_logprob = values.get("token_stats") or (None, None)
         return Sample(
             sample_id=sample_id,
             tokens=batch.tokens(at),
@@ -95,7 +98,11 @@ class _OpenFile:
         return decoded
 
     def _require_columns(self) -> None:
-        names = set(self._file.schema.names)
-        missing = [column.name for column in self._columns if column.name not in names]
-        if missing:
-            raise CorruptShard(f"{self.path}: schema: no column {', '.join(missing)}; {REMEDY}")
+        schema = self._file.schema
+        expected = [(field.name, field.type) for field in LIGHT_COLUMNS[self._kind]]
+        expected += [(column.name, pa.binary()) for column in self._columns]
+        for name, kind in expected:
+            at = schema.get_field_index(name)
+            if at < 0 or schema.field(at).type != kind:
+                found = "is not there once" if at < 0 else f"is {schema.field(at).type}"
+                raise CorruptShard(f"{self.path}: schema: column {name} {found}, expected {kind}; {REMEDY}")

@@ -9,10 +9,14 @@ from arwkv_store.cache import FileCache
 from arwkv_store.errors import CorruptShard, NotFound
 from arwkv_store.layout import DATASET_FILE, SHARDS_FOLDER, TOKENIZER_FILES, committed_parts, manifest_name
 from arwkv_store.manifest import FileInfo
+from arwkv_store.seal import MAX_DOCUMENT_BYTES
 
 
 class Source(Protocol):
-    """A dataset's documents and data files, wherever they lie. Survives pickling and forking."""
+    """A dataset's documents and data files, wherever they lie. Survives pickling and forking.
+
+    A document too large to be one comes cut, a byte too long, so that `unsealed` refuses it.
+    """
 
     uri: str
 
@@ -43,7 +47,7 @@ class LocalSource:
     def dataset_json(self) -> bytes:
         """The bytes of dataset.json. Raises NotFound."""
         try:
-            return (self._folder / DATASET_FILE).read_bytes()
+            return _read_document(f"{self._folder}/{DATASET_FILE}")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound(f"{self._folder}: no {DATASET_FILE} there; name a dataset's folder or URI") from error
 
@@ -60,17 +64,22 @@ class LocalSource:
 
     def manifest(self, part: int) -> bytes:
         """The bytes of one manifest."""
-        # Plain strings and no buffer: opening a dataset of many parts is mostly this line.
         path = f"{self._shards}/{manifest_name(part)}"
         try:
-            with open(path, "rb", buffering=0) as file:
-                return file.readall()
+            return _read_document(path)
         except FileNotFoundError as error:
             raise CorruptShard(f"{path}: gone since the dataset was opened; open it again") from error
 
     def data_path(self, part: int, kind: str, file: FileInfo) -> Path:
         """The file in the folder."""
         return self._shards / file.name
+
+
+def _read_document(path: str) -> bytes:
+    # Plain strings and no buffer: opening a dataset of many parts is mostly this.
+    with open(path, "rb", buffering=0) as file:
+        whole = os.fstat(file.fileno()).st_size <= MAX_DOCUMENT_BYTES
+        return file.readall() if whole else file.read(MAX_DOCUMENT_BYTES + 1)
 
 
 def source_of(uri: str | Path, cache: FileCache) -> Source:

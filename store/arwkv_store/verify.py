@@ -11,9 +11,8 @@ from arwkv_store.cache import FileCache
 from arwkv_store.columns import heavy_columns
 from arwkv_store.commit import locked, storage_faults, sync_folder
 from arwkv_store.errors import CorruptShard, UnsupportedVersion, UsageError
-from arwkv_store.index import manifest_document, manifest_uri
+from arwkv_store.index import manifest_of, manifest_uri
 from arwkv_store.layout import DATASET_FILE, SHARDS_FOLDER, data_file_name, manifest_name
-from arwkv_store.manifest import ShardManifest
 from arwkv_store.progress import Progress
 from arwkv_store.schema import DatasetInfo
 from arwkv_store.shard import Shard
@@ -92,7 +91,7 @@ def _verify_part(
     source: Source, info: DatasetInfo, part: int, raw: bytes, dataset_hash: str, deep: bool, verdict: Verdict
 ) -> None:
     where = manifest_uri(source, part)
-    manifest = ShardManifest.from_document(manifest_document(part, raw, dataset_hash, where), where)
+    manifest = manifest_of(part, raw, dataset_hash, where)
     for kind, file in manifest.files.items():
         opened = ArrowFile(source.data_path(part, kind, file), file, verify=True)
         opened.verify_all()

@@ -1,5 +1,6 @@
 """Hostile files whose hashes are right: each is refused before it can take memory."""
 
+import os
 import struct
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import pyarrow as pa
 import pytest
 import zstandard
 
-from arwkv_store import CorruptShard, open_dataset, shard_file, writer
+from arwkv_store import CorruptShard, Sample, open_dataset, rows, seal, shard_file, writer
 from arwkv_store.codecs import frames, logits_exact
+from arwkv_store.seal import sealed, unsealed
 from store_examples import example_dataset_info, write_example_dataset
 
 HUGE = 256 << 20
@@ -69,20 +71,6 @@ print(peak_bytes() - before)
 """
 
 
-def test_bombs_are_refused_within_the_memory_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = []
-    for i, bomb in enumerate(BOMBS.values()):
-        folders.append(tmp_path / str(i))
-        _write(folders[-1], bomb(), monkeypatch)
-    folders.append(tmp_path / "arrow")
-    _write_compressed_batches(folders[-1], monkeypatch)
-    command = [sys.executable, "-c", READ, str(Path(__file__).parents[1]), *map(str, folders)]
-    *answers, grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    for name, answer in zip([*BOMBS, "compressed record batch"], answers, strict=True):
-        assert "part-000000.arrow: record batch 0" in answer, name
-    assert int(grown) <= LIMIT
-
-
 def _write_compressed_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset whose record batches are compressed by Arrow itself, with a source of 256 MiB in a few kilobytes."""
     plain = shard_file.write_arrow_file
@@ -102,6 +90,54 @@ def _write_compressed_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with monkeypatch.context() as patch:
         patch.setattr(writer, "write_arrow_file", compressed)
         write_example_dataset(folder, info=example_dataset_info(samples=1, layers=()), length=30)
+
+
+def _write_lying_length(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample that claims 2^30 tokens, with a cell to match; its list of tokens has 30."""
+    light_arrays, claimed = rows._light_arrays, 1 << 30
+
+    def lying(samples: Sequence[Sample]) -> dict[str, pa.Array]:
+        return {**light_arrays(samples), "n_tokens": pa.array([claimed] * len(samples), pa.int32())}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "_light_arrays", lying)
+        _write(folder, _cell(HUGE, _frame(HUGE), tokens=claimed), patch)
+
+
+def _write_endless_manifest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_example_dataset(folder, info=example_dataset_info(samples=1))
+    os.truncate(folder / "shards/part-000000.json", 1 << 30)
+
+
+def _write_manifest_of_lists(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest whose every third byte is a list of its own."""
+    write_example_dataset(folder, info=example_dataset_info(samples=1))
+    manifest = folder / "shards/part-000000.json"
+    document = unsealed(manifest.read_bytes(), "manifest")
+    manifest.write_bytes(sealed({"lists": [[]] * ((seal.MAX_DOCUMENT_BYTES - 5000) // 3), **document}))
+
+
+WHOLE_BOMBS: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
+    "compressed record batch": _write_compressed_batches,
+    "sample that lies about its length": _write_lying_length,
+    "manifest without end": _write_endless_manifest,
+    "manifest of lists": _write_manifest_of_lists,
+}
+
+
+def test_bombs_are_refused_within_the_memory_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+    for i, bomb in enumerate(BOMBS.values()):
+        folders.append(tmp_path / str(i))
+        _write(folders[-1], bomb(), monkeypatch)
+    for name, write in WHOLE_BOMBS.items():
+        folders.append(tmp_path / name)
+        write(folders[-1], monkeypatch)
+    command = [sys.executable, "-c", READ, str(Path(__file__).parents[1]), *map(str, folders)]
+    *answers, grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    for name, answer in zip([*BOMBS, *WHOLE_BOMBS], answers, strict=True):
+        assert ("part-000000.json: " if "manifest" in name else "part-000000.arrow: record batch 0: ") in answer, name
+    assert int(grown) <= LIMIT
 
 
 def test_error_names_file_batch_sample_and_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,7 @@ REFUSED = {
     "missing logits": _broken(logits=None),
     "mask of another length": _broken(loss_mask=EXAMPLE.loss_mask[:-1]),
     "no tokens": _broken(tokens=EXAMPLE.tokens[:0]),
+    "longer than the capture": example_samples(1, length=65)[0],
 }
 
 
