@@ -6,11 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from arwkv_producer.chat_template import ChatTemplate, Span
 from arwkv_producer.documents import Record
 from arwkv_store.errors import UsageError
-
-Span = tuple[int, int]
-"""Characters from .. to (exclusive)."""
 
 
 @dataclass(frozen=True)
@@ -105,32 +103,10 @@ def _has(record: Record, *fields: str) -> bool:
 
 
 def _render(record: Record, messages: Sequence[Mapping[str, Any]], tokenizer: Any, first_counted: int = 0) -> Document:
-    """An assistant turn's characters are those it adds to the conversation before it with the reply's header open."""
-
-    tools = record.fields.get("tools")
-
-    def rendered(turns: Sequence[Mapping[str, Any]], header: bool) -> str:
-        return str(tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=header))
-
-    try:
-        text = rendered(messages, False)
-        counted = []
-        for turn, message in enumerate(messages):
-            if turn < first_counted or message["role"] != "assistant":
-                continue
-            opened = rendered(messages[:turn], True) if turn else ""
-            closed = rendered(messages[: turn + 1], False)
-            if not text.startswith(opened) or not text.startswith(closed):
-                raise UsageError(
-                    f"{record.where}: the chat template rewrites earlier turns, so turn {turn + 1} cannot be told from "
-                    "the rest; cut the conversation there"
-                )
-            counted.append((len(opened), len(closed)))
-    except UsageError:
-        raise
-    except Exception as error:  # a template is a program of its own and may raise anything
-        raise UsageError(f"{record.where}: the chat template refuses it ({error}); mend the conversation") from error
-    return Document(text, record.source, tuple(counted))
+    """The conversation, its assistant turns from `first_counted` on counted."""
+    text, spans = ChatTemplate(tokenizer, record.fields.get("tools"), record.where).render(messages)
+    before = sum(message["role"] == "assistant" for message in messages[:first_counted])
+    return Document(text, record.source, tuple(spans[before:]))
 
 
 def _turns(record: Record, field: str, role: str) -> list[Any]:

@@ -11,7 +11,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from arwkv_producer.conversations import Document, Span
+from arwkv_producer.chat_template import Span
+from arwkv_producer.conversations import Document
 
 DOCUMENTS_PER_BATCH = 256
 
