@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from arwkv_producer.account import Account
 from arwkv_producer.backend import start_engine
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.job import Job
-from arwkv_producer.parts import Work, capture_parts, require_complete
-from arwkv_producer.samples import BadCapture
+from arwkv_producer.parts import Work, commit_parts, require_complete
+from arwkv_producer.samples import BadCapture, GaveUp
+from arwkv_producer.teacher_pass import TeacherPass
 from arwkv_store import ShardManifest, create_dataset
 from arwkv_store.errors import NotFound, TryAgain, UsageError
 from arwkv_store.layout import DATASET_FILE
@@ -30,27 +31,55 @@ Parts = tuple[int, list[int]]
 """Numbers of one of the works and of some of its parts."""
 
 
+@dataclass(frozen=True)
+class Made:
+    """What came of one call to an actor."""
+
+    committed: list[ShardManifest]
+    bad: list[tuple[int, BadCapture]]
+    """Samples without a usable answer."""
+    failure: BadCapture | None = None
+    """What kept some of the parts from being made."""
+
+
+class _Notes(Account):
+    """An actor's account: it keeps for the driver what the driver counts, prints and logs."""
+
+    def __init__(self, config: GenerateConfig) -> None:
+        super().__init__(config)
+        self.noted: list[tuple[int, BadCapture]] = []
+
+    def bad(self, sample_id: int, reason: BadCapture) -> None:
+        self.noted.append((sample_id, reason))
+
+
 class CapturingActor:
     """Lives in a Ray worker: starts its engine with the first parts it is given, and keeps it."""
 
     def __init__(self, config: GenerateConfig, jobs: list[Job]) -> None:
         self._config, self._jobs = config, jobs
+        self._notes = _Notes(config)
         self._engine: Any = None
+        self._passes: dict[int, TeacherPass] = {}
 
-    def make(self, parts: Parts) -> tuple[list[ShardManifest], str]:
-        """Capture and commit the parts; answers their manifests, and what kept the others from being made."""
+    def make(self, parts: Parts) -> Made:
+        """Capture and commit the parts. Bad samples in a row are counted over calls."""
         number, wanted = parts
         job = self._jobs[number]
         if "://" not in job.out and not (Path(job.out) / DATASET_FILE).exists():
             raise NotFound(f"{job.out}: not there on {socket.gethostname()}; name a folder that every node shares")
         if self._engine is None:
             self._engine = start_engine(self._config, self._jobs[0])
+        if number not in self._passes:
+            self._passes[number] = TeacherPass(job, self._engine, self._notes)
         work = Work(job, create_dataset(job.out, job.info), len(wanted), wanted)
+        self._notes.noted = []
+        failure = None
         try:
-            capture_parts(work, self._engine, Account(self._config), lambda: False)
+            commit_parts(work, self._passes[number], self._notes, lambda: False)
         except BadCapture as bad:
-            return work.committed, str(bad)
-        return work.committed, ""
+            failure = bad
+        return Made(work.committed, self._notes.noted, failure)
 
 
 def capture_on_cluster(
@@ -67,6 +96,8 @@ def capture_on_cluster(
         dispatch.run(stopping)
     for work in works:
         work.capture_s = time.monotonic() - began
+    if dispatch.gave_up is not None:
+        raise dispatch.gave_up
     if dispatch.failures:
         raise BadCapture(f"{len(dispatch.failures)} calls left shards unwritten; first: {dispatch.failures[0]}")
     for work in works:
@@ -85,16 +116,22 @@ class _Dispatch:
         self._idle = deque(self._new_actor() for _ in range(min(self._actors, len(self._waiting))))
         self._busy: dict[Any, tuple[Any, Parts]] = {}
         self._deaths = 0
-        self.failures: list[str] = []
+        self.failures: list[BadCapture] = []
         """What kept parts from being made."""
+        self.gave_up: GaveUp | None = None
+        """An actor's reason to expect no better of the parts that wait."""
 
     def _new_actor(self) -> Any:
         return self._actor_class.remote(replace(self._config, log_jsonl=None, metrics_port=None), self._jobs)
 
     def run(self, stopping: Callable[[], bool]) -> None:
-        """Until every part is made; or, once `stopping`, until the calls that are running have ended."""
-        while self._busy or (self._waiting and not stopping()):
-            while self._waiting and self._idle and not stopping():
+        """Until every part is made; or, once `stopping` or given up, until the calls that are running have ended."""
+
+        def going_on() -> bool:
+            return bool(self._waiting) and self.gave_up is None and not stopping()
+
+        while self._busy or going_on():
+            while self._idle and going_on():
                 actor, parts = self._idle.popleft(), self._next_parts()
                 self._busy[actor.make.remote(parts)] = actor, parts
             for call in self._ray.wait(list(self._busy), timeout=1.0)[0]:
@@ -112,22 +149,28 @@ class _Dispatch:
     def _collect(self, call: Any) -> None:
         actor, (number, wanted) = self._busy.pop(call)
         try:
-            committed, failure = self._ray.get(call)
+            made: Made = self._ray.get(call)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except self._ray.exceptions.RayActorError as error:
             self._count_death(error)
-            actor, failure = self._new_actor(), ""
+            actor = self._new_actor()
             writer = self._works[number].writer
             missing = set(writer.missing_parts())
             self._waiting.extendleft((number, part) for part in reversed(wanted) if part in missing)
-            committed = [writer.committed(part) for part in wanted if part not in missing]
+            made = Made([writer.committed(part) for part in wanted if part not in missing], [])
         self._idle.append(actor)
-        if failure:
-            print(f"producer: {failure}", file=sys.stderr)
-            self.failures.append(failure)
-        self._works[number].committed += committed
-        for manifest in committed:
+        self._account_for(number, made)
+
+    def _account_for(self, number: int, made: Made) -> None:
+        for sample_id, reason in made.bad:
+            self._account.bad(sample_id, reason)
+        if made.failure is not None:
+            self.failures.append(made.failure)
+        if isinstance(made.failure, GaveUp):
+            self.gave_up = made.failure
+        self._works[number].committed += made.committed
+        for manifest in made.committed:
             self._account.captured(manifest.tokens)
             self._account.committed(self._works[number].job.out, manifest)
 

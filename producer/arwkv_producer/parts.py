@@ -51,6 +51,11 @@ def share(config: GenerateConfig, job: Job) -> Work:
 
 def capture_parts(work: Work, engine: Engine, account: Account, stopping: Callable[[], bool]) -> None:
     """Capture and commit the work's parts, and account for each of them."""
+    commit_parts(work, TeacherPass(work.job, engine, account), account, stopping)
+
+
+def commit_parts(work: Work, teacher_pass: TeacherPass, account: Account, stopping: Callable[[], bool]) -> None:
+    """The same with a pass that has made other parts of the job before."""
     began = time.monotonic()
 
     def committed(manifest: ShardManifest) -> None:
@@ -58,7 +63,6 @@ def capture_parts(work: Work, engine: Engine, account: Account, stopping: Callab
         account.committed(work.job.out, manifest)
 
     with ShardQueue(work.writer, committed) as shards:
-        teacher_pass = TeacherPass(work.job, engine, account)
         for part in work.parts:
             if stopping():
                 break
@@ -66,9 +70,9 @@ def capture_parts(work: Work, engine: Engine, account: Account, stopping: Callab
             if samples is not None:
                 shards.put(part, samples)
     work.capture_s = time.monotonic() - began
-    if teacher_pass.failed:
-        first = next(iter(teacher_pass.failed.values()))
-        raise BadCapture(f"{len(teacher_pass.failed)} shards not written; first: {first}")
+    failed = [teacher_pass.failed[part] for part in work.parts if part in teacher_pass.failed]
+    if failed:
+        raise BadCapture(f"{len(failed)} shards not written; first: {failed[0]}")
     require_complete(work)
 
 

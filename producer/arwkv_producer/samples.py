@@ -17,6 +17,10 @@ class BadCapture(ArwkvError):
     """The teacher's answer for a sample is incomplete or not finite; the sample is named and nothing is committed."""
 
 
+class GaveUp(BadCapture):
+    """So many samples in a row were bad that the others will be, too."""
+
+
 def to_sample(
     sample_id: int,
     tokens: NDArray[np.int32],

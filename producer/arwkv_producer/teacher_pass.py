@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from arwkv_producer.account import Account
 from arwkv_producer.identity import hidden_names
 from arwkv_producer.job import Job
-from arwkv_producer.samples import BadCapture, to_sample
+from arwkv_producer.samples import BadCapture, GaveUp, to_sample
 from arwkv_store import Sample
 
 CALL_TOKENS = 1 << 16
@@ -41,7 +41,7 @@ class TeacherPass:
     def capture_part(self, part: int) -> list[Sample] | None:
         """A part's samples in order, or None (and an entry in `failed`) where one is bad.
 
-        Raises BadCapture after BAD_IN_A_ROW bad samples in a row.
+        Raises GaveUp after BAD_IN_A_ROW bad samples in a row.
         """
         samples = []
         ids = self._job.part_samples(part)
@@ -54,7 +54,7 @@ class TeacherPass:
             self.failed.setdefault(part, answer)
             self._account.bad(sample_id, answer)
             if self._bad_in_a_row == BAD_IN_A_ROW:
-                raise BadCapture(f"gave up after {BAD_IN_A_ROW} bad samples in a row; last: {answer}")
+                raise GaveUp(f"gave up after {BAD_IN_A_ROW} bad samples in a row; last: {answer}")
         return None if part in self.failed else samples
 
     def _answers(self, ids: range) -> Iterator[Sample | BadCapture]:

@@ -1,7 +1,9 @@
 """Actors on a real Ray cluster of this machine: one is killed, and every part is made once all the same."""
 
+import contextlib
 import json
 import os
+import pickle
 import secrets
 import signal
 import subprocess
@@ -9,14 +11,25 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
+from arwkv_producer import cluster as cluster_module
+from arwkv_producer.account import Account
 from arwkv_producer.config import GenerateConfig
+from arwkv_producer.corpus import Corpus, CorpusReport
+from arwkv_producer.job import Job
+from arwkv_producer.parts import share
+from arwkv_producer.samples import GaveUp
+from arwkv_producer.teacher import Teacher
 from arwkv_store import open_dataset
 from arwkv_store.errors import UsageError
 from producer_captures import MAX_LENGTH, Captures
+from store_examples import example_dataset_info
 
 LOCAL_CLUSTER = Path(__file__).with_name("local_cluster.py")
 ENVIRONMENT = {
@@ -125,6 +138,76 @@ def test_a_cluster_that_is_not_there_is_named(tiny_teacher: Path, tiny_corpus: P
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 75, stderr
     assert "--ray 127.0.0.1:1: no cluster answers there" in stderr.splitlines()[-1]
+
+
+class Call:
+    """One that has been answered."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = pickle.dumps(answer)
+
+
+class RayOfOneProcess:
+    """What the dispatch asks of Ray, done at once in this process."""
+
+    exceptions = SimpleNamespace(RayTaskError=type("E", (Exception,), {}), RayActorError=type("E", (Exception,), {}))
+
+    def remote(self, actor: type) -> Any:
+        def made(*arguments: Any) -> Any:
+            made = actor(*arguments)
+            return SimpleNamespace(make=SimpleNamespace(remote=lambda parts: Call(made.make(parts))))
+
+        return SimpleNamespace(options=lambda **needs: SimpleNamespace(remote=made))
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def wait(self, calls: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return calls[:1], calls[1:]
+
+    def get(self, call: Any) -> Any:
+        return pickle.loads(call.answer)
+
+    def cluster_resources(self) -> dict[str, int]:
+        return {"CPU": 2}
+
+    def nodes(self) -> list[dict[str, bool]]:
+        return [{"Alive": True}]
+
+
+def test_a_teacher_that_answers_nothing_ends_the_run_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts hold two samples and calls one part: five in a row are met over three calls."""
+    work = share(asked(tmp_path), job_without_answers(tmp_path / "shards", samples=40, per_part=2))
+    engine = SimpleNamespace(distribution=("ids",), capture=lambda prompts, keys: [{} for _ in keys])
+    monkeypatch.setattr(cluster_module, "PARTS_PER_CALL", 1)
+    monkeypatch.setattr(cluster_module, "start_engine", lambda config, job: engine)
+    monkeypatch.setattr(cluster_module, "_connected", lambda config: contextlib.nullcontext(RayOfOneProcess()))
+    config = asked(tmp_path)
+    with Account(config) as account, pytest.raises(GaveUp, match="gave up after 5 bad samples in a row; last: sample"):
+        cluster_module.capture_on_cluster(config, [work], account, lambda: False)
+    said = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    bad = [line["sample_id"] for line in said if line["event"] == "bad_sample"]
+    assert bad == [0, 1, 2, 3, 4]
+
+
+def asked(tmp_path: Path) -> GenerateConfig:
+    log, out = str(tmp_path / "log.jsonl"), str(tmp_path / "shards")
+    return GenerateConfig(teacher="t", data=("d",), out=out, ray="auto", log_jsonl=log)
+
+
+def job_without_answers(out: Path, samples: int, per_part: int) -> Job:
+    T = 6
+    corpus = Corpus(
+        tokens=np.zeros(samples * T, np.int32),
+        loss_mask=np.ones(samples * T, np.bool_),
+        starts=np.arange(samples + 1, dtype=np.int64) * T,
+        sources=["a.txt"] * samples,
+        report=CorpusReport(),
+    )
+    info = example_dataset_info(samples=samples, samples_per_part=per_part, layers=())
+    return Job(Teacher(model="m", name="m", revision=None, config={}, architecture="-"), corpus, info, str(out))
 
 
 def test_actors_and_ranks_exclude_each_other() -> None:
