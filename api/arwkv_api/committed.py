@@ -1,5 +1,6 @@
 """What the store has committed, as the index takes it in: verified documents, or the reason why they cannot be used."""
 
+import errno
 import hashlib
 import os
 from dataclasses import dataclass
@@ -9,11 +10,14 @@ from pathlib import Path
 
 from arwkv_api.folders import IDENTITY, ShardFiles
 from arwkv_api.transfer import open_inside, read_inside
-from arwkv_store.errors import ArwkvError, CorruptShard, NotFound
+from arwkv_store.errors import ArwkvError, CorruptShard, NotFound, TryAgain
 from arwkv_store.manifest import FileInfo, ShardManifest
 from arwkv_store.schema import DatasetInfo
 from arwkv_store.seal import MAX_DOCUMENT_BYTES
 
+# What the system says of a file that is not there, or is none. Whatever else it says (too many open files, a stale
+# handle, a disk or server that is away) may pass, and tells nothing of the bytes.
+NO_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 # What a BIGINT column keeps.
 LARGEST_INTEGER = (1 << 63) - 1
 
@@ -57,11 +61,18 @@ class Shard:
 def read_identity(folder: Path) -> Identity:
     """Read and verify a dataset's identity. Raises OSError, CorruptShard or UnsupportedVersion."""
     raw, status = read_inside(folder, IDENTITY, MAX_DOCUMENT_BYTES)
-    return Identity(raw, status.st_mtime_ns, DatasetInfo.from_bytes(raw, f"{folder.name}/{IDENTITY}"))
+    where = f"{folder.name}/{IDENTITY}"
+    info = DatasetInfo.from_bytes(raw, where)
+    if info.corpus.parts > LARGEST_INTEGER:
+        raise CorruptShard(f"{where}: corpus.parts {info.corpus.parts} is not below 2^63; make the dataset again")
+    return Identity(raw, status.st_mtime_ns, info)
 
 
 def read_shard(folder: Path, files: ShardFiles, dataset_hash: str) -> Shard:
-    """Read and verify one manifest, and that its data files are there in full size; a bad shard is an answer."""
+    """Read and verify one manifest, and that its data files are there in full size; a bad shard is an answer.
+
+    Raises TryAgain where a file cannot be read just now.
+    """
     raw = b""
     where = f"part-{files.part:06d}.json"
     try:
@@ -70,8 +81,10 @@ def read_shard(folder: Path, files: ShardFiles, dataset_hash: str) -> Shard:
         _require_same_dataset(manifest, files.part, dataset_hash, where)
         for kind in manifest.files:
             _require_full_size(folder, manifest, kind)
-    except (ArwkvError, OSError) as error:
-        return Shard(files, raw, None, one_line(error))
+    except OSError as error:
+        return Shard(files, raw, None, str(unreadable(error, where)))
+    except ArwkvError as error:
+        return Shard(files, raw, None, str(error))
     return Shard(files, raw, manifest, None)
 
 
@@ -84,7 +97,8 @@ def parse_manifest(raw: bytes) -> ShardManifest:
 def open_data(folder: Path, manifest: ShardManifest, kind: str) -> tuple[int, FileInfo]:
     """A descriptor of the part's file `rows` or `hidden`, which is of the size that the manifest says.
 
-    Raises NotFound where the part has no such file, CorruptShard where it is gone or has another size.
+    Raises NotFound where the part has no such file, CorruptShard where it is gone or has another size, and TryAgain
+    where it cannot be opened just now.
     """
     info = manifest.files.get(kind)
     if info is None:
@@ -92,7 +106,7 @@ def open_data(folder: Path, manifest: ShardManifest, kind: str) -> tuple[int, Fi
     try:
         fd = open_inside(folder / "shards", info.name)
     except OSError as error:
-        raise CorruptShard(f"{info.name}: {error.strerror or error}; make the part again") from error
+        raise unreadable(error, info.name) from error
     size_bytes = os.fstat(fd).st_size
     if size_bytes != info.size_bytes:
         os.close(fd)
@@ -120,8 +134,17 @@ def _require_full_size(folder: Path, manifest: ShardManifest, kind: str) -> None
 
 def one_line(error: Exception) -> str:
     """An expected error in words that name no folder outside the dataset."""
-    return (
-        f"{Path(str(error.filename)).name}: {error.strerror}"
-        if isinstance(error, OSError) and error.strerror
-        else str(error)
-    )
+    if isinstance(error, OSError) and error.strerror:
+        return f"{Path(os.fsdecode(error.filename)).name}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def unreadable(error: OSError, name: str) -> CorruptShard:
+    """What is wrong with file `name`, or the one that the error names. Raises TryAgain where the error may pass."""
+    name = Path(os.fsdecode(error.filename)).name if error.filename else name
+    reason = error.strerror or str(error).removeprefix(f"{name}: ")
+    if error.errno not in NO_FILE:
+        raise TryAgain(
+            f"{name}: {reason}; try again, and see to the disk or the service's limits if it stays"
+        ) from error
+    return CorruptShard(f"{name}: {reason}; make the part again")

@@ -70,6 +70,17 @@ def shard_files(folder: Path) -> dict[int, ShardFiles]:
     return {part: shard for part, files in found.items() if (shard := _shard(part, sorted(files))) is not None}
 
 
+def part_files(folder: Path, part: int) -> ShardFiles | None:
+    """The same of one part alone; None where it has no manifest. Raises OSError where that cannot be told."""
+    files = []
+    for kind in ("arrow", "hidden.arrow", "json"):
+        try:
+            files.append((kind, (folder / "shards" / f"part-{part:06d}.{kind}").lstat()))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return None if (folder / "shards").is_symlink() else _shard(part, files)
+
+
 def run_folders(roots: tuple[Path, ...]) -> dict[str, Path]:
     """Folders that hold a metrics.jsonl, by name: the path below their root, with `-` between its parts."""
     runs: dict[str, Path] = {}

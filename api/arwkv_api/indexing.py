@@ -47,16 +47,19 @@ def store_identity(session: Session, held: Lease, name: str, folder: Path, ident
 
 
 def mark_unreadable(session: Session, held: Lease, name: str, folder: Path, problem: str) -> None:
-    """Show that the folder holds a dataset.json which cannot be used, and why."""
+    """Show that the folder holds a dataset which cannot be used, and why."""
     row = session.scalar(select(DatasetRow).where(DatasetRow.name == name))
+    if row is not None and (row.root != held.root or row.state == "withdrawn"):
+        return
+    if row is not None and (row.state, row.problem) == ("unreadable", problem):
+        return
+    held.renew(session)
     if row is None:
         now = time.time()
         row = DatasetRow(
             name=name, identity=b"", identity_mtime_ns=0, dataset_hash="", teacher="", parts=0, created_at_s=now
         )
         session.add(row)
-    elif row.state == "withdrawn" or row.problem == problem:
-        return
     row.root, row.folder, row.state, row.problem = held.root, str(folder), "unreadable", problem
     row.updated_at_s = time.time()
     row.revision = (row.revision or 0) + 1
@@ -77,6 +80,8 @@ def mark_missing(session: Session, held: Lease, present: Collection[str]) -> Non
 
 def store_shards(session: Session, dataset_id: int, shards: Sequence[Shard], *, replaced: bool) -> None:
     """Add shards; `replaced` says that some are in the index already, and makes the totals be counted anew."""
+    if not shards:
+        return
     parts = [shard.files.part for shard in shards]
     delete_shards(session, dataset_id, parts)
     session.execute(insert(ShardRow), [{"dataset_id": dataset_id, **_columns(shard)} for shard in shards])

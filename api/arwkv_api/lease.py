@@ -16,6 +16,8 @@ from arwkv_store.errors import TryAgain
 # A holder that neither renews nor releases for this long is taken to be dead.
 LEASE_S = 15.0
 RETRY_S = 0.05
+# Scans take at most this share of the time, so that a slow root does not keep a disk busy.
+BUSY_SHARE = 0.2
 # A root that nobody has scanned for this long is no longer served: its datasets' names are free again.
 ABANDONED_AFTER_S = 60.0
 
@@ -37,6 +39,11 @@ class Lease:
         if session.execute(mine.values(expires_at_s=time.time() + LEASE_S)).rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
             raise LeaseLost(f"index of {self.root}: another process scans it now; ask again")
 
+    def scanned(self, session: Session, took_s: float) -> None:
+        """Note that everything under the root was looked at just now, and how long that took."""
+        mine = update(LeaseRow).where(LeaseRow.root == self.root, LeaseRow.holder == self.holder)
+        session.execute(mine.values(scanned_at_s=time.time(), scan_took_s=took_s))
+
 
 @contextmanager
 def lease(engine: Engine, root: str, wait_s: float) -> Iterator[Lease | None]:
@@ -53,20 +60,28 @@ def lease(engine: Engine, root: str, wait_s: float) -> Iterator[Lease | None]:
     finally:
         with Session(engine) as session, session.begin():
             mine = update(LeaseRow).where(LeaseRow.root == root, LeaseRow.holder == held.holder)
-            session.execute(mine.values(expires_at_s=0.0, scanned_at_s=time.time()))
+            session.execute(mine.values(expires_at_s=0.0))
+
+
+def pause_s(took_s: float) -> float:
+    """How long a root that took so long to scan is left alone by all processes together."""
+    return took_s / BUSY_SHARE
 
 
 def scanned_within(engine: Engine, root: str, seconds: float) -> bool:
-    """True where any process finished a scan of `root` in the last `seconds`."""
+    """True where any process scanned `root` in the last `seconds`, or so lately that a slow root is left alone."""
     with Session(engine) as session:
         row = session.get(LeaseRow, root)
-        return row is not None and time.time() - row.scanned_at_s < seconds
+        return row is not None and time.time() - row.scanned_at_s < max(seconds, pause_s(row.scan_took_s))
 
 
 def is_abandoned(session: Session, root: str) -> bool:
     """True where no process has scanned `root` for a while: it was moved, or its service stopped."""
     row = session.get(LeaseRow, root)
-    return row is None or time.time() - max(row.scanned_at_s, row.expires_at_s) > ABANDONED_AFTER_S
+    if row is None:
+        return True
+    due_s = row.scanned_at_s + row.scan_took_s + pause_s(row.scan_took_s)
+    return time.time() - max(due_s, row.expires_at_s) > ABANDONED_AFTER_S
 
 
 def _take(engine: Engine, wanted: Lease) -> bool:
@@ -78,7 +93,7 @@ def _take(engine: Engine, wanted: Lease) -> bool:
             return bool(taken)
     try:
         with Session(engine) as session, session.begin():
-            session.add(LeaseRow(root=wanted.root, holder=wanted.holder, expires_at_s=now + LEASE_S, scanned_at_s=0.0))
+            session.add(LeaseRow(root=wanted.root, holder=wanted.holder, expires_at_s=now + LEASE_S))
     except IntegrityError:
         return False  # someone else came first
     return True

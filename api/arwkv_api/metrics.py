@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -12,6 +13,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from arwkv_api.config import Settings
+from arwkv_api.lease import pause_s
 from arwkv_api.tables import DatasetRow, LeaseRow
 
 REQUESTS = Counter("arwkv_http_requests", "Requests answered.", ["method", "route", "status"])
@@ -21,6 +23,8 @@ VERIFICATIONS = Counter("arwkv_verifications", "Shards read through, and what wa
 VERIFIED_BYTES = Counter("arwkv_verified_bytes", "Bytes read to verify shards.")
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
+# No root lags too much below this, however quickly it is scanned.
+LAG_LIMIT_S = 120.0
 
 
 def exposition(engine: Engine, settings: Settings) -> bytes:
@@ -35,13 +39,28 @@ def exposition(engine: Engine, settings: Settings) -> bytes:
     return generate_latest(requests) + generate_latest(index)
 
 
-def scan_lag_s(session: Session, settings: Settings) -> float:
-    """Seconds since the longest-waiting root was looked at; infinite before the first look."""
-    roots = list(map(str, settings.roots))
-    scanned = session.execute(
-        select(func.count(), func.min(LeaseRow.scanned_at_s)).where(LeaseRow.root.in_(roots), LeaseRow.scanned_at_s > 0)
-    ).one()
-    return max(time.time() - scanned[1], 0.0) if scanned[0] == len(roots) else float("inf")
+@dataclass(frozen=True)
+class ScanLag:
+    """Seconds since the longest-waiting root was looked at, and how many it may be; `late` where nobody looks at it."""
+
+    lag_s: float
+    limit_s: float
+    late: bool
+
+
+def scan_lag(session: Session, settings: Settings) -> ScanLag:
+    """How far the index is behind the roots: infinitely before the first look at each. Slow roots may lag longer."""
+    now = time.time()
+    wanted = select(LeaseRow).where(LeaseRow.root.in_(map(str, settings.roots)), LeaseRow.scanned_at_s > 0)
+    rows = session.scalars(wanted).all()
+    took_s = [row.scan_took_s for row in rows]
+    round_s = sum(took_s) + pause_s(max(took_s, default=0.0))
+    limit_s = max(LAG_LIMIT_S, 3 * settings.scan_interval_s, 2 * round_s)
+    if len(rows) < len(settings.roots):
+        return ScanLag(float("inf"), limit_s, late=True)
+    # A root that is being scanned at this moment, however long it takes, is looked at.
+    late = any(now - row.scanned_at_s > limit_s and row.expires_at_s < now for row in rows)
+    return ScanLag(max(now - min(row.scanned_at_s for row in rows), 0.0), limit_s, late)
 
 
 class _Index(Collector):
@@ -57,9 +76,9 @@ class _Index(Collector):
             states = session.execute(
                 select(DatasetRow.state, func.count()).where(*served).group_by(DatasetRow.state)
             ).all()
-            yield GaugeMetricFamily(
-                "arwkv_scan_lag_seconds", "Since a root was looked at.", scan_lag_s(session, self._settings)
-            )
+            scan = scan_lag(session, self._settings)
+        yield GaugeMetricFamily("arwkv_scan_lag_seconds", "Since a root was looked at.", scan.lag_s)
+        yield GaugeMetricFamily("arwkv_scan_lag_limit_seconds", "Lag above which /ready says no.", scan.limit_s)
         datasets = GaugeMetricFamily("arwkv_datasets", "Datasets under the roots.", labels=["state"])
         for state, count in states:
             datasets.add_metric([state], count)

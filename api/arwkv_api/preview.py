@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from arwkv_api.committed import unreadable
 from arwkv_store.columns import heavy_columns
 from arwkv_store.errors import CorruptShard, NotFound
 from arwkv_store.manifest import ShardManifest
@@ -67,12 +68,17 @@ class Previews:
         self._open: OrderedDict[tuple[str, str, int], Shard] = OrderedDict()
 
     def sample(self, folder: Path, info: DatasetInfo, manifest: ShardManifest, sample_id: int) -> Sample:
-        """The sample with this id. Raises NotFound where the part skips it, CorruptShard for damaged bytes."""
+        """The sample with this id.
+
+        Raises NotFound where the part skips it, CorruptShard for damaged bytes, TryAgain where it cannot be read now.
+        """
         try:
             return self._read(folder, info, manifest, sample_id)
         except CorruptShard as error:
             # The store names the whole path, which is nobody's business beyond this machine.
             raise CorruptShard(str(error).replace(f"{folder}/shards/", "")) from error
+        except OSError as error:
+            raise unreadable(error, f"part {manifest.part}") from error
 
     def _read(self, folder: Path, info: DatasetInfo, manifest: ShardManifest, sample_id: int) -> Sample:
         with self._lock:

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from arwkv_api.answers import Answers
 from arwkv_api.config import Settings
 from arwkv_api.keyring import Keyring
+from arwkv_api.lease import pause_s
 from arwkv_api.looks import Looks
 from arwkv_api.preview import Previews
 from arwkv_api.scan import scan_root
@@ -20,8 +21,6 @@ from arwkv_api.verify import Pace, verify_due
 
 log = logging.getLogger("arwkv_api.service")
 
-# A scan takes at most this share of the time, so that a slow root does not keep a disk busy.
-BUSY_SHARE = 0.2
 # Every so many looks, files are compared even in folders whose own time has not changed.
 DEEP_LOOK_INTERVALS = 10
 
@@ -63,23 +62,26 @@ class Service:
         looks = Looks(DEEP_LOOK_INTERVALS * self.settings.scan_interval_s)
         fresh_s = self.settings.scan_interval_s * 0.8
         while not self._stopping.is_set():
-            began = time.monotonic()
+            wait_s = self.settings.scan_interval_s
             for root in self.settings.roots:
+                began = time.monotonic()
                 try:
                     scan_root(self.engine, root, fresh_s=fresh_s, looks=looks, stopping=self._stopping)
                 except Exception:  # the thread must outlive any one look, or the index stands still
                     log.exception("scan of %s failed; it is tried again", root)
+                    wait_s = max(wait_s, pause_s(time.monotonic() - began))
             self.scanned_once.set()
-            took_s = time.monotonic() - began
-            self._stopping.wait(max(self.settings.scan_interval_s, took_s / BUSY_SHARE))
+            self._stopping.wait(wait_s)
 
     def _verify_until_stopped(self) -> None:
         pace = Pace(self.settings.verify_mb_per_s * 1e6, self._stopping)
+        passed: dict[Path, int] = {}
         while not self._stopping.is_set():
             more = False
             for root in self.settings.roots:
                 try:
-                    more |= verify_due(self.engine, str(root), pace)
+                    here, passed[root] = verify_due(self.engine, str(root), pace, passed.get(root, 0))
+                    more |= here
                 except Exception:  # as above
                     log.exception("verification under %s failed; it is tried again", root)
             if not more:

@@ -112,4 +112,6 @@ class LeaseRow(Base):
     root: Mapped[str] = mapped_column(Text, primary_key=True)
     holder: Mapped[str] = mapped_column(String(64))
     expires_at_s: Mapped[float] = mapped_column(Double)
+    # 0 until a scan of the root came to its end.
     scanned_at_s: Mapped[float] = mapped_column(Double, default=0.0)
+    scan_took_s: Mapped[float] = mapped_column(Double, default=0.0)

@@ -13,12 +13,13 @@ from typing import Any
 from sqlalchemy import Engine, Row, select
 from sqlalchemy.orm import Session
 
-from arwkv_api.committed import ShardState, open_data, parse_manifest
-from arwkv_api.indexing import refresh_totals
-from arwkv_api.lease import Lease, lease
+from arwkv_api.committed import ShardState, open_data, parse_manifest, read_shard, unreadable
+from arwkv_api.folders import part_files
+from arwkv_api.indexing import refresh_totals, store_shards
+from arwkv_api.lease import Lease, LeaseLost, lease
 from arwkv_api.metrics import VERIFICATIONS, VERIFIED_BYTES
 from arwkv_api.tables import DatasetRow, ManifestRow, ShardRow
-from arwkv_store.errors import CorruptShard, TryAgain
+from arwkv_store.errors import CorruptShard, NotFound, TryAgain
 from arwkv_store.manifest import ShardManifest
 
 log = logging.getLogger("arwkv_api.verify")
@@ -64,7 +65,10 @@ class Pace:
 
 
 def fault_of(folder: Path, manifest: ShardManifest, read: Read) -> str | None:
-    """What is wrong with the part's files, every byte of which is read and hashed; None where nothing is."""
+    """What is wrong with the part's files, every byte of which is read and hashed; None where nothing is.
+
+    Raises TryAgain where a file cannot be read just now, which says nothing of its bytes.
+    """
     try:
         for kind in manifest.files:
             _require_committed_bytes(folder, manifest, kind, read)
@@ -73,30 +77,63 @@ def fault_of(folder: Path, manifest: ShardManifest, read: Read) -> str | None:
     return None
 
 
-def verify_shard(engine: Engine, dataset: DatasetRow, shard: ShardRow, manifest: ShardManifest) -> None:
-    """Read one shard through now and write the verdict down. Raises TryAgain while a scan of its root goes on."""
-    fault = fault_of(Path(dataset.folder), manifest, lambda _size: None)
-    if not _record(engine, dataset.root, [Verdict(dataset.id, shard.id, shard.fingerprint, fault)]):
-        raise TryAgain(f"dataset {dataset.name!r}: its root is being scanned; ask again in a moment")
+def verify_shard(engine: Engine, dataset: DatasetRow, part: int) -> None:
+    """Read one shard through now, manifest and data, whatever was found before, and write the verdict down.
+
+    Raises NotFound where its manifest is gone, and TryAgain where a file cannot be read just now or while a scan of its
+    root goes on.
+    """
+    folder = Path(dataset.folder)
+    try:
+        files = part_files(folder, part)
+    except OSError as error:
+        raise unreadable(error, f"part {part}") from error
+    if files is None:
+        raise NotFound(f"dataset {dataset.name!r}: part {part}: its manifest is gone; make the part again")
+    found = read_shard(folder, files, dataset.dataset_hash)
+    fault = found.problem if found.manifest is None else fault_of(folder, found.manifest, lambda _size: None)
+    with lease(engine, dataset.root, SCAN_WAIT_S) as held:
+        if held is None:
+            raise TryAgain(f"dataset {dataset.name!r}: its root is being scanned; ask again in a moment")
+        with Session(engine) as session, session.begin():
+            held.renew(session)
+            this = (ShardRow.dataset_id == dataset.id, ShardRow.part == part)
+            if session.execute(select(ShardRow.fingerprint, ShardRow.state).where(*this)).first() != (
+                files.fingerprint,
+                ShardState.COMMITTED,
+            ):
+                store_shards(session, dataset.id, [found], replaced=True)
+            shard_id = session.execute(select(ShardRow.id).where(*this)).scalar_one()
+            _record_dataset(session, dataset.id, [Verdict(dataset.id, shard_id, files.fingerprint, fault)])
 
 
-def verify_due(engine: Engine, root: str, pace: Pace) -> bool:
-    """Verify some shards under `root`, those never looked at first; False where none is due, or another does it."""
-    if not _due(engine, root, limit=1):
-        return False
+def verify_due(engine: Engine, root: str, pace: Pace, passed: int = 0) -> tuple[bool, int]:
+    """Verify some shards under `root`, those never looked at first.
+
+    Whether more may be due here and now, and how many shards could not be read just now: they stay at the head of the
+    order, so that the next call of this pass is given their number as `passed`.
+    """
+    if not _due(engine, root, passed, limit=1):
+        return False, 0
     with lease(engine, f"verify {root}", 0.0) as held:
         if held is None:
-            return False
+            return False, 0
         verdicts: list[Verdict] = []
         reading = _Reading(pace, engine, held)
-        for shard in _due(engine, root, limit=BATCH_SHARDS):
-            fault = fault_of(Path(shard.folder), parse_manifest(shard.raw), reading)
-            verdicts.append(Verdict(shard.dataset_id, shard.id, shard.fingerprint, fault))
+        for shard in _due(engine, root, passed, limit=BATCH_SHARDS):
+            try:
+                fault = fault_of(Path(shard.folder), parse_manifest(shard.raw), reading)
+                verdicts.append(Verdict(shard.dataset_id, shard.id, shard.fingerprint, fault))
+            except LeaseLost:
+                raise
+            except TryAgain as error:
+                log.warning("%s: %s", Path(shard.folder).name, error)
+                passed += 1
             if pace.stopping.is_set():
-                return False
+                return False, 0
             if time.monotonic() - reading.began_s > BATCH_S:
                 break
-        return _record(engine, root, verdicts)
+        return _record(engine, root, verdicts), passed
 
 
 @dataclass
@@ -128,17 +165,15 @@ def _require_committed_bytes(folder: Path, manifest: ShardManifest, kind: str, r
                 VERIFIED_BYTES.inc(size_bytes)
                 read(size_bytes)
     except OSError as error:
-        raise CorruptShard(
-            f"{info.name}: {error.strerror or error}; see to the disk, then make the part again"
-        ) from error
+        raise unreadable(error, info.name) from error
     if digest.hexdigest() != info.sha256:
         raise CorruptShard(
             f"{info.name}: SHA-256 {digest.hexdigest()[:16]}…, committed as {info.sha256[:16]}…; make the part again"
         )
 
 
-def _due(engine: Engine, root: str, limit: int) -> list[Row[Any]]:
-    """Committed shards of `root` that were not verified lately, the longest unseen first."""
+def _due(engine: Engine, root: str, passed: int, limit: int) -> list[Row[Any]]:
+    """Committed shards of `root` that were not verified lately, the longest unseen first, after `passed` of them."""
     query = (
         select(ShardRow.id, ShardRow.dataset_id, ShardRow.fingerprint, DatasetRow.folder, ManifestRow.raw)
         .join(DatasetRow, DatasetRow.id == ShardRow.dataset_id)
@@ -146,6 +181,7 @@ def _due(engine: Engine, root: str, limit: int) -> list[Row[Any]]:
         .where(DatasetRow.root == root, DatasetRow.state == "ready", ShardRow.state == ShardState.COMMITTED)
         .where(ShardRow.verified_at_s < time.time() - HOLDS_S)
         .order_by(ShardRow.verified_at_s)
+        .offset(passed)
         .limit(limit)
     )
     with Session(engine) as session:

@@ -1,7 +1,9 @@
 """Damage that leaves names, sizes and times alone is found by reading, shown, counted, and gone once it is mended."""
 
+import errno
 import io
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,8 @@ from fastapi.testclient import TestClient
 
 from api_eventually import eventually
 from arwkv_api.config import Settings
+from arwkv_api.scan import scan_root
+from arwkv_api.verify import Pace, verify_due
 
 Open = Callable[[Settings], TestClient]
 SHARDS = "/v1/datasets/train/shards"
@@ -58,10 +62,11 @@ def test_flipped_byte_is_found_shown_and_counted(client: TestClient, data: Path)
     assert found["state"] == "corrupt"
     assert "part-000001.hidden.arrow: SHA-256" in found["problem"]
     assert "make the part again" in found["problem"]
-    assert client.get(f"{SHARDS}/1/data").status_code == client.post(f"{SHARDS}/1/verify").status_code == 409
+    assert client.get(f"{SHARDS}/1/data").status_code == 409
+    assert client.post(f"{SHARDS}/1/verify").json()["state"] == "corrupt"
     dataset = client.get("/v1/datasets/train").json()
     assert (dataset["shards"], dataset["faulty_shards"], dataset["samples"]) == (4, 1, 16)
-    assert _verifications(client, "corrupt") == counted + 1
+    assert _verifications(client, "corrupt") == counted + 2
 
 
 def test_background_finds_it_by_itself_and_sees_the_mended_file(
@@ -84,7 +89,46 @@ def test_background_keeps_its_pace(settings: Settings, open_client: Open) -> Non
     assert client.get("/v1/datasets/train").json()["verified_shards"] == 1
 
 
-def test_file_that_cannot_be_read_is_said_to_be(
+def test_corrupt_shard_that_was_mended_unseen_is_sound_once_asked_about(client: TestClient, data: Path) -> None:
+    before = client.get("/v1/datasets/train").json()
+    _flip(data, 100)
+    assert client.post(f"{SHARDS}/1/verify").json()["state"] == "corrupt"
+    _flip(data, 100)
+    mended = client.post(f"{SHARDS}/1/verify").json()
+    assert (mended["state"], mended["problem"]) == ("committed", None)
+    assert client.get(f"{SHARDS}/1/data").status_code == 200
+    after = client.get("/v1/datasets/train").json()
+    assert (after["shards"], after["faulty_shards"], after["tokens"]) == (5, 0, before["tokens"])
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE, errno.EIO])
+def test_file_that_cannot_be_opened_just_now_condemns_no_shard(
+    client: TestClient, root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    real = os.open
+
+    def failing(path: str | Path, *arguments: int, **more: int) -> int:
+        if str(path).endswith(("part-000001.hidden.arrow", "part-000002.json")):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *arguments, **more)
+
+    engine, manifest = client.app.state.service.engine, root / "train" / "shards" / "part-000002.json"  # type: ignore[attr-defined]  # typed as any ASGI
+    monkeypatch.setattr("arwkv_api.transfer.os.open", failing)
+    os.utime(manifest)  # to be read anew
+    assert scan_root(engine, root, wait_s=60).done
+    assert client.get(f"{SHARDS}/2").json()["state"] == "committed"
+    refused = client.get(f"{SHARDS}/1/data?file=hidden")
+    assert refused.status_code == client.post(f"{SHARDS}/1/verify").status_code == 503
+    assert os.strerror(number) in refused.json()["detail"]
+    # Both datasets have such a file; those that could be read are verified.
+    assert verify_due(engine, str(root), Pace(1e12, threading.Event())) == (True, 2)
+    assert client.get("/v1/datasets/train").json()["verified_shards"] == 4
+    monkeypatch.undo()
+    assert client.post(f"{SHARDS}/1/verify").json()["verified_at"] is not None
+    assert client.post(f"{SHARDS}/2/verify").json()["state"] == "committed"
+
+
+def test_error_while_reading_says_nothing_of_the_bytes(
     client: TestClient, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Dying(io.FileIO):
@@ -92,6 +136,7 @@ def test_file_that_cannot_be_read_is_said_to_be(
             raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("arwkv_api.verify.os.fdopen", lambda fd, *_, **__: Dying(fd))
-    found = client.post(f"{SHARDS}/1/verify").json()
-    assert found["state"] == "corrupt"
-    assert "Input/output error" in found["problem"]
+    answer = client.post(f"{SHARDS}/1/verify")
+    assert answer.status_code == 503
+    assert "part-000001.arrow: Input/output error" in answer.json()["detail"]
+    assert client.get(f"{SHARDS}/1").json()["state"] == "committed"

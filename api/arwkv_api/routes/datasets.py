@@ -62,6 +62,8 @@ def register_dataset(service: ServiceDep, registration: Registration, response: 
     with Session(service.engine) as session:
         _scan_now(service, registration.name)
         row = find_dataset(session, service.settings.roots, registration.name)
+        if row.state == "missing":
+            raise NotFound(f"{row.problem}; put it under a root first")
         response.headers["Location"] = f"/v1/datasets/{row.name}"
         return dataset_detail(row, _info(row))
 

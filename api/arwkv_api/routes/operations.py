@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from arwkv_api.metrics import MEDIA_TYPE, exposition, scan_lag_s
+from arwkv_api.metrics import MEDIA_TYPE, exposition, scan_lag
 from arwkv_api.models import Health, Readiness
 from arwkv_api.problems import answers
 from arwkv_api.security import Read
@@ -16,8 +16,6 @@ from arwkv_api.service import ServiceDep
 from arwkv_api.tables import DatasetRow
 
 router = APIRouter(tags=["operations"])
-# A lag above this, and above three intervals, means that nobody looks at the roots any more.
-LAG_LIMIT_S = 120.0
 
 
 @router.get("/health")
@@ -31,14 +29,13 @@ def ready(service: ServiceDep) -> JSONResponse:
     """The index can be reached and every root was looked at lately."""
     try:
         with Session(service.engine) as session:
-            lag_s = scan_lag_s(session, service.settings)
+            scan = scan_lag(session, service.settings)
             datasets = session.scalar(select(func.count()).select_from(DatasetRow)) or 0
     except SQLAlchemyError as error:
         answer = Readiness(ready=False, database=type(error).__name__, datasets=0, scan_lag_s=None)
     else:
-        known_s = lag_s if math.isfinite(lag_s) else None
-        fresh = lag_s < max(LAG_LIMIT_S, 3 * service.settings.scan_interval_s)
-        answer = Readiness(ready=fresh, database="reachable", datasets=datasets, scan_lag_s=known_s)
+        known_s = scan.lag_s if math.isfinite(scan.lag_s) else None
+        answer = Readiness(ready=not scan.late, database="reachable", datasets=datasets, scan_lag_s=known_s)
     return JSONResponse(answer.model_dump(), 200 if answer.ready else 503)
 
 

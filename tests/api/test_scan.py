@@ -1,0 +1,153 @@
+"""Looking at the roots: nothing that one dataset, one file or another thread is at keeps the index from following."""
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, update
+from sqlalchemy.orm import Session
+
+from api_eventually import eventually
+from api_many import many_shards
+from arwkv_api.config import Settings
+from arwkv_api.database import connect
+from arwkv_api.lease import lease, scanned_within
+from arwkv_api.metrics import LAG_LIMIT_S, scan_lag
+from arwkv_api.scan import scan_root
+from arwkv_api.tables import LeaseRow
+from arwkv_api.verify import Pace, verify_due
+from store_examples import example_dataset_info, write_example_dataset
+
+Open = Callable[[Settings], TestClient]
+
+
+@pytest.fixture
+def engine(database: str) -> Iterator[Engine]:
+    """An empty index."""
+    opened = connect(database)
+    yield opened
+    opened.dispose()
+
+
+def _set_lease(engine: Engine, **values: float) -> None:
+    with Session(engine) as session, session.begin():
+        session.execute(update(LeaseRow).values(**values))
+
+
+def test_only_a_scan_that_came_to_its_end_counts_as_one(
+    engine: Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lease(engine, str(root), 0.0):
+        pass
+    assert not scanned_within(engine, str(root), 60)
+    stopping = threading.Event()
+    stopping.set()
+    scan_root(engine, root, stopping=stopping)
+    assert not scanned_within(engine, str(root), 60)
+    with monkeypatch.context() as patched:
+        patched.setattr("arwkv_api.scan.dataset_folders", lambda _root: os.scandir("/no/such/folder"))
+        with pytest.raises(FileNotFoundError):
+            scan_root(engine, root)
+    assert not scanned_within(engine, str(root), 60)
+    scan_root(engine, root)
+    assert scanned_within(engine, str(root), 60)
+    _set_lease(engine, scanned_at_s=1.0, scan_took_s=0.0)
+    assert verify_due(engine, str(root), Pace(1e12, threading.Event())) == (True, 0)
+    assert not scanned_within(engine, str(root), 60)
+
+
+def test_dataset_that_comes_while_others_are_verified_is_seen(
+    settings: Settings, open_client: Open, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arwkv_api.verify.BATCH_S", 0.1)  # verdicts are written more often than roots are looked at
+    many_shards(root / "many", 400)
+    client = open_client(replace(settings, scan_interval_s=0.5, verify_mb_per_s=2.0))
+    write_example_dataset(root / "later")
+    eventually(lambda: client.get("/v1/datasets/later").status_code == 200)
+    assert client.get("/v1/datasets/many").json()["verified_shards"] < 400  # verification was still under way
+
+
+def test_one_bad_dataset_holds_up_no_other(client: TestClient, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = example_dataset_info()
+    huge = info.model_copy(update={"corpus": info.corpus.model_copy(update={"parts": 2**70})})
+    (root / "aaa").mkdir()
+    (root / "aaa" / "dataset.json").write_bytes(huge.to_bytes())
+    write_example_dataset(root / "zzz")
+    eventually(lambda: client.get("/v1/datasets/zzz").status_code == 200)
+    bad = client.get("/v1/datasets/aaa").json()
+    assert bad["state"] == "unreadable"
+    assert f"aaa/dataset.json: corpus.parts {2**70}" in bad["problem"]
+    assert client.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize("failure", [PermissionError(13, "Permission denied", "/x/shards"), ZeroDivisionError("why")])
+def test_dataset_whose_reading_fails_says_why_and_recovers(
+    engine: Engine, root: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    from arwkv_api import scan
+    from arwkv_api.catalogue import find_dataset
+
+    real = scan.shard_files
+
+    def failing(folder: Path) -> object:
+        if folder.name == "heldout":
+            raise failure
+        return real(folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scan, "shard_files", failing)
+        revisions = []
+        for _ in range(2):
+            assert scan_root(engine, root).done
+            with Session(engine) as session:
+                bad, good = (find_dataset(session, [root], name) for name in ("heldout", "train"))
+                assert (bad.state, good.state, good.shards) == ("unreadable", "ready", 5)
+                assert bad.problem == "shards: Permission denied" or "ZeroDivisionError" in str(bad.problem)
+                revisions.append(bad.revision)
+        assert revisions[0] == revisions[1]
+    assert ("ZeroDivisionError" in caplog.text) == isinstance(failure, ZeroDivisionError)
+    caplog.clear()
+    scan_root(engine, root)
+    with Session(engine) as session:
+        assert (find_dataset(session, [root], "heldout").state, find_dataset(session, [root], "heldout").shards) == (
+            "ready",
+            3,
+        )
+
+
+def test_slow_root_may_lag_as_long_as_it_takes(engine: Engine, root: Path, settings: Settings) -> None:
+    scan_root(engine, root)
+    for took_s, age_s, expires_at_s, late in (
+        (0.1, LAG_LIMIT_S + 10, 0.0, True),
+        (60.0, LAG_LIMIT_S + 10, 0.0, False),  # a minute's scan, and five minutes' pause
+        (60.0, 3600.0, 0.0, True),
+        (0.1, 3600.0, time.time() + 10, False),  # being scanned right now
+    ):
+        _set_lease(engine, scanned_at_s=time.time() - age_s, scan_took_s=took_s, expires_at_s=expires_at_s)
+        with Session(engine) as session:
+            assert scan_lag(session, settings).late == late, (took_s, age_s)
+    assert scanned_within(engine, str(root), 1.0) is False
+    _set_lease(engine, scanned_at_s=time.time() - 40, scan_took_s=10.0)
+    assert scanned_within(engine, str(root), 1.0)  # left alone for 50 s, whichever process asks
+
+
+def test_reindexed_unreadable_dataset_stays_unreadable(client: TestClient, root: Path) -> None:
+    path = root / "heldout" / "dataset.json"
+    path.write_bytes(path.read_bytes().replace(b"example/teacher", b"example/teapher"))
+    eventually(lambda: client.get("/v1/datasets/heldout").json()["state"] == "unreadable")
+    assert client.post("/v1/datasets/heldout/reindex").json()["state"] == "unreadable"
+
+
+def test_withdrawn_dataset_whose_folder_is_gone_cannot_be_registered(client: TestClient, root: Path) -> None:
+    client.delete("/v1/datasets/heldout")
+    shutil.rmtree(root / "heldout")
+    assert client.post("/v1/datasets", json={"name": "heldout"}).status_code == 404
+    shutil.rmtree(root / "train")
+    assert client.post("/v1/datasets", json={"name": "train"}).status_code == 404
+    assert client.get("/v1/datasets/train").json()["state"] == "missing"
