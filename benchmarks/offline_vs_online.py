@@ -3,10 +3,10 @@
     python benchmarks/offline_vs_online.py --shards runs/demo/shards/train
 
 Student, batch, optimiser and precision are the same in every arm. Live arms read the tokens alone from the same shards,
-run a teacher of 1, 4 or 16 times the student's parameters over them, and take the KL over the whole vocabulary. Arms
-take turns, a step each, in one process, after an epoch of loading: what an epoch costs, every byte verified, is said
-apart. On a shared machine, compare processor time. Peak memory is that of a process of its own for each arm, above what
-it held before models were made. Weights are random: a step's time does not depend on them.
+run a teacher of 1, 4 or 16 times the student's parameters over them, frozen and held in bf16, and take the KL over the
+whole vocabulary. Arms take turns, a step each, in one process, after an epoch of loading: what an epoch costs, every
+byte verified, is said apart. On a shared machine, compare processor time. Peak memory is that of a process of its own
+for each arm, above what it held before models were made. Weights are random: a step's time does not depend on them.
 """
 
 import dataclasses
@@ -162,7 +162,7 @@ def _arm(config: OfflineConfig, name: str, student: Student) -> Callable[[], Non
     order = iter(OrderSampler(dataset.shard_rows, 1_000_000, 0))
     teacher = None
     if name != OFFLINE:
-        teacher = _qwen2(dataset.info.vocab_size_padded, TEACHER_WIDTHS[name]).eval()
+        teacher = _qwen2(dataset.info.vocab_size_padded, TEACHER_WIDTHS[name], "bfloat16").eval().requires_grad_(False)
         _say_size(f"teacher, {name}×", teacher)
 
     def step() -> None:
@@ -186,8 +186,8 @@ def _say_size(what: str, model: Any) -> None:
     print(f"{what}: {sum(p.numel() for p in model.parameters()):,} parameters", file=sys.stderr)
 
 
-def _qwen2(rows: int, width: int) -> Any:  # transformers is untyped
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+def _qwen2(rows: int, width: int, dtype: str = "float32") -> Any:  # transformers is untyped
+    from transformers import AutoModelForCausalLM, Qwen2Config
 
     config = Qwen2Config(
         vocab_size=rows,
@@ -198,7 +198,7 @@ def _qwen2(rows: int, width: int) -> Any:  # transformers is untyped
         num_key_value_heads=1,
         tie_word_embeddings=True,
     )
-    return Qwen2ForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def _live_kl(teacher_BTV: Any, predicts_BT: Any, vocab_size: int) -> Any:
