@@ -117,4 +117,9 @@ def main() -> None:
         "copy": copy,
         "reindex": reindex,
     }
-    run_commands("store", "Look at datasets of teacher outputs, verify them, hand them on.", commands)
+    run_commands(
+        "store",
+        "Look at datasets of teacher outputs, verify them, hand them on. Files of remote datasets are kept in the "
+        "folder ARWKV_CACHE (~/.cache/arwkv), up to ARWKV_CACHE_BYTES (64G), the longest unused first out.",
+        commands,
+    )

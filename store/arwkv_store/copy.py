@@ -79,12 +79,20 @@ def _copy_part(source: Source, target: Target, manifest: ShardManifest) -> None:
         data: dict[str, IO[bytes]] = {}
         for kind, file in manifest.files.items():
             data[kind] = open_files.enter_context(target.temporary_file())
-            _copy_file(source.data_path(manifest.part, kind, file), file, data[kind])
+            try:
+                _copy_file(source.data_path(manifest.part, kind, file), file, data[kind])
+            except CorruptShard:
+                # A damaged copy in the cache says nothing of the source.
+                if not source.forget(file):
+                    raise
+                _copy_file(source.data_path(manifest.part, kind, file), file, data[kind])
         target.publish(manifest, data)
 
 
 def _copy_file(path: Path, file: FileInfo, to: IO[bytes]) -> None:
     digest = hashlib.sha256()
+    to.seek(0)
+    to.truncate()
     try:
         with open(path, "rb") as content:
             while piece := content.read(PIECE_BYTES):

@@ -59,6 +59,11 @@ class HttpSource:
         path = f"/shards/{part}/data?file={kind}"
         return self._cache.fetch(file, lambda offset: self._pieces(path, offset), self.uri + path)
 
+    def forget(self, file: FileInfo) -> bool:
+        """Remove the copy in the cache."""
+        self._cache.forget(file)
+        return True
+
     def _get_json(self, path: str) -> Any:  # the service's document
         raw = self._get(path, MAX_PAGE_BYTES)
         try:

@@ -1,6 +1,7 @@
 """A folder in an object store or on the Hub, through fsspec: `s3://bucket/path`, `hf://datasets/user/name`, …"""
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,6 +12,13 @@ from arwkv_store.retry import Passing, with_retries
 from arwkv_store.seal import MAX_DOCUMENT_BYTES
 
 Result = TypeVar("Result")
+
+LIBRARIES = {
+    *("aiobotocore", "aiohttp", "botocore", "httpcore", "httpx", "httpx2", "huggingface_hub"),
+    *("adlfs", "azure", "gcsfs", "google", "requests", "urllib3"),
+}
+"""Packages below the filesystems, some of whose errors are no OSError."""
+_CREDENTIALS = re.compile("Credential|Token|Auth|Profile")
 
 
 class ObjectFolder:
@@ -53,8 +61,12 @@ class ObjectFolder:
             raise NotFound(f"{self.uri}/{name}: not there; name a dataset's URI") from error
         except PermissionError as error:
             raise UsageError(f"{self.uri}/{name}: {error}; check the credentials") from error
-        except (OSError, TimeoutError) as error:
-            raise Passing(f"{type(error).__name__}: {error}") from error
+        except OSError as error:
+            raise _library_fault(f"{self.uri}/{name}", error) from error
+        except Exception as error:
+            if not _library_roots(error) & LIBRARIES:
+                raise
+            raise _library_fault(f"{self.uri}/{name}", error) from error
 
     def filesystem(self) -> Any:
         """This process's filesystem. Raises UsageError for a scheme nobody reads."""
@@ -69,3 +81,18 @@ class ObjectFolder:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_filesystem": None, "_process_id": 0}
+
+
+def _library_roots(error: Exception) -> set[str]:
+    return {kind.__module__.split(".", 1)[0] for kind in type(error).__mro__}
+
+
+def _library_fault(where: str, error: Exception) -> Exception:
+    """What a library's error means: what is not there and credentials do not come by waiting, the rest may pass."""
+    name, text = type(error).__name__, " ".join(str(error).split())
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 404 or "NotFound" in name:
+        return NotFound(f"{where}: {text}; name a dataset's URI")
+    if status in (401, 403) or _CREDENTIALS.search(name):
+        return UsageError(f"{where}: {name}: {text}; give credentials where this filesystem looks for them")
+    return Passing(f"{name}: {text}")

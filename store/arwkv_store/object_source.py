@@ -41,14 +41,12 @@ class ObjectSource:
 
     def manifests(self) -> Iterator[tuple[int, bytes]]:
         """(part, bytes) of every committed part, in order, many requests at once."""
-        sizes = listed(self._folder)
-        parts = sorted(committed_parts(sizes))
+        parts = sorted(object_parts(self._folder))
         for at in range(0, len(parts), MANIFESTS_AT_ONCE):
             some = parts[at : at + MANIFESTS_AT_ONCE]
-            names = [manifest_name(part) for part in some if sizes[manifest_name(part)] <= MAX_DOCUMENT_BYTES]
-            found = self._read_many([self._folder.path(f"{SHARDS_FOLDER}/{name}") for name in names])
-            for part in some:
-                yield part, found.get(manifest_name(part)) or self.manifest(part)
+            yield from zip(
+                some, self._read_many([f"{SHARDS_FOLDER}/{manifest_name(part)}" for part in some]), strict=True
+            )
 
     def manifest(self, part: int) -> bytes:
         """The bytes of one manifest."""
@@ -65,22 +63,29 @@ class ObjectSource:
 
         return self._cache.fetch(file, pieces, f"{self.uri}/{name}")
 
-    def _read_many(self, paths: list[str]) -> dict[str, bytes]:
-        """By name the content of each path, asked for all at once; what failed is left out."""
-        if not paths:
-            return {}
-        filesystem = self._folder.filesystem()
-        found = self._folder.attempt(lambda: filesystem.cat(paths, on_error="return"), SHARDS_FOLDER)
-        # fsspec answers a single path with its content alone.
-        answers = found if isinstance(found, dict) else {paths[0]: found}
-        return {path.rsplit("/", 1)[-1]: answer for path, answer in answers.items() if isinstance(answer, bytes)}
+    def forget(self, file: FileInfo) -> bool:
+        """Remove the copy in the cache."""
+        self._cache.forget(file)
+        return True
+
+    def _read_many(self, names: list[str]) -> list[bytes]:
+        """The content of each document; asked for all at once, and again one by one where that failed."""
+        # Of fsspec's ways to read many this is the one that takes a bound, and no path for a pattern.
+        paths, n = [self._folder.path(name) for name in names], len(names)
+        starts, ends = [0] * n, [MAX_DOCUMENT_BYTES + 1] * n
+        read = partial(self._folder.filesystem().cat_ranges, paths, starts, ends, on_error="return")
+        answers = self._folder.attempt(read, SHARDS_FOLDER)
+        return [
+            answer if isinstance(answer, bytes) else self._folder.read(name)
+            for name, answer in zip(names, answers, strict=True)
+        ]
 
 
-def listed(folder: ObjectFolder) -> dict[str, int]:
-    """Names and sizes in bytes of what lies in the folder's `shards/`."""
+def object_parts(folder: ObjectFolder) -> set[int]:
+    """The parts that have a manifest there."""
     path = folder.path(SHARDS_FOLDER)
     try:
-        found = folder.attempt(lambda: folder.filesystem().ls(path, detail=True, refresh=True), SHARDS_FOLDER)
+        names = folder.attempt(lambda: folder.filesystem().ls(path, detail=False, refresh=True), SHARDS_FOLDER)
     except NotFound:
-        return {}
-    return {str(entry["name"]).rsplit("/", 1)[-1]: int(entry["size"] or 0) for entry in found}
+        return set()
+    return committed_parts(name.rsplit("/", 1)[-1] for name in names)

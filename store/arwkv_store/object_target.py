@@ -13,10 +13,10 @@ from functools import partial
 from typing import IO, Any
 
 from arwkv_store.errors import TryAgain
-from arwkv_store.layout import DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name
+from arwkv_store.layout import DATASET_FILE, SHARDS_FOLDER, manifest_name
 from arwkv_store.manifest import FileInfo, ShardManifest
 from arwkv_store.object_folder import ObjectFolder
-from arwkv_store.object_source import PIECE_BYTES, listed
+from arwkv_store.object_source import PIECE_BYTES, object_parts
 
 ABANDONED_S = 3600.0
 """Age at which data without a manifest counts as left behind by a writer that died."""
@@ -40,7 +40,7 @@ class ObjectTarget:
 
     def committed_parts(self) -> set[int]:
         """Parts that have a manifest."""
-        return committed_parts(listed(self._folder))
+        return object_parts(self._folder)
 
     def manifest(self, part: int) -> bytes:
         """The bytes of a committed part's manifest."""

@@ -37,7 +37,8 @@ def open_dataset(
     `columns` names the heavy columns to read ("logits", "token_stats", "hidden.attn.007", or "hidden" for all of
     those); None reads everything; tokens and mask always come. `verify=False` trusts the bytes: a damaged file may
     then give wrong values or end the process. Files of a remote dataset are kept in `cache_folder` (ARWKV_CACHE, else
-    ~/.cache/arwkv) up to `max_cache_bytes` (ARWKV_CACHE_BYTES, else 64 GiB), least recently used first out.
+    ~/.cache/arwkv) up to `max_cache_bytes` (ARWKV_CACHE_BYTES, in bytes or as 64G, else 64 GiB; 0 keeps the one in use
+    only), least recently used first out; a copy that turns out damaged is fetched again.
     Raises NotFound, UsageError, UnsupportedVersion, CorruptShard, TryAgain.
     """
     source = source_of(uri, FileCache.of(cache_folder, max_cache_bytes))

@@ -1,9 +1,10 @@
 """One committed part, open for reading: its rows file, and its hidden file once a hidden state is asked for."""
 
 import bisect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import accumulate
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -18,6 +19,10 @@ from arwkv_store.sample import Sample, hidden_name
 from arwkv_store.source import Source
 
 Columns = Mapping[str, tuple[HeavyColumn, ...]]
+Result = TypeVar("Result")
+
+FETCHES = 3
+"""Times a remote file is fetched before its damage counts as the source's."""
 
 
 class Shard:
@@ -61,25 +66,45 @@ class _OpenFile:
         info = manifest.files.get(kind)
         if info is None:
             raise CorruptShard(f"{source.uri}: part {manifest.part} has no {kind} file; {REMEDY}")
-        self.path = source.data_path(manifest.part, kind, info)
+        self._source, self._part, self._info, self._verify = source, manifest.part, info, verify
         self._kind, self._columns = kind, columns
-        self._file = ArrowFile(self.path, info, verify=verify)
         self._batches: dict[int, Batch] = {}
         self._ends = list(accumulate(batch.rows for batch in info.batches))
-        self._require_columns()
+        self._file: ArrowFile | None = None
+        self.path = self._reading(lambda file: file.path)
 
     def row(self, row: int) -> tuple[Batch, int]:
         """The batch that holds the row, and the row's place in it."""
         index = bisect.bisect_right(self._ends, row)
         batch = self._batches.get(index)
         if batch is None:
-            names = tuple(column.name for column in self._columns)
-            try:
-                batch = Batch(self._file.batch(index), self._kind == "rows", names)
-            except BadCell as error:
-                raise CorruptShard(f"{self.path}: record batch {index}: {error}; {REMEDY}") from error
-            self._batches[index] = batch
+            batch = self._batches[index] = self._reading(lambda file: self._batch(file, index))
         return batch, row - (self._ends[index - 1] if index else 0)
+
+    def _reading(self, read: Callable[[ArrowFile], Result]) -> Result:
+        """What `read` gives; a fetched copy that is damaged, or was evicted before it was opened, is fetched again."""
+        for fetches_left in reversed(range(FETCHES)):
+            file = self._file
+            path = self._source.data_path(self._part, self._kind, self._info) if file is None else file.path
+            try:
+                file = self._file = file or self._opened(path)
+                return read(file)
+            except CorruptShard:
+                if not fetches_left or not self._source.forget(self._info):
+                    raise
+                self._file = None
+        raise AssertionError("unreachable")
+
+    def _opened(self, path: Path) -> ArrowFile:
+        file = ArrowFile(path, self._info, verify=self._verify)
+        _require_columns(file, self._kind, self._columns)
+        return file
+
+    def _batch(self, file: ArrowFile, index: int) -> Batch:
+        try:
+            return Batch(file.batch(index), self._kind == "rows", tuple(column.name for column in self._columns))
+        except BadCell as error:
+            raise CorruptShard(f"{file.path}: record batch {index}: {error}; {REMEDY}") from error
 
     def values(self, row: int) -> dict[str, Any]:
         """The row's decoded heavy columns by name; columns the row has no value for are left out."""
@@ -97,12 +122,12 @@ class _OpenFile:
                 raise CorruptShard(f"{self.path}: {where}: {column.name}: {error}; {REMEDY}") from error
         return decoded
 
-    def _require_columns(self) -> None:
-        schema = self._file.schema
-        expected = [(field.name, field.type) for field in LIGHT_COLUMNS[self._kind]]
-        expected += [(column.name, pa.binary()) for column in self._columns]
-        for name, kind in expected:
-            at = schema.get_field_index(name)
-            if at < 0 or schema.field(at).type != kind:
-                found = "is not there once" if at < 0 else f"is {schema.field(at).type}"
-                raise CorruptShard(f"{self.path}: schema: column {name} {found}, expected {kind}; {REMEDY}")
+
+def _require_columns(file: ArrowFile, kind: str, columns: tuple[HeavyColumn, ...]) -> None:
+    expected = [(field.name, field.type) for field in LIGHT_COLUMNS[kind]]
+    expected += [(column.name, pa.binary()) for column in columns]
+    for name, type_ in expected:
+        at = file.schema.get_field_index(name)
+        if at < 0 or file.schema.field(at).type != type_:
+            found = "is not there once" if at < 0 else f"is {file.schema.field(at).type}"
+            raise CorruptShard(f"{file.path}: schema: column {name} {found}, expected {type_}; {REMEDY}")

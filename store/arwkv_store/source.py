@@ -35,6 +35,9 @@ class Source(Protocol):
     def data_path(self, part: int, kind: str, file: FileInfo) -> Path:
         """A local path of the whole "rows" or "hidden" file, fetched if need be."""
 
+    def forget(self, file: FileInfo) -> bool:
+        """Drop a fetched copy that turned out damaged or gone; False where the file itself is what is read."""
+
 
 class LocalSource:
     """A folder."""
@@ -73,6 +76,10 @@ class LocalSource:
     def data_path(self, part: int, kind: str, file: FileInfo) -> Path:
         """The file in the folder."""
         return self._shards / file.name
+
+    def forget(self, file: FileInfo) -> bool:
+        """Nothing: the file is the dataset's own."""
+        return False
 
 
 def _read_document(path: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from arwkv_store.shard import Shard
 from arwkv_store.source import Source, source_of
 
 SET_ASIDE_FOLDER = "damaged"
+MAX_SCRATCH_BYTES = 1 << 40
+"""No bound: the fetched files of one part lie there at a time."""
 
 
 @dataclass
@@ -54,26 +57,29 @@ def verify_dataset(uri: str, *, deep: bool = False, repair: bool = False) -> Ite
 
     `deep` also compares whole-file SHA-256 and decodes every cell. `repair` moves the files of damaged parts to
     `damaged/` beside `shards/`, so that they are missing parts again. Raises what `open_dataset` raises for
-    dataset.json, UsageError for `repair` of what is no folder.
+    dataset.json, UsageError for `repair` of what is no folder. Remote files are fetched anew, to the system's temporary
+    folder (TMPDIR).
     """
     if repair and "://" in uri:
         raise UsageError(f"{uri}: only a folder's parts can be set aside; repair the dataset at its source")
-    source = source_of(uri, FileCache.of(None, None))
-    raw = source.dataset_json()
-    info = DatasetInfo.from_bytes(raw, f"{source.uri}/{DATASET_FILE}")
-    dataset_hash = hashlib.sha256(raw).hexdigest()
-    verdict = Verdict()
-    yield verdict
-    for part, manifest in source.manifests():
-        verdict.parts += 1
-        try:
-            _verify_part(source, info, part, manifest, dataset_hash, deep, verdict)
-        except (CorruptShard, UnsupportedVersion) as error:
-            verdict.damaged[part] = str(error)
-            if repair:
-                set_aside(Path(uri), part)
-                verdict.set_aside.append(part)
+    # What is in doubt is the source: copies fetched earlier are left out, and the new ones go when they were checked.
+    with tempfile.TemporaryDirectory(prefix="arwkv-verify-") as scratch:
+        source = source_of(uri, FileCache(Path(scratch), MAX_SCRATCH_BYTES))
+        raw = source.dataset_json()
+        info = DatasetInfo.from_bytes(raw, f"{source.uri}/{DATASET_FILE}")
+        dataset_hash = hashlib.sha256(raw).hexdigest()
+        verdict = Verdict()
         yield verdict
+        for part, manifest in source.manifests():
+            verdict.parts += 1
+            try:
+                _verify_part(source, info, part, manifest, dataset_hash, deep, verdict)
+            except (CorruptShard, UnsupportedVersion) as error:
+                verdict.damaged[part] = str(error)
+                if repair:
+                    set_aside(Path(uri), part)
+                    verdict.set_aside.append(part)
+            yield verdict
 
 
 def set_aside(folder: Path, part: int) -> None:
@@ -101,6 +107,8 @@ def _verify_part(
         shard = Shard(source, manifest, heavy_columns(info), verify=True)
         for row in range(manifest.rows):
             shard.sample(row)
+    for file in manifest.files.values():
+        source.forget(file)
     verdict.samples += manifest.rows
     verdict.tokens += manifest.tokens
     verdict.size_bytes += manifest.size_bytes

@@ -5,12 +5,16 @@ import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from arwkv_store import CorruptShard, NotFound, TryAgain, UsageError, open_dataset, reader, retry
+from arwkv_store.cache import FileCache
+from arwkv_store.copy import copy_dataset
+from arwkv_store.verify import verify_dataset
 from store_examples import assert_same_sample, example_dataset_info, read_sample_id, write_example_dataset
-from store_server import served
+from store_server import Fault, served
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +152,83 @@ def test_cache_keeps_to_its_bound_and_evicts_the_longest_unused(tmp_path: Path) 
         kept = [path.stat().st_size for path in (tmp_path / "cache").glob("*/*.arrow")]
         assert 0 < sum(kept) <= max(sizes) * 2
         assert_same_sample(open_dataset(service.uri, max_cache_bytes=max(sizes) * 2)[0], written[0])
+
+
+def test_damaged_copies_in_the_cache_are_fetched_again(tmp_path: Path) -> None:
+    written = write_example_dataset(tmp_path / "data")
+    with served(tmp_path / "data") as service:
+        list(open_dataset(service.uri))
+        copies = list((tmp_path / "cache").glob("*/*.arrow"))
+        for copy in copies:
+            copy.write_bytes(_flipped(copy.read_bytes()))
+        service.requests.clear()
+        for read, sample in zip(open_dataset(service.uri), written, strict=True):
+            assert_same_sample(read, sample)
+        assert len([path for path in service.requests if "/data?" in path]) == len(copies) == 6
+        copies[0].write_bytes(_flipped(copies[0].read_bytes()))
+        list(copy_dataset(service.uri, str(tmp_path / "copy")))
+    assert [sample.sample_id for sample in open_dataset(tmp_path / "copy")] == list(range(10))
+
+
+def test_verifying_looks_at_the_source_and_not_at_copies(tmp_path: Path) -> None:
+    write_example_dataset(tmp_path / "data")
+    with served(tmp_path / "data") as service:
+        list(open_dataset(service.uri))
+        damaged = tmp_path / "data/shards/part-000001.arrow"
+        damaged.write_bytes(_flipped(damaged.read_bytes()))
+        assert list(list(verify_dataset(service.uri, deep=True))[-1].damaged) == [1]
+        (tmp_path / "data/shards/part-000002.hidden.arrow").unlink()
+        assert list(list(verify_dataset(service.uri))[-1].damaged) == [1, 2]
+
+
+def test_file_evicted_before_it_is_opened_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = write_example_dataset(tmp_path / "data")
+    fetch, evictions = FileCache.fetch, [True, True]
+
+    def evicted(cache: FileCache, *arguments: Any) -> Path:
+        path = fetch(cache, *arguments)
+        if evictions:
+            path.unlink(missing_ok=evictions.pop())
+        return path
+
+    monkeypatch.setattr(FileCache, "fetch", evicted)
+    with served(tmp_path / "data") as service:
+        assert_same_sample(open_dataset(service.uri)[0], written[0])
+
+
+def test_interrupted_downloads_count_towards_the_bound(tmp_path: Path) -> None:
+    write_example_dataset(tmp_path / "data")
+    with served(tmp_path / "data") as service:
+        dataset = open_dataset(service.uri, columns=["logits"], max_cache_bytes=100)
+        for first in (0, 4, 8):
+            service.fault = _cut_once_then_away()
+            with pytest.raises(TryAgain):
+                dataset[first]
+        assert len(list((tmp_path / "cache").glob("*/*"))) == 1
+
+
+@pytest.mark.parametrize(("asked", "limit"), [("1000", 1000), ("64G", 64 << 30), ("2 MiB", None), ("1.5G", None)])
+def test_bound_of_the_cache_from_the_environment(
+    asked: str, limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARWKV_CACHE_BYTES", asked)
+    if limit is None:
+        with pytest.raises(UsageError, match="ARWKV_CACHE_BYTES="):
+            FileCache.of(None, None)
+    else:
+        assert FileCache.of(None, None).max_bytes == limit
+    assert FileCache.of(None, 0).max_bytes == 0
+
+
+def _cut_once_then_away() -> Fault:
+    answers = [True]
+
+    def fault(path: str, body: bytes) -> tuple[int, bytes]:
+        if "/data?" not in path:
+            return 200, body
+        return (200, body[:1000]) if answers and answers.pop() else (503, b"{}")
+
+    return fault
 
 
 def _flipped(body: bytes) -> bytes:

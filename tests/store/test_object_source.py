@@ -9,8 +9,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from arwkv_store import NotFound, TryAgain, UsageError, open_dataset, retry
+from arwkv_store import CorruptShard, NotFound, TryAgain, UsageError, open_dataset, retry
+from arwkv_store.verify import verify_dataset
 from store_examples import assert_same_sample, write_example_dataset
+from store_s3 import s3_running, use_s3
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +40,21 @@ def test_s3_dataset_reads_like_the_folder(tmp_path: Path, s3_bucket: str) -> Non
 def in_memory(tmp_path: Path) -> Iterator[str]:
     """The example dataset at a memory:// URI."""
     write_example_dataset(tmp_path / "data")
-    memory = fsspec.filesystem("memory")
-    for path in (tmp_path / "data").rglob("*"):
-        if path.is_file():
-            memory.pipe_file(f"/sets/one/{path.relative_to(tmp_path / 'data')}", path.read_bytes())
+    _put(tmp_path / "data", "/sets/one")
     yield "memory://sets/one"
-    memory.rm("/sets", recursive=True)
+    fsspec.filesystem("memory").rm("/sets", recursive=True)
+
+
+def _put(folder: Path, place: str) -> None:
+    memory = fsspec.filesystem("memory")
+    for path in folder.rglob("*"):
+        if path.is_file():
+            memory.pipe_file(f"{place}/{path.relative_to(folder)}", path.read_bytes())
+
+
+def test_names_are_no_patterns(in_memory: str, tmp_path: Path) -> None:
+    _put(tmp_path / "data", "/sets/run[1]*")
+    assert len(list(open_dataset("memory://sets/run[1]*"))) == 10
 
 
 def test_store_that_fails_now_and_then_loses_nothing(in_memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +77,47 @@ def test_store_that_stays_away_is_given_up(in_memory: str, monkeypatch: pytest.M
     monkeypatch.setattr(MemoryFileSystem, "cat_file", away)
     with pytest.raises(TryAgain, match=r"no answer.*6 attempts"):
         open_dataset(in_memory)
+
+
+def test_missing_data_file_is_damage_that_verifying_names_and_passes(in_memory: str) -> None:
+    fsspec.filesystem("memory").rm("/sets/one/shards/part-000001.arrow")
+    with pytest.raises(CorruptShard, match=r"part-000001\.arrow: missing"):
+        open_dataset(in_memory)[4]
+    verdict = list(verify_dataset(in_memory))[-1]
+    assert (verdict.parts, list(verdict.damaged)) == (3, [1])
+
+
+def test_larger_document_than_any_is_not_read_whole(in_memory: str) -> None:
+    fsspec.filesystem("memory").pipe_file("/sets/one/shards/part-000001.json", bytes(3 << 20))
+    with pytest.raises(CorruptShard, match=r"part-000001\.json: more than"):
+        open_dataset(in_memory)
+
+
+def test_s3_without_credentials_is_a_usage_error(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    with pytest.raises(UsageError, match="redentials"):
+        open_dataset(f"{s3_bucket}/sets/one")
+
+
+@pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
+def test_s3_that_goes_away_while_it_is_read_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs")
+    monkeypatch.setattr(retry, "ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    write_example_dataset(tmp_path / "data")
+    with s3_running() as address:
+        use_s3(monkeypatch, address)
+        filesystem = fsspec.filesystem("s3", skip_instance_cache=True)
+        filesystem.mkdir("going")
+        filesystem.put(str(tmp_path / "data"), "s3://going/one", recursive=True)
+        dataset = open_dataset("s3://going/one")
+        assert dataset[0].sample_id == 0
+    with pytest.raises(TryAgain, match=r"part-000001.*EndpointConnectionError"):
+        dataset[4]
 
 
 def test_unknown_scheme_is_refused() -> None:
