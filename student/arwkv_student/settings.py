@@ -1,11 +1,14 @@
 """The flags of `student train`, `eval`, `generate`: one dataclass each; no torch here."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from arwkv_store.errors import UsageError
 from arwkv_student.config import Gate, OutputNorm, Preset, ValueResidual
 
 Stage = Literal["auto", "align", "distill", "sft", "dpo"]
@@ -169,6 +172,28 @@ class TrainSettings(TuneSettings, TimeMixSettings):
     """Processes that read and decode shards; 0: the training process itself."""
     json: bool = False
     """Print a summary as one JSON document."""
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a number that no run can have."""
+        for names, allowed, wanted in RANGES:
+            for name in names:
+                values = getattr(self, name)
+                values = values if isinstance(values, tuple) else (values,)
+                if not all(value is None or (math.isfinite(value) and allowed(value)) for value in values):
+                    shown = " ".join(map(str, values))
+                    raise UsageError(f"--{name.replace('_', '-')} {shown}: give {wanted}, or leave the flag out")
+
+
+COUNTS = ("steps", "tokens", "align_tokens", "distill_tokens", "batch_size", "gradient_accumulation", "context")
+COUNTS += ("align_context", "max_length", "align_stop_plateau", "log_every", "save_every", "eval_every")
+RATES = ("align_lr", "distill_lr", "sft_lr", "dpo_lr", "dpo_beta", "temperature", "align_stop_error", "epochs")
+RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (COUNTS, lambda value: value >= 1, "at least 1"),
+    (RATES, lambda value: value > 0, "a number above 0"),
+    (("rest_lr", "weight_decay", "max_grad_norm", "workers"), lambda value: value >= 0, "0 or more"),
+    (("ce_weight", "lr_floor", "warmup"), lambda value: 0 <= value <= 1, "a share from 0 to 1"),
+)
+"""Flags of `student train`, what their numbers may be, and how that is said."""
 
 
 # What may differ when a run continues: where things are, how often they are said, and how a step's samples are split
