@@ -56,7 +56,7 @@ def stats(config: StatsConfig) -> Mapping[str, Any]:
 
 def verify(config: VerifyConfig) -> Mapping[str, Any]:
     """Compare every byte with its checksum; exit code 3 if any differs. Example: `store verify ./shards --deep`."""
-    from arwkv_store.errors import CorruptShard
+    from arwkv_store.errors import CorruptShard, UnsupportedVersion
     from arwkv_store.tables import print_verdict
     from arwkv_store.verify import verify_with_progress
 
@@ -64,12 +64,17 @@ def verify(config: VerifyConfig) -> Mapping[str, Any]:
     document = {"uri": config.uri, **dataclasses.asdict(verdict)}
     if not config.json:
         print_verdict(config.uri, verdict)
+    if config.json and (verdict.standing or verdict.newer):
+        print(json.dumps(document, indent=2))
     if verdict.standing:
-        if config.json:
-            print(json.dumps(document, indent=2))
         raise CorruptShard(
             f"{config.uri}: {len(verdict.standing)} of {verdict.parts} parts damaged: "
             f'{", ".join(map(str, verdict.standing))}; run "store verify --repair DIR" and make them again'
+        )
+    if verdict.newer:
+        raise UnsupportedVersion(
+            f"{config.uri}: {len(verdict.newer)} of {verdict.parts} parts are of a format version that this release does "
+            f"not read: {', '.join(map(str, verdict.newer))}; verify them with the release that wrote them"
         )
     return document
 

@@ -6,6 +6,7 @@ dataset.json, which the kernel releases when a process dies, so an abandoned dat
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -18,18 +19,26 @@ from arwkv_store.errors import NotFound, TryAgain
 TEMPORARY_PREFIX = ".new-"
 
 
+class NotFlushed(OSError):
+    """A complete file has its name, but the disk did not confirm the name."""
+
+
 @contextlib.contextmanager
 def temporary_file(folder: Path) -> Iterator[IO[bytes]]:
     """A new file in `folder` under a temporary name, locked while in use, removed at the end whatever happens."""
-    path = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-    with open(path, "xb", buffering=0) as file:
-        try:
-            # remove_abandoned() leaves locked files alone: this one is being written.
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
-            yield file
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+    while True:
+        path = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        with open(path, "xb", buffering=0) as file:
+            try:
+                # remove_abandoned() leaves locked files alone: this one is being written.
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+                if os.fstat(file.fileno()).st_nlink:
+                    yield file
+                    return
+                # Another process took it for abandoned before it was locked.
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
 
 
 def write_once(path: Path, content: bytes) -> bool:
@@ -41,7 +50,10 @@ def write_once(path: Path, content: bytes) -> bool:
             os.link(file.name, path)
         except FileExistsError:
             return False
-    sync_folder(path.parent)
+    try:
+        sync_folder(path.parent)
+    except OSError as error:
+        raise NotFlushed(error.errno, error.strerror, str(path)) from error
     return True
 
 
@@ -90,6 +102,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder and the parents it lacks, durably."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        # Another writer's, or no folder at all.
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
+    sync_folder(folder.parent)
+
+
 @contextlib.contextmanager
 def storage_faults(what: str) -> Iterator[None]:
     """Turn the operating system's errors while writing into errors that say what to do."""
@@ -97,6 +123,11 @@ def storage_faults(what: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         raise NotFound(f"{what}: {error.strerror} ({error.filename}); name a folder this user can write") from error
+    except NotFlushed as error:
+        raise TryAgain(
+            f"{what}: {error.strerror}; {error.filename} is complete and named, but may not outlast a power failure: "
+            "see to the disk, then let store verify look at it"
+        ) from error
     except OSError as error:
         raise TryAgain(
             f"{what}: {error.strerror or error}; nothing was committed: make room, and the same command continues"

@@ -8,7 +8,7 @@ SHARDS_FOLDER = "shards"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """What is kept of the teacher's tokenizer beside dataset.json, where it has them. They decide nothing: dataset.json has
 the vocabulary's hash, and whoever reads them compares it."""
-_MANIFEST_NAME = re.compile(r"part-(\d{6,})\.json")
+_MANIFEST_NAME = re.compile(r"part-(\d{6}|[1-9]\d{6,})\.json", re.ASCII)
 
 
 def part_stem(part: int) -> str:

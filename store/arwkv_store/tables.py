@@ -10,6 +10,7 @@ from arwkv_store.stats import ENTROPY_BIN_NATS, DatasetStats, ShardStats
 from arwkv_store.verify import Verdict
 
 _BAR_WIDTH = 32
+SHOWN_PARTS = 20
 
 
 def print_datasets(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -82,13 +83,22 @@ def print_stats(stats: ShardStats) -> None:
 
 
 def print_verdict(uri: str, verdict: Verdict) -> None:
-    """One line when all is well; one line per damaged part otherwise."""
+    """One line when all is well; one line for each thing that is not."""
     console = Console(highlight=False, soft_wrap=True)
     checked = f"{verdict.parts:,} parts, {verdict.tokens:,} tokens, {size_text(verdict.size_bytes)}"
     console.print(f"{uri}: {checked} verified, {len(verdict.damaged)} damaged", markup=False)
     for part, message in verdict.damaged.items():
         aside = " [set aside: make it again]" if part in verdict.set_aside else ""
         console.print(f"  part {part}: {message}{aside}", markup=False)
+    for part, message in verdict.newer.items():
+        console.print(f"  part {part}: {message}", markup=False)
+    if verdict.missing:
+        some = ", ".join(map(str, verdict.missing[:SHOWN_PARTS])) + (", …" if verdict.missing[SHOWN_PARTS:] else "")
+        missing, planned = len(verdict.missing), len(verdict.missing) + verdict.parts
+        console.print(f"  {missing:,} of {planned:,} planned parts are not committed: {some}", markup=False)
+    if verdict.unclaimed:
+        names = ", ".join(verdict.unclaimed[:SHOWN_PARTS]) + (", …" if verdict.unclaimed[SHOWN_PARTS:] else "")
+        console.print(f"  without a manifest, replaced when their part is made: {names}", markup=False)
 
 
 def size_text(size_bytes: int) -> str:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Protocol
 
-from arwkv_store.commit import publish, remove_abandoned, storage_faults, temporary_file, write_once
+from arwkv_store.commit import make_folder, publish, remove_abandoned, storage_faults, temporary_file, write_once
 from arwkv_store.errors import UsageError
 from arwkv_store.layout import DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name
 from arwkv_store.manifest import ShardManifest
@@ -49,7 +49,7 @@ class LocalTarget:
         """Write dataset.json unless there is one; returns the one that counts. Removes what dead writers left."""
         path = self._folder / DATASET_FILE
         with storage_faults(self.uri):
-            self._shards.mkdir(parents=True, exist_ok=True)
+            make_folder(self._shards)
             remove_abandoned(self._folder)
             remove_abandoned(self._shards)
             if not path.exists():

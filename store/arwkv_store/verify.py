@@ -26,13 +26,19 @@ MAX_SCRATCH_BYTES = 1 << 40
 
 @dataclass
 class Verdict:
-    """What checking found so far. `damaged` maps a part to what is wrong with it."""
+    """What checking found so far. `damaged` maps a part to what is wrong with it, `newer` one of a format version that
+    this release does not read to what it says. What is not there is known at the end: `missing`, planned parts that are
+    not committed, and `unclaimed`, a folder's data files without a manifest.
+    """
 
     parts: int = 0
     samples: int = 0
     tokens: int = 0
     size_bytes: int = 0
     damaged: dict[int, str] = field(default_factory=dict)
+    newer: dict[int, str] = field(default_factory=dict)
+    missing: list[int] = field(default_factory=list)
+    unclaimed: list[str] = field(default_factory=list)
     set_aside: list[int] = field(default_factory=list)
 
     @property
@@ -53,7 +59,7 @@ def verify_with_progress(uri: str, *, deep: bool, repair: bool) -> Verdict:
 
 
 def verify_dataset(uri: str, *, deep: bool = False, repair: bool = False) -> Iterator[Verdict]:
-    """Check every byte; yields the growing verdict once at the start and after each part.
+    """Check every byte; yields the growing verdict once at the start, after each part, and at the end.
 
     `deep` also compares whole-file SHA-256 and decodes every cell. `repair` moves the files of damaged parts to
     `damaged/` beside `shards/`, so that they are missing parts again. Raises what `open_dataset` raises for
@@ -68,18 +74,29 @@ def verify_dataset(uri: str, *, deep: bool = False, repair: bool = False) -> Ite
         raw = source.dataset_json()
         info = DatasetInfo.from_bytes(raw, f"{source.uri}/{DATASET_FILE}")
         dataset_hash = hashlib.sha256(raw).hexdigest()
-        verdict = Verdict()
+        verdict, committed = Verdict(), set[int]()
         yield verdict
         for part, manifest in source.manifests():
             verdict.parts += 1
+            committed.add(part)
             try:
                 _verify_part(source, info, part, manifest, dataset_hash, deep, verdict)
-            except (CorruptShard, UnsupportedVersion) as error:
+            except UnsupportedVersion as error:
+                verdict.newer[part] = str(error)
+            except CorruptShard as error:
                 verdict.damaged[part] = str(error)
                 if repair:
                     set_aside(Path(uri), part)
                     verdict.set_aside.append(part)
             yield verdict
+        verdict.missing = sorted(set(range(info.corpus.parts)) - committed)
+        verdict.unclaimed = [] if "://" in uri else _unclaimed(Path(uri), committed)
+        yield verdict
+
+
+def _unclaimed(folder: Path, committed: set[int]) -> list[str]:
+    claimed = {data_file_name(part, kind) for part in committed for kind in ("rows", "hidden")}
+    return sorted(path.name for path in (folder / SHARDS_FOLDER).glob("part-*.arrow") if path.name not in claimed)
 
 
 def set_aside(folder: Path, part: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from arwkv_store import cli, open_dataset
+from arwkv_store.seal import sealed, unsealed
 from store_examples import assert_same_sample, write_example_dataset
 
 Run = Any
@@ -78,6 +79,27 @@ def test_verify_names_the_damage_and_repair_sets_it_aside(tmp_path: Path, run: R
     write_example_dataset(tmp_path, parts=[1])
     for read, sample in zip(open_dataset(tmp_path), written, strict=True):
         assert_same_sample(read, sample)
+
+
+def test_verify_tells_of_missing_parts_and_of_data_without_a_manifest(tmp_path: Path, run: Run) -> None:
+    write_example_dataset(tmp_path, parts=[0, 2])
+    (tmp_path / "shards/part-000002.json").unlink()
+    code, out, _ = run("verify", tmp_path)
+    assert (code, "2 of 3 planned parts are not committed: 1, 2" in out) == (0, True)
+    assert "without a manifest" in out
+    document = json.loads(run("verify", tmp_path, "--json")[1])
+    assert document["missing"] == [1, 2]
+    assert document["unclaimed"] == ["part-000002.arrow", "part-000002.hidden.arrow"]
+
+
+def test_repair_leaves_parts_of_a_newer_version_in_place(tmp_path: Path, run: Run) -> None:
+    write_example_dataset(tmp_path)
+    manifest = tmp_path / "shards/part-000001.json"
+    manifest.write_bytes(sealed({**unsealed(manifest.read_bytes(), "manifest"), "format_version": 2}))
+    code, out, err = run("verify", tmp_path, "--repair", "--json")
+    assert (code, list(json.loads(out)["newer"]), json.loads(out)["set_aside"]) == (2, ["1"], [])
+    assert err.splitlines()[-1].startswith("store: UnsupportedVersion: ")
+    assert manifest.exists()
 
 
 def test_missing_dataset_is_a_usage_error_in_one_line(tmp_path: Path, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import multiprocessing
 import os
 import random
@@ -113,11 +114,17 @@ def test_every_file_is_flushed_before_it_is_named_and_the_manifest_comes_last(
     ]
 
 
-def test_dataset_json_is_flushed_before_it_is_named(tmp_path: Path, use_disk: Callable[[_Disk], None]) -> None:
+def test_folders_and_dataset_json_are_flushed(tmp_path: Path, use_disk: Callable[[_Disk], None]) -> None:
     disk = _Disk()
     use_disk(disk)
-    create_dataset(tmp_path / "data", example_dataset_info())
+    create_dataset(tmp_path / "new" / "data", example_dataset_info())
     assert disk.operations == [
+        f"open {tmp_path.name}",
+        f"fsync {tmp_path.name}",
+        "open new",
+        "fsync new",
+        "open data",
+        "fsync data",
         "create temporary",
         "write temporary",
         "fsync temporary",
@@ -204,6 +211,42 @@ def test_abandoned_temporary_files_go_and_those_in_use_stay(tmp_path: Path) -> N
     with commit.temporary_file(tmp_path / "shards") as alive:
         create_dataset(tmp_path, example_dataset_info())
         assert [str(path) for path in (tmp_path / "shards").iterdir()] == [alive.name]
+
+
+def test_file_taken_for_abandoned_before_it_was_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = create_dataset(tmp_path, example_dataset_info())
+    locks, plain = [0], fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        locks[0] += 1
+        if locks[0] == 1:
+            commit.remove_abandoned(tmp_path / "shards")
+        plain(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    writer.write_shard(0, example_samples(4))
+    assert len(open_dataset(tmp_path)) == 4
+
+
+def test_manifest_whose_name_was_not_flushed_is_said_to_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = create_dataset(tmp_path, example_dataset_info())
+    plain, calls = commit.sync_folder, [0]
+
+    def failing(folder: Path) -> None:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        plain(folder)
+
+    monkeypatch.setattr(commit, "sync_folder", failing)
+    with pytest.raises(TryAgain, match=r"part-000000\.json is complete and named") as said:
+        writer.write_shard(0, example_samples(4))
+    assert "nothing was committed" not in str(said.value)
+    assert len(open_dataset(tmp_path)) == 4
 
 
 def _kill_writers(tmp_path: Path, kills: int) -> None:

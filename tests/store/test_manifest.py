@@ -59,6 +59,14 @@ def test_lying_manifest_is_refused_by_name(tmp_path: Path, lie: Callable[[Docume
     assert "\n" not in str(refusal.value)
 
 
+def test_only_names_as_the_writer_gives_them_are_parts(tmp_path: Path) -> None:
+    write_example_dataset(tmp_path, parts=[0, 2])
+    manifest = tmp_path / "shards/part-000002.json"
+    for name in ("part-0000002.json", "part-00000\u0661.json", "part-2.json"):
+        manifest.with_name(name).write_bytes(manifest.read_bytes())
+    assert [shard.part for shard in open_dataset(tmp_path).shards] == [0, 2]
+
+
 def test_schema_of_other_types_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain_schema, plain_batch = writer.arrow_schema, rows._record_batch
 
