@@ -184,8 +184,10 @@ class TrainSettings(TuneSettings, TimeMixSettings):
                     raise UsageError(f"--{name.replace('_', '-')} {shown}: give {wanted}, or leave the flag out")
 
 
-COUNTS = ("steps", "tokens", "align_tokens", "distill_tokens", "batch_size", "gradient_accumulation", "context")
-COUNTS += ("align_context", "max_length", "align_stop_plateau", "log_every", "save_every", "eval_every")
+COUNTS = (
+    *("steps", "tokens", "align_tokens", "distill_tokens", "batch_size", "gradient_accumulation", "context"),
+    *("align_context", "max_length", "align_stop_plateau", "log_every", "save_every", "eval_every"),
+)
 RATES = ("align_lr", "distill_lr", "sft_lr", "dpo_lr", "dpo_beta", "temperature", "align_stop_error", "epochs")
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (COUNTS, lambda value: value >= 1, "at least 1"),

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.slow
+from arwkv_student.settings import TrainSettings
+from arwkv_student.train import train as train_here
+
 STEPS = 6
 
 
@@ -56,6 +58,20 @@ def losses(run: Path) -> dict[tuple[str, int], float]:
     return figures | held_out
 
 
+def test_two_sharded_processes_distill_as_one(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    """The quick one of these: the single process is this one, and the held-out figures are those of the end."""
+    stage = ("--stage", "distill", "--eval-shards", str(tiny_shards))
+    train(tiny_shards, tiny_teacher, tmp_path / "two", 2, *stage, "--fsdp")
+    settings = TrainSettings(
+        shards=(str(tiny_shards),), base=str(tiny_teacher), out=tmp_path / "one", stage="distill", head_dim=16,
+        steps=STEPS, batch_size=4, distill_lr=3e-3, eval_shards=str(tiny_shards), dtype="fp32", log_every=1, workers=0,
+    )  # fmt: skip
+    train_here(settings)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert len(losses(tmp_path / "one")) == STEPS + 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
 def test_two_processes_train_as_one(
     flags: tuple[str, ...], tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
@@ -71,6 +87,7 @@ def test_two_processes_train_as_one(
     assert all(student[name].shape == other[name].shape for name in student)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
 def test_world_size_may_change_between_checkpoints(
     flags: tuple[str, ...], tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
@@ -86,6 +103,7 @@ def test_world_size_may_change_between_checkpoints(
     assert weights[0].keys() == weights[1].keys()
 
 
+@pytest.mark.slow
 def test_sharded_boundaries_align_as_whole_ones(tiny_boundary_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
     train(tiny_boundary_shards, tiny_teacher, tmp_path / "one", 1, "--stage", "align")
     train(tiny_boundary_shards, tiny_teacher, tmp_path / "two", 2, "--stage", "align", "--fsdp", "--packing")
