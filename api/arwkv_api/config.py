@@ -74,7 +74,7 @@ class ServeConfig:
     """Most ranges one download may ask for; more are answered with 416."""
 
     requests_per_s: float = 0.0
-    """Requests one address may make a second, in bursts of ten seconds' worth; 0: no limit."""
+    """Requests one address may make a second, in bursts of ten seconds' worth, over all workers; 0: no limit."""
 
     shutdown_timeout_s: int = 30
     """Seconds that running transfers get to finish after SIGTERM."""
@@ -115,7 +115,8 @@ class ServeConfig:
             log_format=self.log_format,
             request_limit_bytes=self.request_limit_bytes,
             range_limit=self.range_limit,
-            requests_per_s=self.requests_per_s,
+            # Each worker counts what it sees; together they admit no more than the flag says.
+            requests_per_s=self.requests_per_s / self.workers,
             verify_mb_per_s=self.verify_mb_per_s,
         )
 

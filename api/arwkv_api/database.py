@@ -1,12 +1,13 @@
 """The index's database: SQLite beside the service by default, PostgreSQL by URL, the same migrations on both."""
 
+import re
 from pathlib import Path
 from sqlite3 import Connection as SqliteConnection
 
 from sqlalchemy import Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from arwkv_store.errors import UsageError
@@ -28,23 +29,42 @@ def connect(url: str) -> Engine:
             parsed = parsed.set(drivername="postgresql+psycopg")
         if parsed.get_backend_name() == "sqlite":
             if not parsed.database or parsed.database == ":memory:":
-                raise UsageError(f"--database {url}: the index needs a file; write sqlite:///path/index.sqlite3")
+                raise UsageError(
+                    f"--database {_without_password(url)}: the index needs a file; write sqlite:///path/index.sqlite3"
+                )
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         # A file's connection cannot have gone stale; a server's can.
         remote = parsed.get_backend_name() != "sqlite"
         engine = create_engine(parsed, pool_pre_ping=remote, pool_size=20, max_overflow=30)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, OSError) as error:
-        raise UsageError(
-            f"--database {url!r}: {error}; write sqlite:///FILE or postgresql://user:password@host/name"
-        ) from error
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, OSError, ValueError) as error:
+        said = _without_password(f"--database {url!r}: {error}")
+        raise UsageError(f"{said}; write sqlite:///FILE or postgresql://user:password@host/name") from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
     try:
         _upgrade(engine)
     except OperationalError as error:
         engine.dispose()
-        raise UsageError(f"--database {parsed.render_as_string()}: {error.orig}; check that it is reachable") from error
+        reason = " ".join(str(error.orig).split())
+        raise UsageError(f"--database {parsed.render_as_string()}: {reason}; check that it is reachable") from error
+    except DatabaseError as error:
+        engine.dispose()
+        raise UsageError(
+            f"--database {parsed.render_as_string()}: {' '.join(str(error.orig).split())}; "
+            "name another one, or delete it if it was an index"
+        ) from error
+    except NewerSchema as error:
+        engine.dispose()
+        raise UsageError(
+            f"--database {parsed.render_as_string()}: its schema is {error}, this release knows up to "
+            f"{SCHEMA_REVISION}; use the newer release, or delete the index, which is rebuilt"
+        ) from error
     return engine
+
+
+def _without_password(text: str) -> str:
+    """The text with what stands between a URL's scheme and its host left out: it may hold a password."""
+    return re.sub(r"://\S*@", "://***@", text)
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
@@ -58,9 +78,16 @@ def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) ->
         connection.execute(f"PRAGMA {pragma}")
 
 
+class NewerSchema(Exception):
+    """The schema that a newer release left; the message is its revision."""
+
+
 def _upgrade(engine: Engine) -> None:
-    if _current(engine) == SCHEMA_REVISION:
+    current = _current(engine)
+    if current == SCHEMA_REVISION:
         return
+    if current is not None and current > SCHEMA_REVISION:
+        raise NewerSchema(current)
     from alembic import command
     from alembic.config import Config
 

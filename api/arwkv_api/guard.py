@@ -28,9 +28,7 @@ class Guard:
             return
         headers = dict(scope["headers"])
         if not self._rate.admits(_caller(scope)):
-            await self._refuse(
-                429, f"more than {self._rate.per_s:g} requests a second; slow down", scope, receive, send
-            )
+            await self._refuse(429, "more requests than --requests-per-s admits; slow down", scope, receive, send)
             return
         declared = headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self._limit_bytes:

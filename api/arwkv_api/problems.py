@@ -1,5 +1,6 @@
 """The one error shape of the service: application/problem+json (RFC 9457)."""
 
+import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -7,10 +8,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from arwkv_store.errors import ArwkvError, UsageError
+
+log = logging.getLogger("arwkv_api.problems")
 
 MEDIA_TYPE = "application/problem+json"
 # Longest piece of a caller's own value that is repeated back.
@@ -114,6 +118,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ArwkvError, _expected)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
+    for away in (OperationalError, InterfaceError, TimeoutError):
+        app.add_exception_handler(away, _index_away)
 
 
 def _respond(
@@ -132,6 +138,12 @@ async def _expected(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, RangeNotSatisfiable):
         response.headers["Content-Range"] = f"bytes */{error.size_bytes}"
     return response
+
+
+async def _index_away(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, SQLAlchemyError)
+    log.warning("the index is out of reach: %s", str(getattr(error, "orig", None) or error).partition("\n")[0])
+    return _respond(request, 503, "the index is out of reach; try again")
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

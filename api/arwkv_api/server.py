@@ -1,6 +1,5 @@
 """Running the application: one process or several on one socket, from the first line to a clean end."""
 
-import asyncio
 import json
 import os
 import signal
@@ -13,9 +12,11 @@ from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 from arwkv_api.app import create_app, settings_to_environment
-from arwkv_api.config import ServeConfig
+from arwkv_api.config import ServeConfig, Settings
 from arwkv_api.database import connect
+from arwkv_api.keyring import Keyring
 from arwkv_api.observe import configure_logging
+from arwkv_api.protocol import BoundedHttp, raise_descriptor_limit
 from arwkv_store.errors import UsageError
 
 # Connections that wait for a worker to take them.
@@ -26,15 +27,17 @@ def run(config: ServeConfig) -> None:
     """Serve until SIGTERM or SIGINT, then let running transfers finish. Raises UsageError where it cannot start."""
     settings = config.settings()
     configure_logging(settings.log_format)
+    raise_descriptor_limit()
     listening = _bind(config.host, config.port)
     url = _url(config.host, listening)
+    # What cannot be opened is said here, once, and not by each worker again and again.
+    app = _application(settings, config.workers)
     # uvicorn raises the signal that stopped it once more when it is done; by then it has been answered.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    if config.workers == 1:
-        _Server(_uvicorn(create_app(settings), config), url, config.json).run([listening])
+    if app is not None:
+        _Server(_uvicorn(app, config), url, config.json).run([listening])
         return
-    connect(settings.database).dispose()
     settings_to_environment(settings)
     with tempfile.TemporaryDirectory(prefix="arwkv-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
@@ -42,11 +45,20 @@ def run(config: ServeConfig) -> None:
         Multiprocess(_uvicorn("arwkv_api.app:create_app_from_environment", config), sockets=[listening]).run()
 
 
+def _application(settings: Settings, workers: int) -> FastAPI | None:
+    """The application; None where workers make their own, of what is found to be usable here."""
+    if workers == 1:
+        return create_app(settings)
+    Keyring(settings.api_key, settings.keys)
+    connect(settings.database).dispose()
+    return None
+
+
 def _uvicorn(app: FastAPI | str, config: ServeConfig) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         factory=isinstance(app, str),
-        http=_protocol(),
+        http=BoundedHttp,
         ws="none",
         workers=config.workers,
         log_config=None,
@@ -56,15 +68,6 @@ def _uvicorn(app: FastAPI | str, config: ServeConfig) -> uvicorn.Config:
         # Behind a proxy its operator says so; nobody else's headers decide who a caller is.
         proxy_headers=False,
     )
-
-
-def _protocol() -> str | type[asyncio.Protocol]:
-    """The parser in C where it is installed; h11, which bounds heads by itself, elsewhere."""
-    try:
-        from arwkv_api.protocol import BoundedHttp
-    except ModuleNotFoundError:
-        return "h11"
-    return BoundedHttp
 
 
 class _Server(uvicorn.Server):

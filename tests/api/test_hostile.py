@@ -148,6 +148,18 @@ def test_body_of_100_MB_is_refused_before_it_is_kept(service: tuple[str, int]) -
     assert _peak_bytes(pid) - before <= GROWTH_LIMIT_BYTES
 
 
+def test_trailers_that_never_end_are_cut_off(service: tuple[str, int]) -> None:
+    url, pid = service
+    before = _peak_bytes(pid)
+    head = b"POST /v1/datasets HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    trailers = b"".join(b"X%d: " % number + b"y" * 1000 + b"\r\n" for number in range(100))
+    with _connect(url) as connection:
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n")
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):
+            connection.sendall(trailers * (BODY_BYTES // len(trailers)))
+    assert _peak_bytes(pid) - before <= GROWTH_LIMIT_BYTES
+
+
 def test_pages_that_nobody_asked_for_before_are_not_kept_for_ever(service: tuple[str, int]) -> None:
     url, pid = service
     page = f"{url}/v1/datasets/many/shards?limit=1000"

@@ -2,6 +2,7 @@
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError, TimeoutError
 
 from arwkv_api.compact import accepted_encoding
 from arwkv_api.problems import MEDIA_TYPE, Problem
@@ -52,6 +53,20 @@ def test_unexpected_failure_tells_nothing_but_the_request_id(
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
     assert "ZeroDivisionError" in caplog.text
     caplog.clear()
+
+
+@pytest.mark.parametrize("away", [OperationalError("SELECT", {}, OSError("gone")), TimeoutError("pool")])
+def test_index_out_of_reach_is_said_and_may_be_asked_again(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, away: Exception
+) -> None:
+    def failing(*_: object) -> None:
+        raise away
+
+    monkeypatch.setattr("arwkv_api.routes.datasets.find_dataset", failing)
+    answer = client.get("/v1/datasets/train")
+    assert (answer.status_code, answer.headers["content-type"]) == (503, MEDIA_TYPE)
+    assert answer.json()["detail"] == "the index is out of reach; try again"
+    assert answer.headers["retry-after"] == "1"
 
 
 def test_json_has_an_etag_and_is_not_sent_twice(client: TestClient) -> None:

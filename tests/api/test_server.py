@@ -4,20 +4,23 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
 from api_serving import serving
+from arwkv_api.config import ServeConfig
 
 
 def _api(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "arwkv_api", *arguments]
     environment = {**os.environ, "XDG_CACHE_HOME": str(cwd), "ARWKV_API_KEY": ""}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False, cwd=cwd)
 
 
 def test_serves_what_its_line_on_stdout_says(root: Path, tmp_path: Path) -> None:
@@ -32,6 +35,11 @@ def test_several_workers_share_one_port_and_one_index(root: Path, tmp_path: Path
         for _ in range(20):
             assert httpx.get(f"{url}/v1/datasets/train", timeout=20).json()["shards"] == 5
         assert "arwkv_http_requests_total" in httpx.get(f"{url}/metrics").text
+
+
+def test_several_workers_together_admit_what_the_flag_says(tmp_path: Path) -> None:
+    config = ServeConfig(root=((tmp_path,),), workers=4, requests_per_s=10.0)
+    assert config.settings().requests_per_s == 2.5
 
 
 def test_roots_may_be_several_flags_or_several_words(root: Path, tmp_path: Path) -> None:
@@ -69,13 +77,24 @@ def test_logs_are_json_lines_with_request_ids(root: Path, tmp_path: Path) -> Non
         (["--root", ".", "--keys", "/no/such/keys"], "/no/such/keys"),
         (["--root", ".", "--workers", "0"], "--workers 0: must be at least 1"),
         (["--root", ".", "--port", "70000"], "--port 70000"),
+        (["--root", ".", "--workers", "2", "--keys", "/no/such/keys"], "/no/such/keys"),
+        (["--root", ".", "--database", "oracle://u:sesame@x/y"], "://***@x/y"),
+        (["--root", ".", "--database", "postgresql+nodriver://u:ses/ame@x/y"], "://***@x/y"),
+        (["--root", ".", "--database", "postgresql://u:sesame@x:port/y"], "://***@x:port/y"),
+        (["--root", ".", "--database", "sqlite:///text.txt"], "file is not a database"),
+        (["--root", ".", "--database", "sqlite:///newer.sqlite3"], "its schema is 9999, this release knows up to 00"),
     ],
 )
 def test_bad_start_is_one_line_with_the_way_out(flags: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("no database, but a text of some length\n" * 100)
+    with closing(sqlite3.connect(tmp_path / "newer.sqlite3")) as newer, newer:
+        newer.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        newer.execute("INSERT INTO alembic_version VALUES ('9999')")
     run = _api("serve", "--port", "0", *flags, cwd=tmp_path)
     assert run.returncode == 2
     (line,) = [line for line in run.stderr.splitlines() if "Error" in line]
     assert said in line
+    assert "ses" not in line
     assert "Traceback" not in run.stderr
 
 
