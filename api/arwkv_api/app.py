@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from anyio import to_thread
 from fastapi import FastAPI
@@ -32,10 +33,19 @@ Every error is `application/problem+json`.
 """
 
 
+class _Application(FastAPI):
+    """Describes errors in the form in which they are sent."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            problems.describe(super().openapi())
+        return super().openapi()
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The service for these settings. Raises UsageError where the index or the key file cannot be opened."""
     service = Service(connect(settings.database), settings, Keyring(settings.api_key, settings.keys))
-    app = FastAPI(
+    app = _Application(
         title="ARWKV datasets",
         version="1",
         description=DESCRIPTION.strip(),

@@ -1,6 +1,7 @@
 """What lies under the roots: dataset folders, their shards' names and fingerprints, and runs. Reads names, not data."""
 
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -8,6 +9,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+log = logging.getLogger("arwkv_api.folders")
 
 IDENTITY = "dataset.json"
 METRICS = "metrics.jsonl"
@@ -96,10 +99,14 @@ def _folders_below(folder: Path, depth: int) -> Iterator[Path]:
     yield folder
     if depth == 0 or _is_file(folder / IDENTITY):
         return
-    with os.scandir(folder) as entries:
-        below = [
-            Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False) and is_servable_name(entry.name)
-        ]
+    try:
+        with os.scandir(folder) as entries:
+            below = [
+                Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False) and is_servable_name(entry.name)
+            ]
+    except OSError as error:  # one folder that cannot be listed hides no run but its own
+        log.info("%s: %s; no runs are looked for there", folder, error.strerror)
+        return
     for inner in below:
         yield from _folders_below(inner, depth - 1)
 

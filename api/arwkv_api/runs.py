@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic_core import to_json
 
@@ -15,6 +15,8 @@ from arwkv_store.errors import NotFound
 
 # Longest line that is taken for a line of figures.
 LINE_LIMIT_BYTES = 1 << 20
+# An answer with figures ends after the line with which it grows beyond this.
+ANSWER_BYTES = 8 << 20
 SAMPLES = "samples.jsonl"
 SAMPLES_LIMIT_BYTES = 16 << 20
 
@@ -52,11 +54,21 @@ def read_figures(folder: Path, cursor: str | None, limit: int) -> Figures:
         offset = 0 if restarted else offset
         file.seek(offset)
         items: list[bytes] = []
-        while len(items) < limit and (line := file.readline(LINE_LIMIT_BYTES)).endswith(b"\n"):
-            offset += len(line)
+        size_bytes = 0
+        while len(items) < limit and size_bytes < ANSWER_BYTES and (line := _line(file)) is not None:
+            offset = file.tell()
             if (figures := _object(line)) is not None and (text := _as_json(figures)) is not None:
                 items.append(text)
+                size_bytes += len(text)
     return Figures(items, f"{status.st_ino}-{offset}", restarted)
+
+
+def _line(file: BinaryIO) -> bytes | None:
+    """The next line, empty where it is too long to be one of figures; None where it is still being written."""
+    line = piece = file.readline(LINE_LIMIT_BYTES)
+    while len(piece) == LINE_LIMIT_BYTES and not piece.endswith(b"\n"):
+        line, piece = b"", file.readline(LINE_LIMIT_BYTES)
+    return line if piece.endswith(b"\n") else None
 
 
 def read_samples(folder: Path, limit: int) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """Training runs: what is listed, how their figures are followed, and what teacher and student made of a prompt."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,50 @@ def test_lines_that_cannot_be_sent_are_passed_over(client: TestClient, run: Path
     (run / "samples.jsonl").write_text("\n".join(HOSTILE) + "\n")
     assert client.get(f"{RUN}/metrics").json()["items"] == [{"loss": None, "lr": None, "n": 1}]
     assert client.get(f"{RUN}/samples").json()["items"] == []
+
+
+def test_line_too_long_for_figures_is_passed_over(client: TestClient, run: Path) -> None:
+    long = b'{"a": "' + b"x" * (2 << 20)
+    (run / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + long + b'"}\n{"step": 3}\n' + long)
+    answer = client.get(f"{RUN}/metrics").json()
+    assert answer["items"] == [{"step": 1}, {"step": 3}]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('"}\n{"step": 5}\n')
+    answer = client.get(f"{RUN}/metrics", params={"cursor": answer["next_cursor"]}).json()
+    assert answer["items"] == [{"step": 5}]
+
+
+def test_answer_with_figures_is_bounded_and_the_next_goes_on(
+    client: TestClient, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arwkv_api.runs.ANSWER_BYTES", 30)
+    first = client.get(f"{RUN}/metrics").json()
+    assert len(first["items"]) == 1
+    second = client.get(f"{RUN}/metrics", params={"cursor": first["next_cursor"]}).json()
+    assert second["items"] == [{"stage": "align", "step": 2}]
+
+
+def test_folder_that_cannot_be_listed_hides_no_other_run(
+    client: TestClient, root: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "lost+found").mkdir()
+    real = os.scandir
+
+    def failing(path: str | Path) -> object:
+        if Path(path).name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr("arwkv_api.folders.os.scandir", failing)
+    assert [item["name"] for item in client.get("/v1/runs").json()["items"]] == ["students-one"]
+    assert client.get(f"{RUN}/metrics").status_code == 200
+
+
+def test_newest_runs_come_first_up_to_the_limit(client: TestClient, root: Path, run: Path) -> None:
+    shutil.copytree(run, root / "older")
+    os.utime(root / "older" / "metrics.jsonl", (0, 0))
+    names = [[item["name"] for item in client.get(f"/v1/runs?limit={n}").json()["items"]] for n in (1, 2)]
+    assert names == [["students-one"], ["students-one", "older"]]
 
 
 def test_samples_stand_side_by_side_newest_first(client: TestClient, run: Path) -> None:

@@ -1,5 +1,6 @@
 """Training runs and their figures."""
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from arwkv_api.folders import METRICS, run_folders
 from arwkv_api.models import moment
-from arwkv_api.parameters import Cursor
+from arwkv_api.parameters import PAGE_LIMIT, Cursor
 from arwkv_api.problems import answers
 from arwkv_api.runs import find_run, read_figures, read_samples
 from arwkv_api.security import Read
@@ -55,13 +56,17 @@ class RunSamples(BaseModel):
 
 
 @router.get("", dependencies=[Read], responses=answers())
-def list_runs(service: ServiceDep) -> RunList:
+def list_runs(
+    service: ServiceDep,
+    limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT, description="most runs to answer")] = PAGE_LIMIT,
+) -> RunList:
     """Runs under the roots and the folders given as --runs, newest first."""
     runs = []
     for name, folder in run_folders(service.run_roots).items():
-        status = (folder / METRICS).lstat()
-        runs.append(Run(name=name, updated_at=moment(status.st_mtime), size_bytes=status.st_size))
-    return RunList(items=sorted(runs, key=lambda run: run.updated_at, reverse=True))
+        with suppress(FileNotFoundError):  # went between listing and looking
+            status = (folder / METRICS).lstat()
+            runs.append(Run(name=name, updated_at=moment(status.st_mtime), size_bytes=status.st_size))
+    return RunList(items=sorted(runs, key=lambda run: run.updated_at, reverse=True)[:limit])
 
 
 @router.get("/{name}/metrics", dependencies=[Read], responses=answers(404), response_model=RunFigures)
