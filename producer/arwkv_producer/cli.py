@@ -71,12 +71,17 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
 
 def _dry_run(config: GenerateConfig) -> dict[str, Any]:
     from arwkv_producer.job import prepare, report_corpus
+    from arwkv_producer.output_folder import missing_room
     from arwkv_producer.plan import costs, print_plan
 
     documents = {}
+    tokens = 0
     for job in prepare(config):
         report_corpus(job)
-        documents[job.out] = costs(config, job.teacher, len(job.corpus.tokens), len(job.corpus), 0.0)
+        documents[job.out] = costs(config, job.teacher, len(job.corpus.tokens), len(job.corpus), config.tokens_per_s)
         if not config.json:
             print_plan(documents[job.out])
+        tokens += len(job.corpus.tokens)
+    if (problem := missing_room(config, job.teacher, tokens)) is not None:
+        print(f"{problem}; it would not start without --fill-disk", file=sys.stderr)
     return documents

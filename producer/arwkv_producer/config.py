@@ -36,7 +36,7 @@ class CaptureConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The teacher's arithmetic; `auto` is the checkpoint's own. The head always runs in fp32."""
     samples_per_shard: int = 0
-    """Samples in one part; 0 chooses so that a part's files stay near 256 MiB."""
+    """Samples in one part; 0 chooses so that a part's files stay near 256 MiB, or goes on as the dataset began."""
     step_tokens: int = 4096
     """Tokens per engine step: more is faster until memory is short."""
     tensor_parallel: int = 1
@@ -104,6 +104,8 @@ class GenerateConfig(CaptureConfig):
     """The address that `--metrics-port` listens on; `0.0.0.0` for a Prometheus elsewhere."""
     dry_run: bool = False
     """Check everything and show the plan; start no engine, write nothing."""
+    tokens_per_s: float = 0.0
+    """With `--dry-run`: speed to reckon the time with, as a run reported it; 0 leaves the time out."""
     verbose: bool = False
     """Show vLLM's own log."""
 
@@ -131,6 +133,7 @@ class GenerateConfig(CaptureConfig):
             "prompt_logprobs are the likeliest tokens and nothing else; use --logits top-k or adaptive without hidden "
             "states, or the pooler",
         )
+        _require(self.tokens_per_s >= 0, f"--tokens-per-s {self.tokens_per_s}: must be 0 (unknown) or more")
         _require(0 < self.gpu_memory_fraction <= 1, f"--gpu-memory-fraction {self.gpu_memory_fraction}: from 0 to 1")
 
 

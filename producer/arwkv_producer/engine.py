@@ -1,10 +1,8 @@
 """The producer's side of vLLM: start a capturing engine, send it token sequences, receive their rows."""
 
-import shutil
-import tempfile
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,26 +23,29 @@ class TeacherEngine:
     """
 
     def __init__(self, config: EngineConfig, settings: CaptureSettings) -> None:
-        self._folder: Path | None = None
-        if config.tensor_parallel > 1:
-            memory = Path("/dev/shm")
-            self._folder = Path(tempfile.mkdtemp(prefix="arwkv-", dir=memory if memory.is_dir() else None))
+        self._end = contextlib.ExitStack()
         prepare_environment(
             config.tensor_parallel, config.verbose
         )  # before torch loads: it reads how idle threads wait
 
-        from arwkv_producer.handover import open_handover
+        from arwkv_producer.handover import HandoverFolder, open_handover
 
-        folder = None if self._folder is None else str(self._folder)
+        folder = None
+        if config.tensor_parallel > 1:
+            folder = str(self._end.enter_context(HandoverFolder()).path)
         self._handover = open_handover(folder)
         self.distribution = DISTRIBUTION if settings.top_k else ()
-        self._llm = start_vllm(
-            config,
-            CAPTURED_ARCHITECTURES[config.architecture],
-            runner="pooling",
-            additional_config={"arwkv_capture": replace(settings, handover_folder=folder).as_json()},
-            max_model_len=config.max_length,
-        )
+        try:
+            self._llm = start_vllm(
+                config,
+                CAPTURED_ARCHITECTURES[config.architecture],
+                runner="pooling",
+                additional_config={"arwkv_capture": replace(settings, handover_folder=folder).as_json()},
+                max_model_len=config.max_length,
+            )
+        except BaseException:
+            self._end.close()
+            raise
 
     def capture(self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int]) -> list[dict[str, Any]]:
         """Run the prompts; answer each one's captured rows (CPU tensors, T rows each) in the order asked.
@@ -74,5 +75,4 @@ class TeacherEngine:
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         free_memory()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._end.close()

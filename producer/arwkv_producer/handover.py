@@ -4,10 +4,15 @@ vLLM's own way back (msgpack between processes) halves the speed once hidden sta
 acknowledgement goes that way.
 """
 
+import contextlib
+import fcntl
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from torch import Tensor
 
@@ -62,6 +67,49 @@ class FileHandover:
         path.unlink()
         rows: Rows = load(content)
         return rows
+
+
+class HandoverFolder:
+    """A new folder in memory for one engine's rows, gone at the end of the `with` block.
+
+    It is locked as long as its producer lives; folders that are not are what dead ones left, and are removed first.
+    """
+
+    PREFIX = "arwkv-rows-"
+
+    def __init__(self, parent: Path | None = None) -> None:
+        memory = Path("/dev/shm")
+        parent = parent or (memory if memory.is_dir() else Path(tempfile.gettempdir()))
+        for abandoned in parent.glob(f"{self.PREFIX}*"):
+            with contextlib.suppress(OSError):  # another's, locked, or gone meanwhile
+                os.close(_locked(abandoned))
+                shutil.rmtree(abandoned)
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=self.PREFIX, dir=parent))
+            with contextlib.suppress(OSError):  # another producer saw it before it was locked: make another
+                self._lock = _locked(self.path)
+                if self.path.is_dir():
+                    return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the folder's lock. Raises OSError where another has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 _memory = MemoryHandover()

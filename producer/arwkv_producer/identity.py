@@ -9,16 +9,11 @@ from typing import Any
 
 from arwkv_producer.config import CaptureConfig, GenerateConfig
 from arwkv_producer.corpus import Corpus
+from arwkv_producer.sizes import samples_per_part
 from arwkv_producer.teacher import Teacher, chosen_layers
 from arwkv_store import DatasetInfo
 from arwkv_store.errors import UsageError
 from arwkv_store.schema import CaptureInfo, CorpusInfo, TeacherInfo, TokenizerInfo
-
-SHARD_TARGET_BYTES = 256 << 20
-BYTES_PER_CANDIDATE = 4.0
-"""Id and log-probability in the store's exact codec, about."""
-HIDDEN_BYTES = {"bf16": 1.4, "fp8": 1.0, "int8": 1.0}
-"""Stored bytes per hidden value, about (byte planes and zstd)."""
 
 DRIVER = Path("/proc/driver/nvidia/version")
 CREATED_BY = {"pooler": "arwkv producer", "stock": "arwkv producer, vLLM prompt_logprobs"}
@@ -52,26 +47,6 @@ def hidden_names(capture: CaptureInfo) -> tuple[str, ...]:
     return tuple(f"{kind}.{layer}" for layer in capture.layers)
 
 
-def bytes_per_token(capture: CaptureInfo, width: int) -> dict[str, float]:
-    """Expected stored bytes of one token, by column."""
-    columns = {"tokens": 2.0}
-    if capture.logits != "none":
-        # Measured on natural text: positions keep 25 of 64 candidates at top-p 0.98, and 50 draws hit about 12 tokens.
-        kept = (capture.top_k or 0) * (0.4 if capture.logits == "adaptive" else 1.0) + (capture.samples or 0) * 0.25
-        columns |= {"logits": kept * BYTES_PER_CANDIDATE + 4, "token_stats": 8.0}
-    for column in capture.hidden_columns():
-        columns[column] = width * HIDDEN_BYTES[capture.hidden_dtype]
-    return columns
-
-
-def samples_per_part(config: CaptureConfig, capture: CaptureInfo, width: int) -> int:
-    """As asked, or as many full-length samples as keep a part's files near SHARD_TARGET_BYTES."""
-    if config.samples_per_shard:
-        return config.samples_per_shard
-    sample_bytes = sum(bytes_per_token(capture, width).values()) * config.max_length
-    return int(min(max(SHARD_TARGET_BYTES // sample_bytes, 8), 4096))
-
-
 def dataset_info(
     config: GenerateConfig,
     teacher: Teacher,
@@ -79,10 +54,11 @@ def dataset_info(
     corpus: Corpus,
     description: str,
     weights_hash: str | None,
+    present_samples_per_part: int | None = None,
 ) -> DatasetInfo:
-    """What dataset.json will say."""
+    """What dataset.json will say; a dataset that is there keeps its samples per part unless others are asked for."""
     capture = capture_info(config, teacher)
-    per_part = samples_per_part(config, capture, teacher.width)
+    per_part = config.samples_per_shard or present_samples_per_part or samples_per_part(config, capture, teacher.width)
     return DatasetInfo(
         teacher=TeacherInfo(
             model=teacher.name,

@@ -13,7 +13,7 @@ from arwkv_producer.conversations import chat_documents, plain_documents
 from arwkv_producer.corpus import Corpus, tokenise
 from arwkv_producer.documents import Share, find_shares, read_records
 from arwkv_producer.identity import dataset_info, require_fitting
-from arwkv_producer.output_folder import require_room, require_writable
+from arwkv_producer.output_folder import present_samples_per_part, require_room, require_writable
 from arwkv_producer.teacher import Teacher, find_teacher, require_weights, weights_hash
 from arwkv_producer.tokenizer import load_tokenizer, real_vocab_size, tokenizer_files
 from arwkv_store import DatasetInfo
@@ -71,7 +71,7 @@ def prepare(config: GenerateConfig) -> list[Job]:
     if len(corpora[0]) == 0:
         sources = sum(len(share.sources) for share in shares)
         raise UsageError(f"--data {' '.join(config.data)}: no text in {sources} sources; name some that hold text")
-    if not config.fill_disk:
+    if not config.fill_disk and not config.dry_run:
         require_room(config, teacher, sum(len(corpus.tokens) for corpus in corpora))
     tokenizer_info = TokenizerInfo(hash=vocabulary_hash(tokenizer.get_vocab()), vocab_size=vocab_size)
     teacher_hash, description = weights_hash(teacher), _description(config, shares, tokenizer)
@@ -80,7 +80,9 @@ def prepare(config: GenerateConfig) -> list[Job]:
         Job(
             teacher,
             corpus,
-            dataset_info(config, teacher, tokenizer_info, corpus, description, teacher_hash),
+            dataset_info(
+                config, teacher, tokenizer_info, corpus, description, teacher_hash, present_samples_per_part(out)
+            ),
             out,
             files,
         )

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 from arwkv_producer.config import GenerateConfig
-from arwkv_producer.identity import bytes_per_token, capture_info
+from arwkv_producer.identity import capture_info
+from arwkv_producer.sizes import stored_bytes
 from arwkv_producer.teacher import Teacher
+from arwkv_store import DatasetInfo
 from arwkv_store.errors import UsageError
+from arwkv_store.layout import DATASET_FILE
 
 ROOM_TO_USE = 0.9
 """Share of the free disk that a dataset may take without --fill-disk."""
@@ -19,17 +22,35 @@ def require_room(config: GenerateConfig, teacher: Teacher, tokens: int) -> None:
 
     Raises UsageError where the answer is no, or nobody is there to answer.
     """
-    if "://" in config.out:
+    problem = missing_room(config, teacher, tokens)
+    if problem is None:
         return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or not _agreed(f"{problem}; go on? [y/N] "):
+        raise UsageError(f"{problem}; choose fewer layers or another disk, or say --fill-disk")
+
+
+def missing_room(config: GenerateConfig, teacher: Teacher, tokens: int) -> str | None:
+    """What is to be said where the whole dataset would take more than 90% of the room there is for it."""
+    if "://" in config.out:
+        return None
     folder = Path(config.out).expanduser().absolute()
-    needed = sum(bytes_per_token(capture_info(config, teacher), teacher.width).values()) * tokens
+    needed = sum(stored_bytes(capture_info(config, teacher), teacher.width, teacher.head_rows).values()) * tokens
     present = sum(file.stat().st_size for file in folder.glob("shards/*"))
     free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
     if needed - present <= ROOM_TO_USE * free:
-        return
-    problem = f"--out {config.out}: the shards take about {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free"
-    if not (sys.stdin.isatty() and sys.stderr.isatty()) or not _agreed(f"{problem}; go on? [y/N] "):
-        raise UsageError(f"{problem}; choose fewer layers or another disk, or say --fill-disk")
+        return None
+    return f"--out {config.out}: the shards take about {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free"
+
+
+def present_samples_per_part(out: str) -> int | None:
+    """What the dataset that is begun there has, so that it goes on as it began; None where there is none.
+
+    Raises CorruptShard for a dataset.json that is damaged.
+    """
+    path = Path(out).expanduser() / DATASET_FILE
+    if "://" in out or not path.is_file():
+        return None
+    return DatasetInfo.from_bytes(path.read_bytes(), str(path)).corpus.samples_per_part
 
 
 def _agreed(question: str) -> bool:

@@ -4,7 +4,8 @@ from typing import Any
 
 from arwkv_producer.capture import LOGITS_CHUNK_BYTES
 from arwkv_producer.config import CaptureConfig, PlanConfig
-from arwkv_producer.identity import bytes_per_token, capture_info, samples_per_part
+from arwkv_producer.identity import capture_info
+from arwkv_producer.sizes import PARTS_IN_MEMORY, SHARD_BYTES, row_bytes, samples_per_part, stored_bytes
 from arwkv_producer.teacher import Teacher, find_teacher
 from arwkv_store.schema import CaptureInfo
 
@@ -22,18 +23,21 @@ def plan(config: PlanConfig) -> dict[str, Any]:
 def costs(config: CaptureConfig, teacher: Teacher, tokens: int, samples: int, tokens_per_s: float) -> dict[str, Any]:
     """The same for a corpus of known size."""
     capture = capture_info(config, teacher)
-    columns = bytes_per_token(capture, teacher.width)
+    columns = stored_bytes(capture, teacher.width, teacher.head_rows)
     per_part = samples_per_part(config, capture, teacher.width)
+    shards = -(-samples // per_part)
+    columns["rows"] += SHARD_BYTES * shards / tokens
     return {
         "teacher": teacher.name,
         "tokens": tokens,
         "samples": samples,
-        "shards": -(-samples // per_part),
+        "shards": shards,
         "samples_per_shard": per_part,
         "bytes_per_token": sum(columns.values()),
         "bytes_per_token_by_column": columns,
         "total_bytes": sum(columns.values()) * tokens,
         "extra_device_bytes": extra_device_bytes(capture, teacher, config.step_tokens),
+        "host_bytes": host_bytes(capture, teacher, per_part),
         "seconds": tokens / tokens_per_s if tokens_per_s else None,
         "advice": advice(capture, columns, tokens),
     }
@@ -45,6 +49,11 @@ def extra_device_bytes(capture: CaptureInfo, teacher: Teacher, step_tokens: int)
     logits = 3 * max(LOGITS_CHUNK_BYTES, 64 * 4 * teacher.head_rows) if capture.logits != "none" else 0
     kept = step_tokens * ((capture.top_k or 1) * 8 + (capture.samples or 0) * 4 + 12) if logits else 0
     return logits + kept + step_tokens * len(capture.hidden_columns()) * teacher.width * 2
+
+
+def host_bytes(capture: CaptureInfo, teacher: Teacher, samples_per_part: int) -> int:
+    """Memory of what is captured and not yet written, at most: parts of full-length samples."""
+    return PARTS_IN_MEMORY * samples_per_part * capture.max_length * row_bytes(capture, teacher.width)
 
 
 def advice(capture: CaptureInfo, columns: dict[str, float], tokens: int) -> str:
@@ -68,7 +77,10 @@ def print_plan(document: dict[str, Any]) -> None:
     print(f"  {'together':<22} {together:>10,.1f} bytes/token {total:>12,.3f} GB")
     print(f"  {document['shards']:,} shards of {document['samples_per_shard']} samples")
     print(f"  {document['extra_device_bytes'] / 1e9:,.2f} GB of device memory beside the engine's own")
-    if document["seconds"]:
+    print(f"  {document['host_bytes'] / 1e9:,.2f} GB of the computer's memory for what is not yet written")
+    if document["seconds"] is None:
+        print("  time unknown: give a speed with --tokens-per-s, as a run of this teacher reported it")
+    else:
         print(f"  {document['seconds'] / 3600:,.1f} hours at the given speed")
     if document["advice"]:
         print(document["advice"])

@@ -10,10 +10,13 @@ from arwkv_producer.account import Account
 from arwkv_producer.identity import hidden_names
 from arwkv_producer.job import Job
 from arwkv_producer.samples import BadCapture, GaveUp, to_sample
+from arwkv_producer.sizes import row_bytes
 from arwkv_store import Sample
 
 CALL_TOKENS = 1 << 16
 """Tokens sent to the engine in one call: enough to fill its steps, few enough that the bar moves."""
+CALL_BYTES = 4 << 30
+"""But no more than make so many bytes of rows, or one sample."""
 BAD_IN_A_ROW = 5
 """Samples without a usable answer after which the run gives up."""
 
@@ -34,6 +37,8 @@ class TeacherPass:
 
     def __init__(self, job: Job, engine: Engine, account: Account) -> None:
         self._job, self._engine, self._account = job, engine, account
+        info = job.info
+        self._call_tokens = min(CALL_TOKENS, CALL_BYTES // row_bytes(info.capture, info.teacher.hidden_size))
         self._bad_in_a_row = 0
         self.failed: dict[int, BadCapture] = {}
         """Parts that hold a bad sample, and what is wrong with it."""
@@ -78,11 +83,12 @@ class TeacherPass:
         call: list[int] = []
         size = 0
         for sample_id in ids:
-            call.append(sample_id)
-            size += len(self._job.corpus.sample_tokens(sample_id))
-            if size >= CALL_TOKENS:
+            tokens = len(self._job.corpus.sample_tokens(sample_id))
+            if call and size + tokens > self._call_tokens:
                 yield call
                 call, size = [], 0
+            call.append(sample_id)
+            size += tokens
         if call:
             yield call
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from arwkv_producer.cli import main
+from arwkv_producer.cli import generate, main
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.output_folder import require_room
 from arwkv_producer.teacher import find_teacher
@@ -186,6 +186,22 @@ def test_disk_without_room(
     code, said = producer("generate", "--max-length", "96", *arguments)
     assert code == 2
     assert said.endswith("choose fewer layers or another disk, or say --fill-disk")
+
+
+def test_a_dry_run_shows_the_plan_of_what_does_not_fit(
+    tiny_teacher: Path,
+    tiny_corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
+    flags = {"max_length": 96, "dry_run": True, "tokens_per_s": 10.0}
+    generate(GenerateConfig(teacher=str(tiny_teacher), data=(str(tiny_corpus),), out=str(tmp_path / "o"), **flags))
+    said = capsys.readouterr()
+    assert "18,089 tokens in 200 samples" in said.out
+    assert "0.5 hours at the given speed" in said.out
+    assert said.err.endswith("it would not start without --fill-disk\n")
 
 
 @pytest.mark.parametrize(("answer", "goes_on"), [("y\n", True), ("\n", False), ("no\n", False)])

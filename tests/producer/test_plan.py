@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from arwkv_producer.config import PlanConfig
+from arwkv_producer.output_folder import present_samples_per_part
 from arwkv_producer.plan import plan
+from arwkv_producer.sizes import SHARD_BYTES, logits_bytes, stored_bytes
+from producer_captures import Captures
+from store_examples import example_dataset_info
 
 QWEN_0_5B = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -30,7 +35,6 @@ def test_hidden_states_outweigh_logits(half_billion: str) -> None:
     columns = document["bytes_per_token_by_column"]
     hidden = sum(size for name, size in columns.items() if name.startswith("hidden."))
     assert 24 * 896 <= hidden <= 43_008
-    assert 200 <= columns["logits"] <= 300
     assert document["total_bytes"] == pytest.approx(document["bytes_per_token"] * 10_000_000)
 
 
@@ -83,8 +87,67 @@ def test_time_follows_from_a_given_speed(half_billion: str) -> None:
     assert plan(PlanConfig(teacher=half_billion, tokens=3600, tokens_per_s=2.0))["seconds"] == 1800
 
 
+@pytest.mark.parametrize(
+    ("flags", "measured"),
+    [
+        ({}, 312),
+        ({"logits_codec": "compact"}, 172),
+        ({"logits": "adaptive"}, 124),
+        ({"logits": "adaptive", "logits_codec": "compact"}, 72.6),
+        ({"logits": "sampled", "samples": 50}, 25.9),
+        ({"logits": "hybrid", "top_k": 16, "samples": 50}, 116),
+        ({"logits": "hybrid", "top_k": 16, "samples": 8}, 61.5),
+    ],
+    ids=str,
+)
+def test_bytes_of_logits_are_what_was_measured(half_billion: str, flags: dict[str, Any], measured: float) -> None:
+    """On the made-up teacher of benchmarks/store.py, with an fp32 head; hybrid's draws are from the tail alone."""
+    columns = plan(PlanConfig(teacher=half_billion, **flags))["bytes_per_token_by_column"]
+    assert columns["logits"] == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["base", "boundaries", "sampled", "hybrid", "final"])
+def test_the_plan_knows_what_a_capture_stores(captures: Captures, name: str) -> None:
+    """But for how many entries a position has: this teacher knows no natural text."""
+    dataset = captures.open(name)
+    info, tokens = dataset.info, dataset.info.corpus.tokens
+    stored = dict.fromkeys(dataset.shards[0].stats.bytes_by_column, 0.0)
+    for shard in dataset.shards:
+        for column, size_bytes in shard.stats.bytes_by_column.items():
+            stored[column] += size_bytes / tokens
+    expected = stored_bytes(info.capture, info.teacher.hidden_size, info.vocab_size_padded)
+    expected["rows"] += SHARD_BYTES * len(dataset.shards) / tokens
+    if info.capture.logits != "none":
+        entries = sum(int(dataset[index].logits.counts.sum()) for index in range(len(dataset))) / tokens
+        expected["logits"] = logits_bytes(info.capture, entries, info.vocab_size_padded)
+    assert expected == pytest.approx(stored, rel=0.15)
+
+
+def test_a_part_of_heavy_samples_holds_few(half_billion: str, tmp_path: Path) -> None:
+    """32B, all layers: as many samples as ever where they are light, one of 32,768 tokens."""
+    config = {**QWEN_0_5B, "hidden_size": 5120, "num_hidden_layers": 64, "max_position_embeddings": 32768}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    def planned(**flags: Any) -> dict[str, Any]:
+        return plan(PlanConfig(teacher=str(tmp_path), **flags))
+
+    assert planned()["samples_per_shard"] == 485
+    assert planned(hidden_states="final")["samples_per_shard"] == 17
+    assert planned(hidden_states="attention", layers="0", max_length=4096)["samples_per_shard"] == 8
+    assert planned(hidden_states="attention", max_length=2048)["samples_per_shard"] == 2
+    long = planned(hidden_states="attention", max_length=32768)
+    assert long["samples_per_shard"] == 1
+    assert long["host_bytes"] == 3 * 32768 * (64 * 5120 * 2 + 64 * 8 + 12 + 5)
+
+
+def test_a_dataset_keeps_the_samples_per_part_it_began_with(tmp_path: Path) -> None:
+    assert present_samples_per_part(str(tmp_path)) is None
+    (tmp_path / "dataset.json").write_bytes(example_dataset_info(samples_per_part=8).to_bytes())
+    assert present_samples_per_part(str(tmp_path)) == 8
+
+
 def test_parts_stay_near_their_target(half_billion: str) -> None:
     for mode in ("none", "final", "attention"):
         document = plan(PlanConfig(teacher=half_billion, hidden_states=mode, max_length=2048))
         part_bytes = document["bytes_per_token"] * 2048 * document["samples_per_shard"]
-        assert part_bytes <= 1.01 * (256 << 20) or document["samples_per_shard"] == 8
+        assert part_bytes <= 1.2 * (256 << 20) or document["samples_per_shard"] == 8
