@@ -73,7 +73,7 @@ def verify(config: VerifyConfig) -> Mapping[str, Any]:
         )
     if verdict.newer:
         raise UnsupportedVersion(
-            f"{config.uri}: {len(verdict.newer)} of {verdict.parts} parts are of a format version that this release does "
+            f"{config.uri}: {len(verdict.newer)} of {verdict.parts} parts are of a format version this release does "
             f"not read: {', '.join(map(str, verdict.newer))}; verify them with the release that wrote them"
         )
     return document

@@ -92,6 +92,8 @@ def require_captured(sample: Sample, info: DatasetInfo) -> None:
             f"{where}: {sample.logits.counts.max()} entries at a position, "
             f"the dataset's capture allows {max_count(info)}"
         )
+    if sample.logits is not None and _LOGITS[info.capture.logits_codec] is logits_compact:
+        logits_compact.require_codes(where, sample.logits)
     expected, given = set(info.capture.hidden_columns()), {hidden_column(name) for name in sample.hidden}
     if expected != given:
         raise UsageError(f"{where}: hidden states {sorted(given)}, the dataset captures {sorted(expected)}")

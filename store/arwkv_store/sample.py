@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from arwkv_store.errors import UsageError
 
 _BF16_EXPONENT = 0x7F80
+ROUNDING_NATS = 1e-3
+"""How far above 0 a log-probability may lie, or an entropy below, by the rounding of a float32 normaliser."""
+_PROBED_POSITIONS = 4
+"""Positions whose ids are looked at for repetitions; all of them would cost up to a third of the encoding."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,10 @@ def validate_sample(sample: Sample, vocab_size: int) -> None:
     if sample.entropy is not None and sample.true_logprob is not None:
         _expect(where, "entropy", sample.entropy, (T,))
         _expect(where, "true_logprob", sample.true_logprob, (T - 1,))
-        _expect_no_nan(where, "entropy", sample.entropy)
-        _expect_no_nan(where, "true_logprob", sample.true_logprob)
+        _expect_below(where, "entropy", -sample.entropy, sign=-1)
+        _expect_below(where, "true_logprob", sample.true_logprob)
+        if np.isinf(sample.entropy).any():
+            raise UsageError(f"{where}: entropy holds infinity; look at the teacher's output before storing")
     for name, value in sample.hidden.items():
         if value.ndim != 2 or value.shape[0] != T:
             raise UsageError(f"{where}: hidden {name!r} has shape {value.shape}, expected ({T}, width)")
@@ -107,7 +113,13 @@ def _validate_logits(where: str, logits: SparseLogits, T: int, vocab_size: int) 
         raise UsageError(f"{where}: logits.ids outside 0..{vocab_size - 1}; mask the padded rows of the teacher's head")
     if N and not np.isfinite(logits.logprobs).all():
         raise UsageError(f"{where}: logits.logprobs holds NaN or infinity; look at the teacher's output before storing")
-    _expect_no_nan(where, "logits.tail_logprob", logits.tail_logprob)
+    _expect_below(where, "logits.logprobs", logits.logprobs)
+    _expect_below(where, "logits.tail_logprob", logits.tail_logprob)
+    ends = np.cumsum(logits.counts, dtype=np.int64)
+    for t in np.linspace(0, T - 1, _PROBED_POSITIONS).astype(np.int64).tolist():
+        ids = np.sort(logits.ids[ends[t] - logits.counts[t] : ends[t]])
+        if (ids[1:] == ids[:-1]).any():
+            raise UsageError(f"{where}: logits.ids holds an id twice at position {t}; each entry is another token")
 
 
 def _expect(where: str, what: str, value: NDArray[np.generic], shape: tuple[int, ...]) -> None:
@@ -115,7 +127,12 @@ def _expect(where: str, what: str, value: NDArray[np.generic], shape: tuple[int,
         raise UsageError(f"{where}: {what} has shape {value.shape}, expected {shape}")
 
 
-def _expect_no_nan(where: str, what: str, value: NDArray[np.float32]) -> None:
-    # +inf is as wrong as NaN in a log-probability or an entropy; -inf is a probability of zero.
-    if value.size and not (value < np.inf).all():
-        raise UsageError(f"{where}: {what} holds NaN or infinity; look at the teacher's output before storing")
+def _expect_below(where: str, what: str, value: NDArray[np.float32], sign: int = 1) -> None:
+    """Refuse NaN and what is above 0 by more than rounding; `sign` turns the value back for the message."""
+    # -inf passes: in a log-probability it is a probability of zero.
+    if value.size and not value.max() <= ROUNDING_NATS:
+        worst = sign * float(value.max())
+        bound = "at most" if sign > 0 else "at least"
+        raise UsageError(
+            f"{where}: {what} holds {worst:.4g}, {bound} 0 is possible; look at the teacher before storing"
+        )

@@ -36,7 +36,8 @@ class TokenizerInfo(_Frozen):
     """The tokenizer; `vocab_size` is its real number of token ids, over which the logits are normalised."""
 
     hash: str
-    vocab_size: int = Field(gt=0)
+    # The codecs keep 24 bits of an id.
+    vocab_size: int = Field(gt=0, le=1 << 24)
 
 
 class CaptureInfo(_Frozen):

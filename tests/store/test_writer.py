@@ -12,6 +12,7 @@ from arwkv_store import (
     DatasetInfo,
     NotFound,
     Sample,
+    TokenizerInfo,
     UsageError,
     create_dataset,
     open_dataset,
@@ -102,6 +103,13 @@ REFUSED = {
     "missing logits": _broken(logits=None),
     "mask of another length": _broken(loss_mask=EXAMPLE.loss_mask[:-1]),
     "no tokens": _broken(tokens=EXAMPLE.tokens[:0]),
+    "log-probability above 0": _broken_logits(logprobs=_with_nan(EXAMPLE.logits.logprobs, 3)),
+    "tail above 0": _broken_logits(tail_logprob=_with_nan(EXAMPLE.logits.tail_logprob, 5)),
+    "true log-probability above 0": _broken(true_logprob=_with_nan(EXAMPLE.true_logprob, 0.01)),
+    "negative entropy": _broken(entropy=_with_nan(EXAMPLE.entropy, -5)),
+    "entropy of minus infinity": _broken(entropy=_with_nan(EXAMPLE.entropy, -np.inf)),
+    "infinite entropy": _broken(entropy=_with_nan(EXAMPLE.entropy, np.inf)),
+    "one id at all entries": _broken_logits(ids=EXAMPLE.logits.ids * 0),
     "longer than the capture": example_samples(1, length=65)[0],
 }
 
@@ -112,6 +120,28 @@ def test_what_cannot_be_trusted_never_commits(tmp_path: Path, sample: Sample) ->
     with pytest.raises(UsageError, match="sample 0"):
         writer.write_shard(0, [sample])
     assert not list((tmp_path / "shards").iterdir())
+
+
+def test_what_rounding_leaves_is_kept(tmp_path: Path) -> None:
+    assert EXAMPLE.logits is not None
+    assert EXAMPLE.entropy is not None
+    logits = dataclasses.replace(EXAMPLE.logits, logprobs=_with_nan(EXAMPLE.logits.logprobs, 2e-6))
+    sample = dataclasses.replace(EXAMPLE, logits=logits, entropy=_with_nan(EXAMPLE.entropy, -1e-6))
+    create_dataset(tmp_path, example_dataset_info()).write_shard(0, [sample])
+    assert_same_sample(open_dataset(tmp_path)[0], sample)
+
+
+def test_log_probability_below_the_codes_of_compact_is_refused(tmp_path: Path) -> None:
+    assert EXAMPLE.logits is not None
+    logits = dataclasses.replace(EXAMPLE.logits, logprobs=_with_nan(EXAMPLE.logits.logprobs, -1000))
+    writer = create_dataset(tmp_path, example_dataset_info(logits_codec="compact"))
+    with pytest.raises(UsageError, match=r"sample 0: logits\.logprobs holds -1000, codec compact reaches down to -909"):
+        writer.write_shard(0, [dataclasses.replace(EXAMPLE, logits=logits)])
+
+
+def test_vocabulary_beyond_24_bits_is_refused() -> None:
+    with pytest.raises(ValueError, match="vocab_size"):
+        TokenizerInfo(hash="0", vocab_size=(1 << 24) + 1)
 
 
 def test_parts_outside_the_plan_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from arwkv_store.codecs.frames import BadCell, Planes, build_cell, parse_cell
 from arwkv_store.codecs.planes import join_ids, join_u16, join_u32, split_ids, split_u16, split_u32
 from arwkv_store.codecs.segments import checked_counts, deltas, running_sums, segments
+from arwkv_store.errors import UsageError
 from arwkv_store.sample import SparseLogits
 
 CODEC_ID = 2
@@ -21,7 +22,7 @@ FINEST, COARSEST = 0.004, 0.25
 """Steps in nats at p = 1 and for small p."""
 MAX_ERROR = COARSEST / 2
 CODES = 4096
-"""Codes from log-probability 0 downwards; the last stands for about -900 nats."""
+"""Codes from log-probability 0 downwards; the last stands for about -909 nats."""
 
 _KNEE_NATS = 2 * math.log(COARSEST / FINEST)
 _KNEE_CODE = (2 / FINEST) * (1 - math.exp(-_KNEE_NATS / 2))
@@ -36,6 +37,16 @@ def _table() -> NDArray[np.float32]:
 
 
 _LOGPROBS = _table()
+_LEAST_LOGPROB = float(_LOGPROBS[-1]) - MAX_ERROR
+
+
+def require_codes(where: str, logits: SparseLogits) -> None:
+    """Raise UsageError for log-probabilities too small for any code."""
+    least = logits.logprobs.min(initial=0)
+    if least < _LEAST_LOGPROB:
+        raise UsageError(
+            f"{where}: logits.logprobs holds {least:.4g}, codec compact reaches down to {_LEAST_LOGPROB:.4g}; use exact"
+        )
 
 
 def encode(logits: SparseLogits, _limit: int) -> bytes:
