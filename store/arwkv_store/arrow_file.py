@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import xxhash
-from numpy.typing import NDArray
 
 from arwkv_store.codecs.frames import BadCell
 from arwkv_store.errors import CorruptShard
@@ -24,7 +23,8 @@ class ArrowFile:
     def __init__(self, path: Path, info: FileInfo, *, verify: bool) -> None:
         self.path, self.info = path, info
         self._verify = verify
-        self._bytes = _mapped(path, info.size_bytes)
+        self._map = _mapped(path, info.size_bytes)
+        self._bytes = np.frombuffer(self._map, np.uint8)
         self._verified = [not verify] * len(info.batches)
         if verify:
             self._compare(info.head, "schema")
@@ -43,6 +43,7 @@ class ArrowFile:
     def batch(self, index: int) -> pa.RecordBatch:
         """A verified record batch, its buffers views on the file. Raises CorruptShard."""
         info = self.info.batches[index]
+        self.require_whole()
         if not self._verified[index]:
             self._compare(info, f"record batch {index}")
             self._verified[index] = True
@@ -63,9 +64,16 @@ class ArrowFile:
 
     def verify_sha256(self) -> None:
         """Compare the whole file's SHA-256 with the committed one. Raises CorruptShard."""
+        self.require_whole()
         found = hashlib.sha256(self._bytes.data).hexdigest()
         if found != self.info.sha256:
             raise CorruptShard(f"{self.path}: SHA-256 {found}, committed as {self.info.sha256}; {REMEDY}")
+
+    def require_whole(self) -> None:
+        """Raise CorruptShard if the file was cut: reading a mapped page that it no longer has ends the process."""
+        found = self._map.size()
+        if found < self.info.size_bytes:
+            raise CorruptShard(f"{self.path}: cut to {found} bytes while it was open; {REMEDY}")
 
     def _compare(self, region: Region, name: str) -> None:
         found = xxhash.xxh3_64_hexdigest(self._bytes[region.offset : region.offset + region.length].data)
@@ -76,12 +84,12 @@ class ArrowFile:
             )
 
 
-def _mapped(path: Path, size_bytes: int) -> NDArray[np.uint8]:
+def _mapped(path: Path, size_bytes: int) -> mmap.mmap:
     try:
         with open(path, "rb") as file:
             found = os.fstat(file.fileno()).st_size
-            if found != size_bytes:
+            if found != size_bytes or not found:
                 raise CorruptShard(f"{path}: {found} bytes, committed with {size_bytes}; {REMEDY}")
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
         raise CorruptShard(f"{path}: missing, though its manifest is there; {REMEDY}") from error

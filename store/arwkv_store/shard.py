@@ -79,6 +79,8 @@ class _OpenFile:
         batch = self._batches.get(index)
         if batch is None:
             batch = self._batches[index] = self._reading(lambda file: self._batch(file, index))
+        elif self._file is not None:
+            self._file.require_whole()
         return batch, row - (self._ends[index - 1] if index else 0)
 
     def _reading(self, read: Callable[[ArrowFile], Result]) -> Result:

@@ -2,12 +2,14 @@
 
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from arwkv_store import CorruptShard, NotFound, Sample, UnsupportedVersion, open_dataset
+from arwkv_store import CorruptShard, NotFound, Sample, UnsupportedVersion, open_dataset, rows
 from arwkv_store.seal import sealed, unsealed
 from process_memory import forget_peak, peak_bytes
 from store_examples import assert_same_sample, example_dataset_info, write_example_dataset
@@ -90,6 +92,27 @@ def test_missing_data_file_is_refused(written: tuple[Path, list[Sample]], tmp_pa
     (tmp_path / "copy/shards/part-000000.arrow").unlink()
     with pytest.raises(CorruptShard, match=r"part-000000\.arrow: missing"):
         open_dataset(tmp_path / "copy")[0]
+
+
+CUT = """
+import os, sys
+from arwkv_store import CorruptShard, open_dataset
+dataset = open_dataset(sys.argv[1])
+dataset[0]
+os.truncate(sys.argv[1] + "/shards/part-000000.arrow", 4096)
+try:
+    list(dataset)
+except CorruptShard as error:
+    print(error)
+"""
+
+
+def test_file_cut_while_it_is_open_does_not_end_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "TARGET_BATCH_BYTES", 20_000)
+    info = example_dataset_info(samples=40, samples_per_part=40, top_k=64)
+    write_example_dataset(tmp_path, info=info, length=60)
+    reader = subprocess.run([sys.executable, "-c", CUT, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "part-000000.arrow: cut to 4096 bytes while it was open" in reader.stdout
 
 
 def test_manifest_of_another_dataset_is_refused(written: tuple[Path, list[Sample]], tmp_path: Path) -> None:
