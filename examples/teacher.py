@@ -26,8 +26,6 @@ from arwkv_store.command_line import main
 from arwkv_store.progress import Progress
 from corpus import Corpus, read_corpus
 
-END_OF_TEXT = "<|endoftext|>"
-
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig:
@@ -126,20 +124,14 @@ def _train(config: TeacherConfig, corpus: Corpus, out: Path) -> dict[str, Any]:
 
 
 def _train_tokenizer(vocab_size: int, documents: Iterable[str]) -> Any:  # transformers publishes no types
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    """Qwen2's tokenizer with a vocabulary of these documents.
 
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(documents, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+    AutoTokenizer gives every Qwen2 checkpoint that class, with its own way to split text: with a tokenizer of another
+    kind the model would be trained on other ids than those it is fed later.
+    """
+    from transformers import Qwen2Tokenizer
+
+    return Qwen2Tokenizer().train_new_from_iterator(documents, vocab_size, show_progress=False)
 
 
 def _encode(tokenizer: Any, documents: Sequence[dict[str, str]]) -> list[int]:

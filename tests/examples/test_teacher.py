@@ -34,6 +34,7 @@ def test_teacher_is_a_hugging_face_checkpoint_and_is_cached(tmp_path: Path, some
     assert summary["heldout_perplexity"] < 300
     weights = (tmp_path / "model.safetensors").stat().st_mtime_ns
 
+    from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -41,6 +42,10 @@ def test_teacher_is_a_hugging_face_checkpoint_and_is_cached(tmp_path: Path, some
     assert model.config.model_type == "qwen2"
     assert model.config.vocab_size == 448  # the head's rows, padded past the tokenizer's 400
     assert tokenizer.decode(tokenizer("def f(x):")["input_ids"]) == "def f(x):"
+    # The ids that the model was trained on are those that AutoTokenizer gives: text is split in the same way.
+    trained_with = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = "class A:\n    def f(self):\n        return 12345, 'b' * 2\n"
+    assert tokenizer(text)["input_ids"] == trained_with.encode(text).ids
 
     again = run_teacher(tmp_path, "--text", some_text, *SMALL, "--json")
     assert json.loads(again.stdout) == summary
