@@ -30,6 +30,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether a backward can follow. An autograd function's own `needs_input_grad` is true under `no_grad` too."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
 def check_inputs(inputs: WkvInputs, axes: str) -> None:
     """Refuse inputs that differ in shape or device, or are not floating point; `axes` is "BTHD" or "BHD"."""
     r = inputs.r
@@ -66,6 +71,16 @@ def sequence_offsets(length: int, cu_seqlens: Tensor | None) -> list[int] | None
     if offsets[0] != 0 or offsets[-1] != length or any(x > y for x, y in pairwise(offsets)):
         raise ValueError(f"wkv7: cu_seqlens {offsets} must rise from 0 to T={length}")
     return offsets
+
+
+def require_offsets(length: int, cu_seqlens: Tensor | None) -> None:
+    """What `sequence_offsets` refuses, checked where the offsets are: on a GPU without waiting for it.
+
+    There the error is CUDA's "device-side assert triggered", raised by a later call.
+    """
+    if cu_seqlens is not None:
+        rises = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == length) & (cu_seqlens.diff() >= 0).all()
+        torch._assert_async(rises, f"wkv7: cu_seqlens must rise from 0 to T={length}")
 
 
 def starting_state(inputs: WkvInputs, initial_state: Tensor | None, sequences: int) -> Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from arwkv_kernels.arguments import wants_gradient
 
 BACKENDS = ("auto", "reference", "torch", "cpu", "triton")
 TRITON_HEAD_SIZES = (32, 64, 128)
@@ -31,14 +35,16 @@ def backend_for(x: Tensor, *, backend: str = "auto", operation: str = "wkv7") ->
 
     `operation`: "wkv7" (x like r: [B, T, H, D]), "wkv7_step" ([B, H, D]), "linear_sparse_kl" (x like hidden) or
     "topk_logsumexp" (x the logits). With a `backend` other than "auto" the answer is that backend, or a ValueError that
-    says why it cannot run.
+    says why it cannot run. For "wkv7_step" that is decided by whether `x` wants a gradient: only torch has one.
     """
     if backend not in BACKENDS:
         raise ValueError(f'{operation}: backend "{backend}" is not known; choose one of {", ".join(BACKENDS)}')
+    if backend != "auto" and (obstacle := _obstacle(backend, x, operation)):
+        raise ValueError(f'{operation}: backend "{backend}" cannot run: {obstacle}; use backend="auto"')
+    if operation == "wkv7_step" and wants_gradient(x):
+        return BackendChoice("torch", "a gradient is wanted, and wkv7_step has one in torch only")
     if backend != "auto":
-        if obstacle := _obstacle(backend, x, operation):
-            raise ValueError(f'{operation}: backend "{backend}" cannot run: {obstacle}; use backend="auto"')
-        return BackendChoice(backend, "asked for")
+        return BackendChoice(backend, "asked for" + _path(backend, x, operation))
     if x.is_cuda:
         best, praise = "triton", "Triton kernels on a CUDA device"
     elif x.device.type == "cpu" and operation.startswith("wkv7"):
@@ -47,7 +53,16 @@ def backend_for(x: Tensor, *, backend: str = "auto", operation: str = "wkv7") ->
         return BackendChoice("torch", f"plain torch is the path of {operation} on {x.device.type}")
     if obstacle := _obstacle(best, x, operation):
         return BackendChoice("torch", f"no {best} backend: {obstacle}")
-    return BackendChoice(best, praise)
+    return BackendChoice(best, praise + _path(best, x, operation))
+
+
+def _path(backend: str, x: Tensor, operation: str) -> str:
+    """How Triton's recurrence goes through the tokens, which depends on the precision."""
+    if backend != "triton" or operation != "wkv7":
+        return ""
+    if x.dtype == torch.float32 and x.is_cuda:
+        return ", token by token: the chunk kernels multiply in bf16, too coarse for fp32"
+    return ", in chunks where the decays allow it"
 
 
 def _obstacle(backend: str, x: Tensor, operation: str) -> str | None:
@@ -68,12 +83,24 @@ def _obstacle_to_numba(x: Tensor, operation: str) -> str | None:
         return f"the tensor is on {x.device.type}"
     if x.shape[-1] % 2 or x.shape[-1] > LARGEST_COMPILED_HEAD:
         return f"head size {x.shape[-1]} is odd or above {LARGEST_COMPILED_HEAD}"
-    return None if importlib.util.find_spec("numba") else "numba is not installed (pip install numba)"
+    return _obstacle_to_import("numba")
+
+
+@functools.cache
+def _obstacle_to_import(package: str) -> str | None:
+    """Why `package` cannot be used, found out once. Being found is not enough: numba refuses a numpy too new for it."""
+    if not importlib.util.find_spec(package):
+        return f"{package} is not installed (pip install {package})"
+    try:
+        importlib.import_module(package)
+    except Exception as error:  # noqa: BLE001 - whatever a package's own start-up raises
+        return f"{package} cannot be imported ({type(error).__name__}: {error})"
+    return None
 
 
 def _obstacle_to_triton(x: Tensor, operation: str) -> str | None:
-    if not importlib.util.find_spec("triton"):
-        return "triton is not installed (pip install triton)"
+    if obstacle := _obstacle_to_import("triton"):
+        return obstacle
     if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensor is on {x.device.type} (only Triton's interpreter, TRITON_INTERPRET=1, runs there)"
     if x.dtype == torch.float64:

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from arwkv_kernels.arguments import WkvInputs
+from arwkv_kernels.arguments import WkvInputs, wants_gradient
 from arwkv_kernels.compiled_loops import ROWS_AT_ONCE, STEPS_PER_CHECKPOINT, backward_loop, forward_loop
 
 # More parts than threads, so that sequences of unlike lengths spread evenly.
@@ -40,7 +41,8 @@ def wkv7_compiled(
     """
     batch, length = inputs.r.shape[:2]
     bounds = [n * length for n in range(batch + 1)] if offsets is None else offsets
-    o, final = _Compiled.apply(*inputs, state_NHKV, bounds, scale)  # type: ignore[no-untyped-call]  # torch
+    keep = wants_gradient(*inputs, state_NHKV)
+    o, final = _Compiled.apply(*inputs, state_NHKV, bounds, scale, keep)  # type: ignore[no-untyped-call]  # torch
     return o, final
 
 
@@ -85,12 +87,11 @@ class _Layout(NamedTuple):
 
 class _Compiled(torch.autograd.Function):
     @staticmethod
-    # Any: autograd's context has no public type, and its arguments are the six inputs, the state, offsets and scale.
+    # Any: autograd's context has no public type; arguments: the six inputs, state, offsets, scale, whether to keep.
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        inputs, state, offsets, scale = WkvInputs(*arguments[:6]), *arguments[6:]
+        inputs, state, offsets, scale, keep = WkvInputs(*arguments[:6]), *arguments[6:]
         layout = _Layout.of(offsets)
         heads, size = inputs.r.shape[2:]
-        keep = any(ctx.needs_input_grad)
         o = torch.empty(inputs.r.shape, dtype=state.dtype)
         final = torch.empty_like(state, memory_format=torch.contiguous_format)
         checkpoints = torch.empty(layout.checkpoints if keep else 0, heads, size, size, dtype=state.dtype)
@@ -107,6 +108,7 @@ class _Compiled(torch.autograd.Function):
         return o, final
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_o: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
         *saved, checkpoints = ctx.saved_tensors
         inputs = WkvInputs(*saved)
@@ -125,7 +127,7 @@ class _Compiled(torch.autograd.Function):
         _spread(run, pairs=d_final.shape[0] * heads)
         if ctx.scale != 1.0:
             gradients.r.mul_(ctx.scale)
-        return *(g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)), d_initial, None, None
+        return *(g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)), d_initial, None, None, None
 
 
 # Any: fp32 or fp64, as the state.

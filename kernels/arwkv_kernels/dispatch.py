@@ -10,8 +10,10 @@ from arwkv_kernels.arguments import (
     check_inputs,
     check_packing,
     lowest_log_decay,
+    require_offsets,
     sequence_offsets,
     starting_state,
+    wants_gradient,
 )
 from arwkv_kernels.backends import backend_for
 from arwkv_kernels.chunked import wkv7_chunked
@@ -42,8 +44,9 @@ def wkv7(
     `initial_state`: [N, H, K, V], N = B without `cu_seqlens`; zeros where absent.
 
     Returns o [B, T, H, D] in v's dtype, and the final state [N, H, K, V] if `output_final_state`, else None.
-    `backend`: see `backend_for`. Raises ValueError for shapes, devices, decays or a backend that cannot be. On
-    a GPU the values of `w` and `cu_seqlens` are not read, so as not to wait for it: they are taken to be right.
+    `backend`: see `backend_for`. Raises ValueError for shapes, devices, offsets, decays or a backend that cannot be. On
+    a GPU, which the host does not wait for, bad offsets are a device-side assertion, and a positive or NaN `w` is
+    computed as it stands, token by token.
     Source: RWKV-7 "Goose", arXiv 2503.14456.
     """
     inputs = WkvInputs(r, w, k, v, a, b)
@@ -58,12 +61,17 @@ def wkv7(
 def _run(
     backend: str, inputs: WkvInputs, state: Tensor, cu_seqlens: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
+    if backend == "triton" and inputs.r.is_cuda:
+        from arwkv_kernels.triton.wkv7 import wkv7_triton
+
+        require_offsets(inputs.r.shape[1], cu_seqlens)
+        return wkv7_triton(inputs, state, cu_seqlens, scale)
+    lowest_w = lowest_log_decay(inputs.w)
+    offsets = sequence_offsets(inputs.r.shape[1], cu_seqlens)
     if backend == "triton":
         from arwkv_kernels.triton.wkv7 import wkv7_triton
 
         return wkv7_triton(inputs, state, cu_seqlens, scale)
-    lowest_w = lowest_log_decay(inputs.w)
-    offsets = sequence_offsets(inputs.r.shape[1], cu_seqlens)
     if backend == "reference":
         o, final_state = wkv7_reference(inputs, state, offsets, scale)
         return o, final_state.to(state.dtype)
@@ -89,12 +97,15 @@ def wkv7_step(
     """One token of the recurrence, for decoding: inputs [B, H, D], state [B, H, K, V].
 
     Returns (o [B, H, D] in v's dtype, the new state, fp32); `state` itself is left as it was. Differentiable, in torch.
+    Raises ValueError as `wkv7` does; on a GPU `w` is not read, and any is computed as it stands.
     """
     inputs = WkvInputs(r, w, k, v, a, b)
     check_inputs(inputs, "BHD")
     choice = backend_for(v, backend=backend, operation="wkv7_step")
     state = starting_state(inputs, state, r.shape[0])
-    learning = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, state))
+    if not r.is_cuda:
+        lowest_log_decay(w)
+    learning = wants_gradient(*inputs, state)
     if choice.name == "triton" and not learning:
         from arwkv_kernels.triton.wkv7_step import wkv7_step_triton
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from arwkv_kernels.arguments import compute_dtype
+from arwkv_kernels.arguments import compute_dtype, wants_gradient
 from arwkv_kernels.backends import backend_for
-from arwkv_kernels.head_product import accumulate_weight_gradient, head_logits, times_head
+from arwkv_kernels.head_product import accumulate_weight_gradient, blocks, gradient_dtype, head_logits, times_head
 from arwkv_kernels.sparse_teacher import TAILS, ChunkSettings, SparseTeacher, TeacherChunk, soften
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -69,7 +70,7 @@ def linear_sparse_kl(
     settings = ChunkSettings(positions, token_chunk, tail, temperature, in_triton=choice.name == "triton")
     with torch.autocast(hidden.device.type, enabled=False):
         loss: Tensor = _LinearSparseKl.apply(  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
-            hidden, weight, teacher, settings, reduction
+            hidden, weight, teacher, settings, reduction, wants_gradient(hidden), wants_gradient(weight)
         )
     return loss
 
@@ -97,7 +98,7 @@ def _check(
         raise ValueError(
             f"linear_sparse_kl: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}; expected [T, C], [V, C]"
         )
-    if reduction == "none" and weight.requires_grad:
+    if reduction == "none" and wants_gradient(weight):
         raise ValueError('linear_sparse_kl: reduction="none" cannot train the head; use "mean" or weight.detach()')
     if mask is not None and (mask.dtype != torch.bool or mask.shape != hidden.shape[:1]):
         raise ValueError(f"linear_sparse_kl: mask is {mask.dtype} {tuple(mask.shape)}; pass bool [{hidden.shape[0]}]")
@@ -112,12 +113,19 @@ class _LinearSparseKl(torch.autograd.Function):
     @staticmethod
     # Any: autograd's context has no public type; both methods' signatures are fixed by autograd.
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, teacher: SparseTeacher, settings: ChunkSettings, reduction: str
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        teacher: SparseTeacher,
+        settings: ChunkSettings,
+        reduction: str,
+        learns_hidden: bool,
+        learns_weight: bool,
     ) -> Tensor:
         dtype = compute_dtype(hidden.dtype)
         losses_T = torch.zeros(hidden.shape[0], dtype=dtype, device=hidden.device)
-        d_hidden = torch.zeros_like(hidden, dtype=dtype) if ctx.needs_input_grad[0] else None
-        d_weight = torch.zeros_like(weight, dtype=dtype) if ctx.needs_input_grad[1] else None
+        d_hidden = torch.zeros_like(hidden, dtype=dtype) if learns_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=dtype) if learns_weight else None
         _accumulate(hidden.detach(), weight.detach(), teacher, settings, losses_T, d_hidden, d_weight)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.share = 1.0 / max(1, settings.positions.numel()) if reduction == "mean" else 1.0
@@ -125,17 +133,24 @@ class _LinearSparseKl(torch.autograd.Function):
         return losses_T if reduction == "none" else losses_T.sum() * ctx.share
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
         scale = d_loss * ctx.share
         per_row = scale[:, None] if scale.dim() else scale
         return (
-            (d_hidden * per_row).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None,
-            (d_weight * scale).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None,
-            None,
-            None,
-            None,
+            None if d_hidden is None else (d_hidden * per_row).to(ctx.dtypes[0]),
+            None if d_weight is None else _scaled(d_weight, scale, ctx.dtypes[1]),
+            *(None,) * 5,
         )
+
+
+def _scaled(d_weight_VC: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """d_weight · scale in `dtype`, without a second [V, C] in fp32 on the way."""
+    scaled_VC = torch.empty_like(d_weight_VC, dtype=dtype)
+    for block in blocks(d_weight_VC):
+        scaled_VC[block] = d_weight_VC[block] * scale
+    return scaled_VC
 
 
 def _accumulate(
@@ -152,9 +167,10 @@ def _accumulate(
         return
     shape = min(settings.token_chunk, settings.positions.numel()), weight_VC.shape[0]
     logits_buffer = torch.empty(shape, dtype=losses_T.dtype, device=hidden_TC.device)
-    # A half-precision head multiplies the gradient in its own precision: have it written so.
-    narrow = settings.in_triton and weight_VC.is_cuda and weight_VC.dtype in (torch.bfloat16, torch.float16)
-    gradient_buffer = torch.empty_like(logits_buffer, dtype=weight_VC.dtype) if narrow else logits_buffer
+    gradient_buffer = logits_buffer
+    narrow = gradient_dtype(weight_VC.device, weight_VC.dtype, losses_T.dtype)
+    if settings.in_triton and narrow != losses_T.dtype:
+        gradient_buffer = torch.empty_like(logits_buffer, dtype=narrow)
     for chunk in teacher.chunks(settings, weight_VC.shape[0], losses_T.dtype):
         hidden_tC = hidden_TC[chunk.positions_t]
         logits_tV = head_logits(hidden_tC, weight_VC, out=logits_buffer[: hidden_tC.shape[0]])
@@ -171,10 +187,14 @@ def _losses_and_logit_gradient(
 ) -> Tensor:
     """The chunk's losses [t]; leaves the gradient of each with respect to its logits in `gradient_tV`."""
     if settings.in_triton:
-        from arwkv_kernels.triton.sparse_kl import rows_in_triton
+        from arwkv_kernels.triton.sparse_kl import MOST_CANDIDATES, rows_in_triton
 
-        return rows_in_triton(logits_tV, gradient_tV, chunk, settings.tail, settings.temperature)
-    return _rows_in_torch(logits_tV, chunk, settings)
+        if chunk.ids_tK.shape[1] <= MOST_CANDIDATES:
+            return rows_in_triton(logits_tV, gradient_tV, chunk, settings.tail, settings.temperature)
+    losses_t = _rows_in_torch(logits_tV, chunk, settings)
+    if gradient_tV.dtype != logits_tV.dtype:
+        gradient_tV.copy_(logits_tV)
+    return losses_t
 
 
 def _rows_in_torch(logits_tV: Tensor, chunk: TeacherChunk, settings: ChunkSettings) -> Tensor:

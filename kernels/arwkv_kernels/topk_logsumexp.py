@@ -26,15 +26,17 @@ def topk_logsumexp(logits: Tensor, k: int, *, backend: str = "auto") -> TopK:
     """Top-k, log-sum-exp and entropy of logits [T, V] (fp32, bf16 or fp16), in fp32; ids are int64. No gradient.
 
     Log-probabilities are `values_TK - logsumexp_T[:, None]`. Entries of -inf (padded vocabulary rows) count nothing;
-    at least k must be finite. Raises ValueError unless 1 ≤ k ≤ V.
+    at least k must be finite. The Triton kernel keeps up to 4096; a larger k runs in torch. Raises ValueError unless
+    1 ≤ k ≤ V.
     """
     if logits.dim() != 2 or not 1 <= k <= logits.shape[1]:
         raise ValueError(f"topk_logsumexp: logits {tuple(logits.shape)}, k={k}; pass [T, V] with 1 ≤ k ≤ V")
     choice = backend_for(logits, backend=backend, operation="topk_logsumexp")
     logits = logits.detach()
     if choice.name == "triton":
-        from arwkv_kernels.triton.topk_logsumexp import topk_logsumexp_triton
+        from arwkv_kernels.triton.topk_logsumexp import MOST_KEPT, topk_logsumexp_triton
 
+    if choice.name == "triton" and k <= MOST_KEPT:
         return TopK(*topk_logsumexp_triton(logits if logits.stride(1) == 1 else logits.contiguous(), k))
     rows = max(1, LOGITS_PER_CHUNK // logits.shape[1])
     pieces = [_in_torch(piece.float(), k) for piece in torch.split(logits, rows)]

@@ -1,8 +1,8 @@
 """The element-wise parts of a time mixer, around the recurrence: pure functions, so that one kernel can do each.
 
 Every tensor here is read and written once or twice and computed with hardly at all: memory's speed is the cost, and
-each eager operation pays it again. `fused` compiles them with torch.compile into one kernel each way; see
-docs/benchmarks.md for when that pays.
+each eager operation pays it again. `fused` compiles them with torch.compile into one kernel each way; whether that pays
+on a machine is what `benchmarks/kernels.py` prints.
 
 Shape legend: B batch, T time, H receptance heads, G key-value heads, D head size, W = H·D, U = G·D.
 """
@@ -32,12 +32,13 @@ def recurrence_inputs(
     rate_scale_W: Tensor | None,
     *,
     head_dim: int,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """r, w, k̃, v, −κ̂ and κ̂⊙a of RWKV-7 (arXiv 2503.14456), each [B, T, H, D] fp32, from the projections.
+    """r, w, k̃, v, −κ̂ and κ̂⊙a of RWKV-7 (arXiv 2503.14456), each [B, T, H, D], from the projections.
 
-    `value_mix_BTU` (before its sigmoid) mixes `v_first_BTU` into the value; without it the value stays. Without
-    `rate_scale_W` the key is balanced against the decay (arXiv 2505.03005). Padding (mask 0) decays nothing, removes
-    nothing and adds nothing.
+    Computed in fp32 and handed out in `dtype`, but for the log decay w, which stays fp32. `value_mix_BTU` (before its
+    sigmoid) mixes `v_first_BTU` into the value; without it the value stays. Without `rate_scale_W` the key is balanced
+    against the decay (arXiv 2505.03005). Padding (mask 0) decays nothing, removes nothing and adds nothing.
     """
     D = head_dim
     log_decay = _heads(LOWEST_LOG_DECAY * torch.sigmoid(decay_BTW.float()), D)
@@ -61,7 +62,8 @@ def recurrence_inputs(
     if mask_BT1 is not None:
         keep = mask_BT1[..., None].to(k.dtype)
         log_decay, k, rate = log_decay * keep, k * keep, rate * keep
-    return r.contiguous(), log_decay.contiguous(), k.contiguous(), v.contiguous(), -removal, rate
+    r, k, v, minus_removal, rate = (y.to(dtype).contiguous() for y in (r, k, v, -removal, rate))
+    return r, log_decay.contiguous(), k, v, minus_removal, rate
 
 
 def mixed_output(
@@ -75,13 +77,14 @@ def mixed_output(
     *,
     gate_around_one: bool,
 ) -> Tensor:
-    """The recurrence's output [B, T, W] after the heads' norm (weight, bias, eps), the bonus and the gate."""
+    """The recurrence's output [B, T, W] after the heads' norm (weight, bias, eps), the bonus and the gate, in fp32."""
+    y_BTHD = y_BTHD.float()
     if norm is not None:
         weight, bias, eps = norm
         B, T, H, D = y_BTHD.shape
-        y_BTHD = F.group_norm(y_BTHD.reshape(B * T, H * D), H, weight, bias, eps).view(B, T, H, D)
+        y_BTHD = F.group_norm(y_BTHD.reshape(B * T, H * D), H, weight.float(), bias.float(), eps).view(B, T, H, D)
     if bonus_HD is not None:
-        y_BTHD = y_BTHD + (r_BTHD * k_BTHD * bonus_HD.float()).sum(-1, keepdim=True) * v_BTHD
+        y_BTHD = y_BTHD + (r_BTHD.float() * k_BTHD * bonus_HD.float()).sum(-1, keepdim=True) * v_BTHD
     y_BTW = y_BTHD.flatten(-2)
     if gate_BTW is not None:
         y_BTW = y_BTW * (1.0 + gate_BTW if gate_around_one else gate_BTW)

@@ -134,6 +134,7 @@ class TimeMix(nn.Module):
             self.removal_scale,
             None if options.state_balancing else self.rate_scale,
             head_dim=options.head_dim,
+            dtype=recurrence_dtype(x_BTC.device, x_BTC.dtype),
         )
         y, wkv = self._recurrence((r, log_decay, k, v, minus_removal, rate), context.cu_seqlens, state)
         y = self._run(
@@ -253,6 +254,15 @@ class TimeMix(nn.Module):
         late = 1.0 - self.layer / self.num_layers
         powers = [0.2 * late, 0.9 * late, 0.7 * late, 0.7 * late, 0.9 * late, 0.2 * late]
         init.copy_(self.shift_mix, torch.stack([1.0 - ramp**power for power in powers]))
+
+
+def recurrence_dtype(device: torch.device, compute_dtype: torch.dtype) -> torch.dtype:
+    """What the recurrence's inputs, but for its log decay, are handed over in: on a GPU the compute dtype, else fp32.
+
+    Its chunk kernels take half precision only; a CPU's paths compute in fp32, where rounding first gains nothing.
+    """
+    in_half = device.type == "cuda" and compute_dtype in (torch.bfloat16, torch.float16)
+    return compute_dtype if in_half else torch.float32
 
 
 def _rows(cos_sin_B1D: tuple[Tensor, Tensor], batch: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -32,6 +31,11 @@ TYPES = dict.fromkeys(
     "unsafe_ptr": "*i32", "cu_seqlens_ptr": "*i64", "sequence_ptr": "*i64", "T": "i32", "V": "i32", "K": "i32",
     "stride": "i32", "scale": "fp32", "temperature": "fp32", "counts_ptr": "*i64",
 }  # fmt: skip
+
+FP32_DECAY = {"w_ptr": "*fp32", "dw_ptr": "*fp32"}
+FP32_INPUTS = {f"{d}{n}_ptr": "*fp32" for n in "rwkvab" for d in ("", "d")} | dict.fromkeys(
+    ["o_ptr", "d_o_ptr", "checkpoint_ptr"], "*fp32"
+)
 
 
 def report(kernel: Any, constants: dict[str, Any], warps: int, special: dict[str, str] | None = None) -> None:
@@ -78,25 +82,29 @@ def resources(cubin: bytes, name: str) -> tuple[int, int]:
 
 
 def report_wkv7(head_size: int) -> None:
+    """Signatures: what a time mixer passes (all in half, the decay in fp32), all in half, and all in fp32."""
     config = WKV7[head_size]
     shape = {"H": 64, "D": head_size, "CHUNK": config.chunk}
-    dot = {"DOT": tl.bfloat16}
+    chunks = shape | {"OVER_HEAD": "bf16", "OVER_TOKENS": "tf32"}
     values = {"VALUES": config.values}
-    report(wkv7_forward_kernel, shape | dot | values | {"KEEP": True}, config.forward_warps)
-    report(wkv7_forward_kernel, shape | dot | values | {"KEEP": False}, config.forward_warps)
-    report(wkv7_state_gradient_kernel, shape | dot | values, config.state_warps)
-    report(wkv7_token_gradients_kernel, shape | dot | {"KEYS": config.keys}, config.token_warps)
-    report(wkv7_exact_forward_kernel, shape | {"KEEP": True}, config.exact_warps)
-    report(wkv7_exact_backward_kernel, shape, config.exact_warps)
-    report(wkv7_step.wkv7_step_kernel, {"D": head_size, "VALUES": wkv7_step.VALUES}, wkv7_step.WARPS)
+    for decay in (FP32_DECAY, {}):
+        report(wkv7_forward_kernel, chunks | values | {"KEEP": True}, config.forward_warps, decay)
+        report(wkv7_state_gradient_kernel, chunks | values, config.state_warps, decay)
+        report(wkv7_token_gradients_kernel, chunks | {"KEYS": config.keys}, config.token_warps, decay)
+    report(wkv7_forward_kernel, chunks | values | {"KEEP": False}, config.forward_warps, FP32_DECAY)
+    for types in (FP32_DECAY, FP32_INPUTS):
+        report(wkv7_exact_forward_kernel, shape | {"KEEP": True}, config.exact_warps, types)
+        report(wkv7_exact_backward_kernel, shape, config.exact_warps, types)
+    report(wkv7_step.wkv7_step_kernel, {"D": head_size, "VALUES": wkv7_step.VALUES}, wkv7_step.WARPS, FP32_DECAY)
 
 
 def report_head() -> None:
-    rows = {"CANDIDATES": 64, "BLOCK": sparse_kl.BLOCK, "BUCKET": True, "RENORMALIZE": False}
-    logits = {"logits_ptr": "*fp32", "ids_ptr": "*i64"}
-    report(sparse_kl.sparse_kl_rows_kernel, rows, sparse_kl.WARPS, logits)
+    logits = {"logits_ptr": "*fp32", "gradient_ptr": "*fp32", "ids_ptr": "*i64"}
+    for candidates in (64, sparse_kl.MOST_CANDIDATES):
+        rows = {"CANDIDATES": candidates, "BLOCK": sparse_kl.BLOCK, "BUCKET": True, "RENORMALIZE": False}
+        report(sparse_kl.sparse_kl_rows_kernel, rows, sparse_kl.WARPS, logits)
     best = {"KEPT": 64, "BLOCK": topk_logsumexp.BLOCK}
-    report(topk_logsumexp.topk_logsumexp_kernel, best, topk_logsumexp.WARPS, {"ids_ptr": "*i32"})
+    report(topk_logsumexp.topk_logsumexp_kernel, best, topk_logsumexp.WARPS, {"ids_ptr": "*i32", "logits_ptr": "*fp32"})
 
 
 if __name__ == "__main__":

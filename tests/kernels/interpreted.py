@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,13 +17,16 @@ import triton.language as tl
 from torch import Tensor
 
 from arwkv_kernels import backend_for, linear_sparse_kl, topk_logsumexp, wkv7_step
-from arwkv_kernels.triton import wkv7_backward, wkv7_forward
+from arwkv_kernels import wkv7 as run_wkv7
+from arwkv_kernels.arguments import WkvInputs
+from arwkv_kernels.reference import wkv7_recurrence
+from arwkv_kernels.triton import chunk, sparse_kl, wkv7, wkv7_backward, wkv7_forward
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run test_triton.py"
 
 MakeCase = Callable[..., Any]
 AssertClose = Callable[[dict[str, Tensor], dict[str, Tensor], float], None]
-FP32, BF16 = 1e-5, 8e-3
+FP32, BF16, FP16 = 1e-5, 8e-3, 1.2e-2
 
 # Decays out of range overflow in the chunk kernels on purpose: their results are thrown away.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -61,28 +65,71 @@ def test_repeated_keys_do_not_cancel_in_the_solve(make_case: MakeCase, assert_cl
 
 
 @triton.jit
-def _rounded(x):  # type: ignore[no-untyped-def]  # compiled by Triton
+def _rounded(x, DROPPED: tl.constexpr):  # type: ignore[no-untyped-def]  # compiled by Triton
+    """x without its last DROPPED bits: 16 leave a bf16, 13 a tf32."""
     bits = x.to(tl.float32).to(tl.int32, bitcast=True)
-    return ((bits + 0x8000) & -65536).to(tl.float32, bitcast=True)
+    return ((bits + (1 << (DROPPED - 1))) & -(1 << DROPPED)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _dot_in_bf16(x, y, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]  # compiled by Triton
-    return tl.dot(_rounded(x), _rounded(y))
+def _rounding_dot(x, y, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # compiled by Triton
+    dropped: tl.constexpr = 16 if PRECISION == "bf16" else 13
+    return tl.dot(_rounded(x, dropped), _rounded(y, dropped))
 
 
-@pytest.mark.parametrize("D", [64, 128])
-def test_products_rounded_to_bf16_stay_within_bf16_error(
-    D: int, make_case: MakeCase, assert_close: AssertClose, monkeypatch: pytest.MonkeyPatch
+@triton.jit
+def _no_operand(x, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # compiled by Triton
+    return x.to(tl.float32)
+
+
+class _AfterRounding:
+    """A kernel's launcher that first rounds what a card would have kept in bf16: u, states, dy and their gradients."""
+
+    def __init__(self, kernel: Any, stored: tuple[str, ...]) -> None:
+        self.kernel, self.places = kernel, [kernel.arg_names.index(name) for name in stored]
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any, **constants: Any) -> None:
+            for place in self.places:
+                arguments[place].copy_(arguments[place].bfloat16())
+            self.kernel[grid](*arguments, **constants)
+
+        return launch
+
+
+@pytest.fixture
+def as_a_card_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter has no bf16 or tf32 arithmetic: operands and what is stored are rounded by hand."""
+    for module in (chunk, wkv7_forward, wkv7_backward):
+        monkeypatch.setattr(module, "dot", _rounding_dot)
+        monkeypatch.setattr(module, "operand", _no_operand)
+    monkeypatch.setattr(wkv7, "PRODUCTS", {"OVER_HEAD": "bf16", "OVER_TOKENS": "tf32"})
+    stored = _AfterRounding(wkv7.wkv7_token_gradients_kernel, ("u_ptr", "checkpoint_ptr", "dy_ptr", "dS_ptr"))
+    monkeypatch.setattr(wkv7, "wkv7_token_gradients_kernel", stored)
+
+
+@pytest.mark.usefixtures("as_a_card_rounds")
+@pytest.mark.parametrize(
+    ("T", "D", "dtype", "options"),
+    [
+        (15, 32, torch.float16, {}),
+        (65, 32, torch.bfloat16, {}),
+        (65, 64, torch.float16, {}),
+        (16, 128, torch.bfloat16, {}),
+        (70, 64, torch.bfloat16, {"B": 1, "lowest_w": -4.0}),
+        (70, 32, torch.bfloat16, {"offsets": [0, 1, 18, 18, 70]}),
+    ],
+)
+def test_a_cards_rounding_stays_within_the_error_asked_of_it(
+    T: int, D: int, dtype: torch.dtype, options: dict[str, Any], make_case: MakeCase, assert_close: AssertClose
 ) -> None:
-    """The interpreter has no bf16 arithmetic; here the operands of every product are rounded by hand."""
-    monkeypatch.setattr(wkv7_forward, "dot", _dot_in_bf16)
-    monkeypatch.setattr(wkv7_backward, "dot", _dot_in_bf16)
-    case = make_case(70, D, B=1, H=1).to(torch.float32)
-    results = case.results("triton")
+    """The gate of test_gpu.py, with the cases nearest to it."""
+    case = make_case(T, D, **options).to(dtype)
+    results = case.to(torch.float32).results("triton")
     expected = case.to(torch.float64).results("reference")
     assert not torch.allclose(results["o"].double(), expected["o"], rtol=0, atol=1e-5), "nothing was rounded"
-    assert_close(results, expected, BF16)
+    kept, tolerance = ("final", "state"), BF16 if dtype == torch.bfloat16 else FP16
+    assert_close({n: x if n in kept else x.to(dtype) for n, x in results.items()}, expected, tolerance)
 
 
 def test_mixed_input_types_keep_theirs(make_case: MakeCase) -> None:
@@ -94,15 +141,99 @@ def test_mixed_input_types_keep_theirs(make_case: MakeCase) -> None:
     assert results["w"].dtype == results["final"].dtype == torch.float32
 
 
-def test_uninitialised_memory_never_shows(make_case: MakeCase, assert_close: AssertClose) -> None:
-    """`torch.empty` hands out NaN here."""
-    case = make_case(40, offsets=[0, 17, 40]).to(torch.float32)
+class _Guarded:
+    """Stands in for torch.empty and torch.empty_like: NaN inside, and NaN for a while before and behind."""
+
+    BAND = 4096
+
+    def __init__(self) -> None:
+        self.allocations: list[tuple[Tensor, int]] = []
+
+    def empty(self, *size: Any, dtype: torch.dtype, device: Any = None) -> Tensor:
+        shape = torch.Size(size[0] if isinstance(size[0], (tuple, list)) else size)
+        return self._inside(shape, dtype)
+
+    def empty_like(self, x: Tensor, **_: Any) -> Tensor:
+        return self._inside(x.shape, x.dtype)
+
+    def copy(self, x: Tensor) -> Tensor:
+        return self._inside(x.shape, x.dtype).copy_(x.detach()).requires_grad_()
+
+    def _inside(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        whole = torch.full((shape.numel() + 2 * self.BAND,), torch.nan, dtype=dtype)
+        self.allocations.append((whole, shape.numel()))
+        return whole[self.BAND : self.BAND + shape.numel()].view(shape)
+
+    def assert_untouched(self) -> None:
+        for whole, size in self.allocations:
+            assert whole[: self.BAND].isnan().all(), f"written before a buffer of {size}"
+            assert whole[self.BAND + size :].isnan().all(), f"written behind a buffer of {size}"
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_kernels_write_all_of_their_buffers_and_nothing_beside(
+    deep: bool, make_case: MakeCase, assert_close: AssertClose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inputs, outputs and what is kept lie in larger allocations of NaN. `deep`: through the exact kernels."""
+    case = make_case(39, offsets=[0, 17, 39], lowest_w=-60.0 if deep else -0.6).to(torch.float32)
     expected = case.results("triton")
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert_close(case.results("triton"), expected, 1e-6)
-    finally:
-        torch.use_deterministic_algorithms(False)
+    guards = _Guarded()
+    guarded = type(case)(tuple(guards.copy(x) for x in case.tensors), case.cu_seqlens)
+    monkeypatch.setattr(torch, "empty", guards.empty)
+    monkeypatch.setattr(torch, "empty_like", guards.empty_like)
+    results = guarded.results("triton")
+    monkeypatch.undo()
+    assert len(guards.allocations) > 16
+    guards.assert_untouched()
+    assert_close(results, expected, 1e-6)
+
+
+@pytest.mark.parametrize("at", [1, 16, 23])
+def test_split_equals_whole(at: int, make_case: MakeCase, assert_close: AssertClose) -> None:
+    case = make_case(37, H=1).to(torch.float32)
+    *inputs, state = case.tensors
+    whole, whole_final = case.run("triton")
+    options: dict[str, Any] = {"output_final_state": True, "backend": "triton"}
+    first, middle = run_wkv7(*(x[:, :at] for x in inputs), initial_state=state, **options)
+    second, final = run_wkv7(*(x[:, at:] for x in inputs), initial_state=middle, **options)
+    assert final is not None
+    assert_close({"o": torch.cat([first, second], 1), "final": final}, {"o": whole, "final": whole_final}, FP32)
+
+
+def test_steps_equal_whole(make_case: MakeCase, assert_close: AssertClose) -> None:
+    case = make_case(19, H=1).to(torch.float32)
+    *inputs, state = (x.detach() for x in case.tensors)
+    outputs = []
+    for step in zip(*(x.unbind(1) for x in inputs), strict=True):
+        o, state = wkv7_step(*step, state, scale=0.5, backend="triton")
+        outputs.append(o)
+    whole, final = case.run("triton", scale=0.5)
+    assert_close({"o": torch.stack(outputs, 1), "final": state}, {"o": whole, "final": final}, FP32)
+
+
+def test_offsets_may_be_a_view_of_any_integers(make_case: MakeCase, assert_close: AssertClose) -> None:
+    case = make_case(40, offsets=[0, 17, 40], H=1).to(torch.float32)
+    view = torch.tensor([[0, 999], [17, 999], [40, 999]], dtype=torch.int32)[:, 0]
+    assert_close(replace(case, cu_seqlens=view).results("triton"), case.results("triton"), 1e-6)
+
+
+def test_decays_that_grow_and_cancel_take_the_exact_path(make_case: MakeCase, assert_close: AssertClose) -> None:
+    """On a card w is not read: +60 and then -60 add up to nothing, but no factor between them fits fp32."""
+    case = make_case(16, H=1, B=1).to(torch.float64)
+    case.tensors[1].data.zero_()
+    case.tensors[1].data[:, 0] = 60.0
+    case.tensors[1].data[:, 1:15] = -60.0 / 14
+    *inputs, state = (x.detach() for x in case.tensors)
+    expected = wkv7_recurrence(WkvInputs(*inputs), state, 1.0)
+    got = wkv7.wkv7_triton(WkvInputs(*(x.float() for x in inputs)), state.float(), None, 1.0)
+    assert_close(dict(zip("os", got, strict=True)), dict(zip("os", expected, strict=True)), FP32)
+
+
+def test_a_second_derivative_is_refused(make_case: MakeCase) -> None:
+    case = make_case(3, H=1, B=1).to(torch.float32)
+    (gradient,) = torch.autograd.grad(case.run("triton")[0].square().sum(), case.tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 def test_step_matches_torch() -> None:
@@ -141,6 +272,16 @@ def test_sparse_kl_matches_torch(tail: str, temperature: float, sharpness: float
     for got, want in zip(results[1], results[0], strict=True):
         assert torch.isfinite(got).all()
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_more_candidates_than_a_program_holds_run_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    hidden, weight = torch.randn(2, 8, generator=generator), torch.randn(50, 8, generator=generator)
+    teacher = (torch.arange(9).repeat(2), torch.full((18,), -3.0), torch.full((2,), 9), torch.full((2,), -0.6))
+    expected = linear_sparse_kl(hidden, weight, *teacher, backend="torch")
+    monkeypatch.setattr(sparse_kl, "MOST_CANDIDATES", 8)
+    monkeypatch.setattr(sparse_kl, "rows_in_triton", None)
+    torch.testing.assert_close(linear_sparse_kl(hidden, weight, *teacher, backend="triton"), expected)
 
 
 @pytest.mark.parametrize("k", [1, 7, 64])

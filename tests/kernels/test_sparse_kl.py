@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from arwkv_kernels import linear_sparse_kl
+from arwkv_kernels import head_product, linear_sparse_kl, sparse_kl
 
 T, C, V = 13, 8, 50
 
@@ -207,6 +207,55 @@ def test_memory_stays_at_one_chunk_of_logits() -> None:
 
     assert _peak_bytes(step) < 16 * vocabulary * 4 * 1.5 + 40 * ids.numel() * 4
     assert _peak_bytes(lambda: (hidden @ weight.T).log_softmax(-1).sum().backward()) > 2 * tokens * vocabulary * 4
+
+
+def test_a_trained_half_precision_head_needs_its_fp32_gradient_and_little_more() -> None:
+    tokens, vocabulary, width = 16, 32_000, 64
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(n, width, generator=generator).bfloat16().requires_grad_() for n in (tokens, vocabulary)]
+    ids, logprobs = torch.arange(8).repeat(tokens), torch.full((tokens * 8,), -3.0)
+    counts, tail = torch.full((tokens,), 8), torch.full((tokens,), 0.5).log()
+
+    def step() -> None:
+        torch.autograd.grad(linear_sparse_kl(*leaves, ids, logprobs, counts, tail, token_chunk=1), leaves)
+
+    before = head_product.ROWS_PER_BLOCK
+    head_product.ROWS_PER_BLOCK = 1024
+    try:
+        assert _peak_bytes(step) < 1.6 * vocabulary * width * 4
+    finally:
+        head_product.ROWS_PER_BLOCK = before
+
+
+def test_without_gradients_no_product_is_made_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem()
+    losses = problem.loss(reduction="sum").detach()
+    for product in ("times_head", "accumulate_weight_gradient"):
+        monkeypatch.setattr(sparse_kl, product, None)
+    with torch.no_grad():
+        torch.testing.assert_close(problem.loss(reduction="none").sum(), losses)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    problem = make_problem()
+    (gradient,) = torch.autograd.grad(problem.loss() ** 2, problem.hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_backward_may_run_twice() -> None:
+    problem = make_problem()
+    loss = problem.loss()
+    first, second = (torch.autograd.grad(3 * loss, problem.weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_the_gradient_of_the_logits_never_passes_through_fp16() -> None:
+    """Its entries are near 1/V, which fp16 flushes to zero."""
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert head_product.gradient_dtype(gpu, torch.float16, torch.float32) == torch.float32
+    assert head_product.gradient_dtype(gpu, torch.bfloat16, torch.float32) == torch.bfloat16
+    assert head_product.gradient_dtype(cpu, torch.bfloat16, torch.float32) == torch.float32
 
 
 def _peak_bytes(run: Callable[[], object]) -> int:

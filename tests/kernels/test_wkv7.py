@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from arwkv_kernels import wkv7, wkv7_step
+from arwkv_kernels import compiled, wkv7, wkv7_step
+from arwkv_kernels.arguments import require_offsets
 
 MakeCase = Callable[..., Any]
 AssertClose = Callable[[dict[str, Tensor], dict[str, Tensor], float], None]
@@ -169,6 +170,45 @@ def test_no_tokens_leave_the_state_as_it_was(backend: str, make_case: MakeCase) 
 def test_final_state_comes_only_when_asked(make_case: MakeCase) -> None:
     *inputs, _ = make_case(5).to(torch.float32).tensors
     assert wkv7(*inputs)[1] is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("w", [1.5, torch.nan])
+def test_a_step_refuses_the_decays_that_a_sequence_does(w: float, backend: str, make_case: MakeCase) -> None:
+    *inputs, state = (x.detach() for x in make_case(1).to(torch.float32).tensors)
+    inputs[1] = torch.full_like(inputs[1], w)
+    with pytest.raises(ValueError, match="w reaches"):
+        wkv7_step(*(x[:, 0] for x in inputs), state, backend=backend)
+
+
+def test_nothing_is_kept_where_no_backward_can_follow(make_case: MakeCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, kept = make_case(20).to(torch.float32), []
+    loop_of = compiled.forward_loop
+
+    def spy(size: int) -> Callable[..., None]:
+        return lambda *arrays: (kept.append(arrays[9].size), loop_of(size)(*arrays))[1]
+
+    monkeypatch.setattr(compiled, "forward_loop", spy)
+    case.run("cpu")
+    assert max(kept) > 0
+    kept.clear()
+    with torch.no_grad():
+        case.run("cpu")
+    assert max(kept) == 0
+
+
+def test_a_second_derivative_of_the_compiled_loops_is_refused(make_case: MakeCase) -> None:
+    case = make_case(3).to(torch.float32)
+    (gradient,) = torch.autograd.grad(case.run("cpu")[0].square().sum(), case.tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_offsets_are_also_checked_where_the_host_does_not_read_them() -> None:
+    for offsets in ([0, 30], [20, 40], [0, 30, 20, 40]):
+        with pytest.raises(RuntimeError, match="must rise from 0 to T=40"):
+            require_offsets(40, torch.tensor(offsets))
+    require_offsets(40, torch.tensor([0, 20, 20, 40]))
 
 
 def _change(case: Any, index: int, value: Tensor) -> Any:

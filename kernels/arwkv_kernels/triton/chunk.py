@@ -1,8 +1,8 @@
 """What the forward and the backward kernel share: one chunk's tokens, its centred decays, and the triangular inverse.
 
 With g the running sum of log decays inside a chunk of C tokens and m half its total, every decay between two tokens
-factors as exp(g_i - m)·exp(m - g_j) and none of the factors exceeds exp(|m|). Scaling the state by exp(m) on entry and
-on exit then makes all products of a chunk plain ones:
+factors as exp(g_i - m)·exp(m - g_j) and none of the factors exceeds exp(½ Σ|w|). Scaling the state by exp(m) on entry
+and on exit then makes all products of a chunk plain ones:
 
     R  = exp(m) S + k̂ᵀ v + b̂ᵀ u,   S' = exp(m) R        r̂ = r exp(g - m),  â = a exp(g - w - m)
     u  = (I - tril₋(â b̂ᵀ))⁻¹ (tril₋(â k̂ᵀ) v + â exp(m) S)     k̂ = k exp(m - g),  b̂ = b exp(m - g)
@@ -34,22 +34,34 @@ def sequence_bounds(cu_seqlens_ptr, n, T, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def dot(x, y, DTYPE: tl.constexpr):
-    """x @ y with operands in DTYPE (fp32 ones are rounded to tf32) and an fp32 result."""
-    return tl.dot(x.to(DTYPE), y.to(DTYPE), input_precision="tf32")
+def operand(x, PRECISION: tl.constexpr):
+    """x as a product of that precision takes it: bf16, or fp32 for "tf32" and "ieee"."""
+    if PRECISION == "bf16":
+        return x.to(tl.bfloat16)
+    else:  # noqa: RET505 - Triton compiles one of the two
+        return x.to(tl.float32)
 
 
 @triton.jit
-def _join_blocks(X, A, C: tl.constexpr, SIZE: tl.constexpr):
+def dot(x, y, PRECISION: tl.constexpr):
+    """x @ y in fp32, from operands rounded to bf16 (8 bits) or tf32 (11), or whole ("ieee")."""
+    if PRECISION == "bf16":
+        return tl.dot(x.to(tl.bfloat16), y.to(tl.bfloat16))
+    else:  # noqa: RET505 - Triton compiles one of the two
+        return tl.dot(x.to(tl.float32), y.to(tl.float32), input_precision=PRECISION)
+
+
+@triton.jit
+def _join_blocks(X, A, C: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr):
     """From inverted diagonal blocks of SIZE to blocks of twice that."""
     i = tl.arange(0, C)[:, None]
     j = tl.arange(0, C)[None, :]
     between = tl.where((i // (2 * SIZE) == j // (2 * SIZE)) & (i // SIZE != j // SIZE), A, 0.0)
-    return X + dot(X, dot(between, X, tl.float32), tl.float32)
+    return X + dot(X, dot(between, X, PRECISION), PRECISION)
 
 
 @triton.jit
-def inverse_of_unit_triangular(A, C: tl.constexpr):
+def inverse_of_unit_triangular(A, C: tl.constexpr, PRECISION: tl.constexpr):
     """(I - A)⁻¹ for a strictly triangular A [C, C], C 16 or 32, by doubling the size of inverted diagonal blocks.
 
     [[P, 0], [-M, Q]]⁻¹ = [[P⁻¹, 0], [Q⁻¹ M P⁻¹, Q⁻¹]]: each intermediate is a block of the answer. The shorter
@@ -58,11 +70,11 @@ def inverse_of_unit_triangular(A, C: tl.constexpr):
     i = tl.arange(0, C)[:, None]
     j = tl.arange(0, C)[None, :]
     X = tl.where(i == j, 1.0, 0.0) + tl.where(i // 2 == j // 2, A, 0.0)
-    X = _join_blocks(X, A, C, 2)
-    X = _join_blocks(X, A, C, 4)
-    X = _join_blocks(X, A, C, 8)
+    X = _join_blocks(X, A, C, 2, PRECISION)
+    X = _join_blocks(X, A, C, 4, PRECISION)
+    X = _join_blocks(X, A, C, 8, PRECISION)
     if C > 16:
-        X = _join_blocks(X, A, C, 16)
+        X = _join_blocks(X, A, C, 16, PRECISION)
     return X
 
 

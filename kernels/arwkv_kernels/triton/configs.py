@@ -27,6 +27,6 @@ class Wkv7Config:
 
 WKV7 = {
     32: Wkv7Config(values=32, keys=32, forward_warps=4, state_warps=4, token_warps=4, exact_warps=4),
-    64: Wkv7Config(values=64, keys=64, forward_warps=4, state_warps=4, token_warps=4, exact_warps=8),
+    64: Wkv7Config(values=64, keys=32, forward_warps=4, state_warps=4, token_warps=4, exact_warps=8),
     128: Wkv7Config(values=32, keys=64, forward_warps=8, state_warps=8, token_warps=8, exact_warps=8),
 }

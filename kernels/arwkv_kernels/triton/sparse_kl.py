@@ -16,9 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from arwkv_kernels.sparse_teacher import TAILS, TeacherChunk
+from arwkv_kernels.triton.launch import device_of
 
 BLOCK = 4096
 WARPS = 8
+# Of a row, held in registers: 8192 leave none over, and rows with more are left to torch.
+MOST_CANDIDATES = 8192
 
 
 @triton.jit
@@ -86,10 +89,11 @@ def rows_in_triton(
     assert tail in TAILS
     losses_t = torch.empty(logits_tV.shape[0], dtype=torch.float32, device=logits_tV.device)
     K = chunk.ids_tK.shape[1]
-    sparse_kl_rows_kernel[(logits_tV.shape[0],)](
-        logits_tV, gradient_tV, chunk.ids_tK.contiguous(), chunk.real_tK.sum(1), chunk.log_p_tK.contiguous(),
-        chunk.log_p_tail_t.contiguous(), losses_t, logits_tV.shape[1], K, temperature,
-        CANDIDATES=triton.next_power_of_2(K), BLOCK=BLOCK, BUCKET=tail == "bucket", RENORMALIZE=tail == "renormalize",
-        num_warps=WARPS,
-    )  # fmt: skip
+    with device_of(logits_tV):
+        sparse_kl_rows_kernel[(logits_tV.shape[0],)](
+            logits_tV, gradient_tV, chunk.ids_tK.contiguous(), chunk.real_tK.sum(1), chunk.log_p_tK.contiguous(),
+            chunk.log_p_tail_t.contiguous(), losses_t, logits_tV.shape[1], K, temperature,
+            CANDIDATES=triton.next_power_of_2(K), BLOCK=BLOCK,
+            BUCKET=tail == "bucket", RENORMALIZE=tail == "renormalize", num_warps=WARPS,
+        )  # fmt: skip
     return losses_t

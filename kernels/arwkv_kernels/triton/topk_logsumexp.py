@@ -15,8 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from arwkv_kernels.triton.launch import device_of
+
 BLOCK = 2048
 WARPS = 4
+# Kept in registers; more do not fit.
+MOST_KEPT = 4096
 
 
 @triton.jit
@@ -68,9 +72,10 @@ def topk_logsumexp_triton(logits_TV: Tensor, k: int) -> tuple[Tensor, Tensor, Te
     values_TK = torch.empty(T, k, dtype=torch.float32, device=device)
     ids_TK = torch.empty(T, k, dtype=torch.int32, device=device)
     logsumexp_T, entropy_T = (torch.empty(T, dtype=torch.float32, device=device) for _ in range(2))
-    topk_logsumexp_kernel[(T,)](
-        logits_TV, values_TK, ids_TK, logsumexp_T, entropy_T, V, k, logits_TV.stride(0),
-        KEPT=triton.next_power_of_2(k), BLOCK=BLOCK, num_warps=WARPS,
-    )  # fmt: skip
+    with device_of(logits_TV):
+        topk_logsumexp_kernel[(T,)](
+            logits_TV, values_TK, ids_TK, logsumexp_T, entropy_T, V, k, logits_TV.stride(0),
+            KEPT=triton.next_power_of_2(k), BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
     values_TK, order_TK = values_TK.sort(dim=1, descending=True, stable=True)
     return values_TK, ids_TK.gather(1, order_TK).long(), logsumexp_T, entropy_T

@@ -6,23 +6,26 @@ B batch, T time, H heads, D head size, N sequences, P rows of checkpoints.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from arwkv_kernels.arguments import WkvInputs
+from arwkv_kernels.arguments import WkvInputs, wants_gradient
 from arwkv_kernels.triton.configs import WKV7
+from arwkv_kernels.triton.launch import device_of
 from arwkv_kernels.triton.wkv7_backward import wkv7_state_gradient_kernel, wkv7_token_gradients_kernel
 from arwkv_kernels.triton.wkv7_exact import wkv7_exact_backward_kernel, wkv7_exact_forward_kernel
 from arwkv_kernels.triton.wkv7_forward import wkv7_forward_kernel
 
 # Triton's interpreter computes nonsense in bf16.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-OPERAND, TORCH_OPERAND = (tl.float32, torch.float32) if INTERPRETED else (tl.bfloat16, torch.bfloat16)
+# Products summed over the head's D channels take bf16 operands. Those over a chunk's 16 tokens take tf32: they are few,
+# and rounding both kinds to bf16 leaves gradients off by more than bf16 itself is.
+PRODUCTS = dict(zip(("OVER_HEAD", "OVER_TOKENS"), ("ieee", "ieee") if INTERPRETED else ("bf16", "tf32"), strict=True))
+STORED = torch.float32 if INTERPRETED else torch.bfloat16
 
 
 def wkv7_triton(
@@ -33,29 +36,31 @@ def wkv7_triton(
     The chunk kernels multiply in bf16, so where v is fp32 every pair goes to the exact kernels, fp32 throughout.
     """
     batch, length = inputs.r.shape[:2]
+    device = inputs.r.device
     if cu_seqlens is None:
-        cu_seqlens = torch.arange(batch + 1, device=inputs.r.device) * length
-    o, final = _Triton.apply(*inputs, state_NHKV, cu_seqlens, scale)  # type: ignore[no-untyped-call]  # torch
+        cu_seqlens = torch.arange(batch + 1, device=device) * length
+    cu_seqlens = cu_seqlens.to(device, torch.int64).contiguous()
+    keep = wants_gradient(*inputs, state_NHKV)
+    o, final = _Triton.apply(*inputs, state_NHKV, cu_seqlens, scale, keep)  # type: ignore[no-untyped-call]  # torch
     return o, final
 
 
 class _Triton(torch.autograd.Function):
     @staticmethod
-    # Any: autograd's context has no public type, and its arguments are the six inputs, the state, offsets and scale.
+    # Any: autograd's context has no public type; arguments: the six inputs, state, offsets, scale, whether to keep.
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         inputs = WkvInputs(*(x.contiguous() for x in arguments[:6]))
-        state, cu_seqlens, scale = arguments[6].contiguous(), *arguments[7:]
-        keep = any(ctx.needs_input_grad)
+        state, cu_seqlens, scale, keep = arguments[6].contiguous(), *arguments[7:]
         launch = _Launch(inputs, state.shape[0])
         o, final = torch.empty_like(inputs.v), torch.empty_like(state)
         unsafe = torch.ones(launch.pairs, dtype=torch.int32, device=o.device)
-        u = torch.empty(inputs.v.shape if keep and launch.in_chunks else 0, dtype=launch.operand, device=o.device)
+        u = torch.empty(inputs.v.shape if keep and launch.in_chunks else 0, dtype=launch.stored, device=o.device)
         checkpoints = launch.empty_states() if keep else u
-        with launch.device():
+        with device_of(o):
             if launch.in_chunks:
                 wkv7_forward_kernel[(launch.pairs, launch.columns)](
                     *inputs, state, final, o, u, checkpoints, unsafe, cu_seqlens, launch.tokens, scale,
-                    **launch.shape, VALUES=launch.config.values, DOT=OPERAND, KEEP=keep,
+                    **launch.shape, **PRODUCTS, VALUES=launch.config.values, KEEP=keep,
                     num_warps=launch.config.forward_warps,
                 )  # fmt: skip
             wkv7_exact_forward_kernel[(launch.pairs,)](
@@ -68,6 +73,7 @@ class _Triton(torch.autograd.Function):
         return o, final
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_o: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
         *saved, u, checkpoints, unsafe, cu_seqlens = ctx.saved_tensors
         inputs = WkvInputs(*saved)
@@ -76,23 +82,23 @@ class _Triton(torch.autograd.Function):
         gradients = [torch.empty_like(x) for x in inputs]
         d_initial, dy = torch.empty_like(d_final), torch.empty_like(u)
         d_states = torch.empty_like(checkpoints) if launch.in_chunks else u
-        with launch.device():
+        with device_of(d_o):
             if launch.in_chunks:
                 wkv7_state_gradient_kernel[(launch.pairs, launch.columns)](
                     inputs.r, inputs.w, inputs.a, inputs.b, unsafe, cu_seqlens,
                     d_o, d_final, dy, d_states, d_initial, launch.tokens, ctx.scale,
-                    **launch.shape, VALUES=launch.config.values, DOT=OPERAND, num_warps=launch.config.state_warps,
+                    **launch.shape, **PRODUCTS, VALUES=launch.config.values, num_warps=launch.config.state_warps,
                 )  # fmt: skip
                 wkv7_token_gradients_kernel[(checkpoints.shape[0], inputs.r.shape[2])](
                     *inputs, u, checkpoints, unsafe, cu_seqlens, launch.sequence_of_row(cu_seqlens),
                     d_o, dy, d_states, *gradients, launch.tokens, ctx.scale,
-                    **launch.shape, KEYS=launch.config.keys, DOT=OPERAND, num_warps=launch.config.token_warps,
+                    **launch.shape, **PRODUCTS, KEYS=launch.config.keys, num_warps=launch.config.token_warps,
                 )  # fmt: skip
             wkv7_exact_backward_kernel[(launch.pairs,)](
                 *inputs, checkpoints, unsafe, cu_seqlens, d_o, d_final, *gradients, d_initial,
                 launch.tokens, ctx.scale, **launch.shape, num_warps=launch.config.exact_warps,
             )  # fmt: skip
-        return *gradients, d_initial, None, None
+        return *gradients, d_initial, None, None, None
 
 
 class _Launch:
@@ -107,21 +113,17 @@ class _Launch:
         self.config = WKV7[size]
         self.columns = size // self.config.values
         self.in_chunks = inputs.v.dtype != torch.float32 or INTERPRETED
-        self.operand = TORCH_OPERAND if self.in_chunks else torch.float32
+        self.stored = STORED if self.in_chunks else torch.float32
         self.shape = {"H": heads, "D": size, "CHUNK": self.config.chunk}
 
     def empty_states(self) -> Tensor:
         """Room for one state per chunk: [P, H, K, V]."""
         rows = self.tokens // self.config.chunk + self.sequences
         heads, size = self.like.shape[2:]
-        return torch.empty(rows, heads, size, size, dtype=self.operand, device=self.like.device)
+        return torch.empty(rows, heads, size, size, dtype=self.stored, device=self.like.device)
 
     def sequence_of_row(self, cu_seqlens: Tensor) -> Tensor:
         """For each row of the checkpoints the sequence it belongs to, int64 [P]."""
         numbers = torch.arange(self.tokens // self.config.chunk + self.sequences, device=cu_seqlens.device)
         first_rows = cu_seqlens[:-1] // self.config.chunk + numbers[: self.sequences]
-        return torch.searchsorted(first_rows, numbers, right=True).sub_(1)
-
-    def device(self) -> contextlib.AbstractContextManager[object]:
-        """Triton launches on the current CUDA device, which need not be the tensors'."""
-        return torch.cuda.device(self.like.device) if self.like.is_cuda else contextlib.nullcontext()
+        return torch.searchsorted(first_rows, numbers, right=True).sub_(1).clamp_(min=0)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from arwkv_kernels.triton.chunk import centred_decays, dot, inverse_of_unit_triangular, sequence_bounds
+from arwkv_kernels.triton.chunk import centred_decays, dot, inverse_of_unit_triangular, operand, sequence_bounds
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def wkv7_state_gradient_kernel(
     d_o_ptr, d_final_ptr, dy_ptr, dS_ptr, d_initial_ptr,
     T, scale,
     H: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, VALUES: tl.constexpr,
-    DOT: tl.constexpr,
+    OVER_HEAD: tl.constexpr, OVER_TOKENS: tl.constexpr,
 ):  # fmt: skip
     """Per sequence, head and VALUES columns of the state (each column is a recurrence of its own): dS' of every chunk
     [P, H, K, V], dy of every token, and the initial state's gradient."""
@@ -57,17 +57,17 @@ def wkv7_state_gradient_kernel(
         away, before, towards, m = centred_decays(w)
         half = tl.exp(m)
         dS *= half[:, None]
-        b = (tl.load(b_ptr + origin + place, mask=real, other=0.0) * towards).to(DOT)
-        a = (tl.load(a_ptr + origin + place, mask=real, other=0.0) * before).to(DOT)
-        b_a = tl.where(strict_T, dot(b, tl.trans(a), DOT), 0.0)
-        solve = inverse_of_unit_triangular(b_a, CHUNK)
-        r = (tl.load(r_ptr + origin + place, mask=real, other=0.0) * away).to(DOT)
-        d_o = (tl.load(d_o_ptr + origin + place_v, mask=real, other=0.0) * scale).to(DOT)
-        b_r = tl.where(inclusive_T, dot(b, tl.trans(r), DOT), 0.0)
-        du = dot(b, dS, DOT) + dot(b_r, d_o, DOT)
-        dy = dot(solve, du, tl.float32).to(DOT)
+        b = tl.load(b_ptr + origin + place, mask=real, other=0.0) * towards
+        a = tl.load(a_ptr + origin + place, mask=real, other=0.0) * before
+        b_a = tl.where(strict_T, dot(b, tl.trans(a), OVER_HEAD), 0.0)
+        solve = inverse_of_unit_triangular(b_a, CHUNK, OVER_TOKENS)
+        r = tl.load(r_ptr + origin + place, mask=real, other=0.0) * away
+        d_o = tl.load(d_o_ptr + origin + place_v, mask=real, other=0.0) * scale
+        b_r = tl.where(inclusive_T, dot(b, tl.trans(r), OVER_HEAD), 0.0)
+        du = dot(b, dS, OVER_HEAD) + dot(b_r, d_o, OVER_TOKENS)
+        dy = dot(solve, du, OVER_TOKENS)
         tl.store(dy_ptr + origin + place_v, dy, mask=real)
-        dS += dot(tl.trans(r), d_o, DOT) + dot(tl.trans(a), dy, DOT)
+        dS += dot(tl.trans(r), d_o, OVER_TOKENS) + dot(tl.trans(a), dy, OVER_TOKENS)
         dS *= half[:, None]
     tl.store(d_initial_ptr + pair * (D * D) + square, dS)
 
@@ -80,7 +80,7 @@ def wkv7_token_gradients_kernel(
     dr_ptr, dw_ptr, dk_ptr, dv_ptr, da_ptr, db_ptr,
     T, scale,
     H: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr,
-    DOT: tl.constexpr,
+    OVER_HEAD: tl.constexpr, OVER_TOKENS: tl.constexpr,
 ):  # fmt: skip
     """Per chunk (a row of the checkpoints; `sequence_ptr` says whose) and head: the gradients of the six inputs.
 
@@ -102,18 +102,18 @@ def wkv7_token_gradients_kernel(
     real = (i < length - t)[:, None]
     values = tl.arange(0, D)[None, :]
     place = i[:, None] * (H * D) + values
-    v = tl.load(v_ptr + origin + place, mask=real, other=0.0).to(DOT)
-    u = tl.load(u_ptr + origin + place, mask=real, other=0.0).to(DOT)
-    dy = tl.load(dy_ptr + origin + place, mask=real, other=0.0).to(DOT)
-    d_o = (tl.load(d_o_ptr + origin + place, mask=real, other=0.0) * scale).to(DOT)
-    o_v = tl.where(inclusive, dot(d_o, tl.trans(v), DOT), 0.0).to(DOT)
-    o_u = tl.where(inclusive, dot(d_o, tl.trans(u), DOT), 0.0).to(DOT)
-    y_v = tl.where(strict, dot(dy, tl.trans(v), DOT), 0.0).to(DOT)
-    y_u = tl.where(strict, dot(dy, tl.trans(u), DOT), 0.0).to(DOT)
-    v_o = tl.where(inclusive_T, dot(v, tl.trans(d_o), DOT), 0.0).to(DOT)
-    u_o = tl.where(inclusive_T, dot(u, tl.trans(d_o), DOT), 0.0).to(DOT)
-    v_y = tl.where(strict_T, dot(v, tl.trans(dy), DOT), 0.0).to(DOT)
-    u_y = tl.where(strict_T, dot(u, tl.trans(dy), DOT), 0.0).to(DOT)
+    v = operand(tl.load(v_ptr + origin + place, mask=real, other=0.0), OVER_HEAD)
+    u = operand(tl.load(u_ptr + origin + place, mask=real, other=0.0), OVER_HEAD)
+    dy = operand(tl.load(dy_ptr + origin + place, mask=real, other=0.0), OVER_HEAD)
+    d_o = operand(tl.load(d_o_ptr + origin + place, mask=real, other=0.0) * scale, OVER_HEAD)
+    o_v = tl.where(inclusive, dot(d_o, tl.trans(v), OVER_HEAD), 0.0)
+    o_u = tl.where(inclusive, dot(d_o, tl.trans(u), OVER_HEAD), 0.0)
+    y_v = tl.where(strict, dot(dy, tl.trans(v), OVER_HEAD), 0.0)
+    y_u = tl.where(strict, dot(dy, tl.trans(u), OVER_HEAD), 0.0)
+    v_o = tl.where(inclusive_T, dot(v, tl.trans(d_o), OVER_HEAD), 0.0)
+    u_o = tl.where(inclusive_T, dot(u, tl.trans(d_o), OVER_HEAD), 0.0)
+    v_y = tl.where(strict_T, dot(v, tl.trans(dy), OVER_HEAD), 0.0)
+    u_y = tl.where(strict_T, dot(u, tl.trans(dy), OVER_HEAD), 0.0)
     dv = tl.zeros([CHUNK, D], tl.float32)
     k_r = tl.zeros([CHUNK, CHUNK], tl.float32)
     k_a = tl.zeros([CHUNK, CHUNK], tl.float32)
@@ -124,42 +124,42 @@ def wkv7_token_gradients_kernel(
         w = tl.load(w_ptr + origin + place_k, mask=real, other=0.0).to(tl.float32)
         away, before, towards, m = centred_decays(w)
         half = tl.exp(m)
-        r = (tl.load(r_ptr + origin + place_k, mask=real, other=0.0) * away).to(DOT)
-        k = (tl.load(k_ptr + origin + place_k, mask=real, other=0.0) * towards).to(DOT)
-        a = (tl.load(a_ptr + origin + place_k, mask=real, other=0.0) * before).to(DOT)
-        b = (tl.load(b_ptr + origin + place_k, mask=real, other=0.0) * towards).to(DOT)
+        r = tl.load(r_ptr + origin + place_k, mask=real, other=0.0) * away
+        k = tl.load(k_ptr + origin + place_k, mask=real, other=0.0) * towards
+        a = tl.load(a_ptr + origin + place_k, mask=real, other=0.0) * before
+        b = tl.load(b_ptr + origin + place_k, mask=real, other=0.0) * towards
         S = tl.load(checkpoint_ptr + state + square) * half[:, None]
         dR = tl.load(dS_ptr + state + square) * half[:, None]
         crossing = tl.sum(S * dR, 1)
-        S_T, dR = tl.trans(S.to(DOT)), dR.to(DOT)
+        S_T, dR = tl.trans(operand(S, OVER_HEAD)), operand(dR, OVER_HEAD)
 
-        k_r += dot(k, tl.trans(r), DOT)
-        k_a += dot(k, tl.trans(a), DOT)
-        dv += dot(k, dR, DOT)
+        k_r += dot(k, tl.trans(r), OVER_HEAD)
+        k_a += dot(k, tl.trans(a), OVER_HEAD)
+        dv += dot(k, dR, OVER_HEAD)
 
-        d_o = (tl.load(d_o_ptr + origin + place, mask=real, other=0.0) * scale).to(DOT)
-        dr = dot(d_o, S_T, DOT) + dot(o_v, k, DOT) + dot(o_u, b, DOT)
-        crossed_after = r.to(tl.float32) * dr
+        d_o = operand(tl.load(d_o_ptr + origin + place, mask=real, other=0.0) * scale, OVER_HEAD)
+        dr = dot(d_o, S_T, OVER_HEAD) + dot(o_v, k, OVER_TOKENS) + dot(o_u, b, OVER_TOKENS)
+        crossed_after = r * dr
         tl.store(dr_ptr + origin + place_k, dr * away, mask=real)
 
-        dy = tl.load(dy_ptr + origin + place, mask=real, other=0.0).to(DOT)
-        da = dot(dy, S_T, DOT) + dot(y_v, k, DOT) + dot(y_u, b, DOT)
-        crossed_before = a.to(tl.float32) * da
+        dy = operand(tl.load(dy_ptr + origin + place, mask=real, other=0.0), OVER_HEAD)
+        da = dot(dy, S_T, OVER_HEAD) + dot(y_v, k, OVER_TOKENS) + dot(y_u, b, OVER_TOKENS)
+        crossed_before = a * da
         tl.store(da_ptr + origin + place_k, da * before, mask=real)
 
         dR_T = tl.trans(dR)
-        v = tl.load(v_ptr + origin + place, mask=real, other=0.0).to(DOT)
-        dk = dot(v, dR_T, DOT)
-        crossing += tl.sum(k.to(tl.float32) * dk, 0)
-        dk += dot(v_o, r, DOT) + dot(v_y, a, DOT)
-        crossed_after -= k.to(tl.float32) * dk
+        v = operand(tl.load(v_ptr + origin + place, mask=real, other=0.0), OVER_HEAD)
+        dk = dot(v, dR_T, OVER_HEAD)
+        crossing += tl.sum(k * dk, 0)
+        dk += dot(v_o, r, OVER_TOKENS) + dot(v_y, a, OVER_TOKENS)
+        crossed_after -= k * dk
         tl.store(dk_ptr + origin + place_k, dk * towards, mask=real)
 
-        u = tl.load(u_ptr + origin + place, mask=real, other=0.0).to(DOT)
-        db = dot(u, dR_T, DOT)
-        crossing += tl.sum(b.to(tl.float32) * db, 0)
-        db += dot(u_o, r, DOT) + dot(u_y, a, DOT)
-        crossed_after -= b.to(tl.float32) * db
+        u = operand(tl.load(u_ptr + origin + place, mask=real, other=0.0), OVER_HEAD)
+        db = dot(u, dR_T, OVER_HEAD)
+        crossing += tl.sum(b * db, 0)
+        db += dot(u_o, r, OVER_TOKENS) + dot(u_y, a, OVER_TOKENS)
+        crossed_after -= b * db
         tl.store(db_ptr + origin + place_k, db * towards, mask=real)
 
         crossed = crossed_after + crossed_before
@@ -167,7 +167,7 @@ def wkv7_token_gradients_kernel(
         tl.store(dw_ptr + origin + place_k, from_here + crossing[None, :], mask=real)
     k_r = tl.where(inclusive_T, k_r, 0.0)
     k_a = tl.where(strict_T, k_a, 0.0)
-    d_o = (tl.load(d_o_ptr + origin + place, mask=real, other=0.0) * scale).to(DOT)
-    dy = tl.load(dy_ptr + origin + place, mask=real, other=0.0).to(DOT)
-    dv += dot(k_r, d_o, DOT) + dot(k_a, dy, DOT)
+    d_o = operand(tl.load(d_o_ptr + origin + place, mask=real, other=0.0) * scale, OVER_HEAD)
+    dy = operand(tl.load(dy_ptr + origin + place, mask=real, other=0.0), OVER_HEAD)
+    dv += dot(k_r, d_o, OVER_TOKENS) + dot(k_a, dy, OVER_TOKENS)
     tl.store(dv_ptr + origin + place, dv, mask=real)

@@ -17,6 +17,7 @@ from arwkv_kernels.triton.chunk import (
     centred_decays,
     dot,
     inverse_of_unit_triangular,
+    operand,
     sequence_bounds,
 )
 
@@ -28,7 +29,7 @@ def wkv7_forward_kernel(
     T, scale,
     H: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, VALUES: tl.constexpr,
     KEEP: tl.constexpr,
-    DOT: tl.constexpr,
+    OVER_HEAD: tl.constexpr, OVER_TOKENS: tl.constexpr,
 ):  # fmt: skip
     """Writes o and the final state; with KEEP also u and the state before each chunk, for the backward.
 
@@ -44,34 +45,35 @@ def wkv7_forward_kernel(
     place_v = i[:, None] * (H * D) + values[None, :]
     inclusive, strict = i[:, None] >= i[None, :], i[:, None] > i[None, :]
     S = tl.load(initial_ptr + pair * D * D + square)
-    deepest = 0.0
+    outside = 0
     for t in range(0, length, CHUNK):
         origin = ((start + t) * H + h) * D
         real = (i < length - t)[:, None]
         w = tl.load(w_ptr + origin + place, mask=real, other=0.0).to(tl.float32)
         away, before, towards, m = centred_decays(w)
-        deepest = tl.maximum(deepest, tl.max(tl.abs(m), 0))
-        r = (tl.load(r_ptr + origin + place, mask=real, other=0.0) * away).to(DOT)
-        k = (tl.load(k_ptr + origin + place, mask=real, other=0.0) * towards).to(DOT)
-        a = (tl.load(a_ptr + origin + place, mask=real, other=0.0) * before).to(DOT)
-        b = (tl.load(b_ptr + origin + place, mask=real, other=0.0) * towards).to(DOT)
-        v = tl.load(v_ptr + origin + place_v, mask=real, other=0.0).to(DOT)
+        # Written so that NaN counts as outside.
+        outside |= tl.max((~(0.5 * tl.sum(tl.abs(w), 0) <= LARGEST_EXPONENT)).to(tl.int32), 0)
         if KEEP:
             tl.store(checkpoint_ptr + ((checkpoint + t // CHUNK) * H + h) * (D * D) + square, S)
         half = tl.exp(m)
         S *= half[:, None]
-        S_dot = S.to(DOT)
-        a_b = tl.where(strict, dot(a, tl.trans(b), DOT), 0.0)
-        a_k = tl.where(strict, dot(a, tl.trans(k), DOT), 0.0)
-        known = dot(a_k, v, DOT) + dot(a, S_dot, DOT)
-        u = dot(inverse_of_unit_triangular(a_b, CHUNK), known, tl.float32).to(DOT)
-        r_k = tl.where(inclusive, dot(r, tl.trans(k), DOT), 0.0)
-        r_b = tl.where(inclusive, dot(r, tl.trans(b), DOT), 0.0)
-        o = dot(r, S_dot, DOT) + dot(r_k, v, DOT) + dot(r_b, u, DOT)
-        tl.store(o_ptr + origin + place_v, o * scale, mask=real)
+        S_wide = operand(S, OVER_HEAD)
+        a = tl.load(a_ptr + origin + place, mask=real, other=0.0) * before
+        b = tl.load(b_ptr + origin + place, mask=real, other=0.0) * towards
+        a_b = tl.where(strict, dot(a, tl.trans(b), OVER_HEAD), 0.0)
+        solve = inverse_of_unit_triangular(a_b, CHUNK, OVER_TOKENS)
+        k = tl.load(k_ptr + origin + place, mask=real, other=0.0) * towards
+        v = tl.load(v_ptr + origin + place_v, mask=real, other=0.0)
+        a_k = tl.where(strict, dot(a, tl.trans(k), OVER_HEAD), 0.0)
+        u = dot(solve, dot(a_k, v, OVER_TOKENS) + dot(a, S_wide, OVER_HEAD), OVER_TOKENS)
         if KEEP:
             tl.store(u_ptr + origin + place_v, u, mask=real)
-        S += dot(tl.trans(k), v, DOT) + dot(tl.trans(b), u, DOT)
+        r = tl.load(r_ptr + origin + place, mask=real, other=0.0) * away
+        r_k = tl.where(inclusive, dot(r, tl.trans(k), OVER_HEAD), 0.0)
+        r_b = tl.where(inclusive, dot(r, tl.trans(b), OVER_HEAD), 0.0)
+        o = dot(r, S_wide, OVER_HEAD) + dot(r_k, v, OVER_TOKENS) + dot(r_b, u, OVER_TOKENS)
+        tl.store(o_ptr + origin + place_v, o * scale, mask=real)
+        S += dot(tl.trans(k), v, OVER_TOKENS) + dot(tl.trans(b), u, OVER_TOKENS)
         S *= half[:, None]
     tl.store(final_ptr + pair * D * D + square, S)
-    tl.store(unsafe_ptr + pair, (deepest > LARGEST_EXPONENT).to(tl.int32))
+    tl.store(unsafe_ptr + pair, outside)

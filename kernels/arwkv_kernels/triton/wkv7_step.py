@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from arwkv_kernels.arguments import WkvInputs
+from arwkv_kernels.triton.launch import device_of
 
 # 64 x 32 fp32 are 8 KiB a program: enough bytes in flight, and twice the programs of a whole state.
 VALUES = 32
@@ -49,7 +50,8 @@ def wkv7_step_triton(inputs: WkvInputs, state_BHKV: Tensor, scale: float) -> tup
     state_BHKV = state_BHKV.contiguous()
     o, new_state = torch.empty_like(tokens[3]), torch.empty_like(state_BHKV)
     B, H, D = o.shape
-    wkv7_step_kernel[(B * H, D // VALUES)](
-        *tokens, state_BHKV, o, new_state, scale, D=D, VALUES=VALUES, num_warps=WARPS
-    )
+    with device_of(o):
+        wkv7_step_kernel[(B * H, D // VALUES)](
+            *tokens, state_BHKV, o, new_state, scale, D=D, VALUES=VALUES, num_warps=WARPS
+        )
     return o, new_state
