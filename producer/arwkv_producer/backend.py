@@ -19,6 +19,7 @@ def start_engine(config: GenerateConfig, job: Job) -> "TeacherEngine | StockEngi
         model=job.teacher.model,
         architecture=job.teacher.architecture,
         head_size=job.teacher.head_size,
+        head_dtype=job.teacher.head_dtype,
         revision=job.teacher.revision,
         dtype=job.info.teacher.dtype,
         max_length=config.max_length,

@@ -68,8 +68,8 @@ class GenerateConfig(CaptureConfig):
     """Run the teacher over a corpus and write shards; the same command continues where it stopped."""
 
     data: tuple[str, ...]
-    """Text: files, folders or globs of .jsonl, .json, .parquet, .csv, .arrow and .txt, or a Hub dataset's name. Several
-    give tokens in proportion as `a.jsonl:0.7 b.jsonl:0.3`."""
+    """Text: files, folders or globs of .jsonl, .json, .parquet, .csv, .arrow and .txt (also .gz), or a Hub dataset's
+    name, perhaps `NAME:SUBSET`. Several give tokens in proportion as `a.jsonl:0.7 b.jsonl:0.3`."""
     out: str
     """The dataset's folder."""
     split: str = "train"

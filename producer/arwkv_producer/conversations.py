@@ -35,10 +35,12 @@ def plain_documents(records: Iterable[Record], field: str) -> Iterator[Document]
     """The text in `field`, all of it counted; a record with `prompt` and `completion` instead counts the completion.
 
     A record with `chosen` and `rejected` instead is a preference pair; where it has no `prompt`, what both begin with
-    is the prompt. Only the answers count.
+    is the prompt. Only the answers count. A null in `field` makes an empty document.
     """
     for record in records:
-        if field in record.fields or not (_has(record, *HALVES) or _has(record, "prompt", "completion")):
+        if field in record.fields and record.fields[field] is None:
+            yield Document("", record.source)
+        elif field in record.fields or not (_has(record, *HALVES) or _has(record, "prompt", "completion")):
             yield Document(record.text(field), record.source)
         elif _has(record, *HALVES):
             yield from _plain_pair(record)
@@ -68,6 +70,9 @@ def chat_documents(records: Iterable[Record], field: str, tokenizer: Any) -> Ite
     if not tokenizer.chat_template:
         raise UsageError("--chat: the teacher's tokenizer has no chat template; use an instruct model or plain text")
     for record in records:
+        if field in record.fields and record.fields[field] is None:
+            yield Document("", record.source)
+            continue
         if field not in record.fields and _has(record, *HALVES):
             yield from _chat_pair(record, tokenizer)
             continue

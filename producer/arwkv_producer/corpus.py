@@ -26,7 +26,7 @@ class CorpusReport:
     documents_cut: int = 0
     """Of these, longer than one sample."""
     documents_empty: int = 0
-    """Without a single token: left out."""
+    """Without a single token, or null: left out."""
     documents_duplicate: int = 0
     """The same text as an earlier one: left out."""
     documents_beyond_share: int = 0
@@ -134,7 +134,7 @@ def tokenise(
         document, ids, mask = tokenised
         content = xxhash.xxh3_128_intdigest((document.pair or document.text).encode("utf-8", "surrogatepass"))
         building = apart if (content >> 64) < held_out * 2**64 else kept
-        if not keep_duplicates and (content, document.is_chosen) in seen:
+        if not keep_duplicates and len(ids) and (content, document.is_chosen) in seen:
             building.report = replace(building.report, documents_duplicate=building.report.documents_duplicate + 1)
         else:
             seen.add((content, document.is_chosen))

@@ -1,12 +1,13 @@
 """Text documents from files and Hub datasets, each knowing where it came from and what of it is to be learned."""
 
 import glob
+import gzip
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from arwkv_store.errors import NotFound, UsageError
 
@@ -16,7 +17,8 @@ TABLE_FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".arrow"
 """Read by Hugging Face `datasets`, under its name for the format."""
 KNOWN_SUFFIXES = (*TEXT_SUFFIXES, *JSON_LINES_SUFFIXES, *TABLE_FORMATS)
 WEIGHT = re.compile(r"\d+(\.\d*)?|\.\d+")
-HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+HUB_NAME = re.compile(r"([\w-][\w.-]*(?:/[\w.-]+)?)(?::([\w.-]+))?")
+"""Of a dataset, and of one of its configurations."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,12 @@ class HubDataset:
 
     name: str
     split: str
+    subset: str | None = None
+    """Which of its configurations, where it has several."""
+
+    @property
+    def label(self) -> str:
+        return self.name if self.subset is None else f"{self.name}:{self.subset}"
 
 
 Source = Path | HubDataset
@@ -99,21 +107,30 @@ def find_sources(names: Sequence[str], split: str) -> list[Source]:
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix in KNOWN_SUFFIXES and file.is_file())
+            files = sorted(file for file in path.rglob("*") if _kind(file) in KNOWN_SUFFIXES and file.is_file())
         elif path.is_file():
             files = [path]
         else:
             files = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
-        if not files and HUB_NAME.fullmatch(name) and path.suffix not in KNOWN_SUFFIXES:
-            found.append(HubDataset(name, split))
+        if not files and (hub := HUB_NAME.fullmatch(name)) and _kind(path) not in KNOWN_SUFFIXES:
+            found.append(HubDataset(hub[1], split, hub[2]))
             continue
         if not files:
             raise NotFound(f"--data {name}: no such file, and no {', '.join(KNOWN_SUFFIXES)} in such a folder or glob")
         found += files
     for source in found:
-        if isinstance(source, Path) and source.suffix not in KNOWN_SUFFIXES:
+        if isinstance(source, Path) and _kind(source) not in KNOWN_SUFFIXES:
             raise UsageError(f"--data {source}: unknown kind of file; these are read: {', '.join(KNOWN_SUFFIXES)}")
     return found
+
+
+def _kind(path: Path) -> str:
+    """A file's suffix, a trailing .gz aside."""
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
+
+def _open(path: Path) -> IO[str]:
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
 
 
 def read_records(sources: Sequence[Source], field: str) -> Iterator[Record]:
@@ -123,20 +140,23 @@ def read_records(sources: Sequence[Source], field: str) -> Iterator[Record]:
             yield from _read_hub(source)
             continue
         try:
-            if source.suffix in TEXT_SUFFIXES:
-                yield Record({field: source.read_text(encoding="utf-8")}, source.name, str(source))
-            elif source.suffix in JSON_LINES_SUFFIXES:
+            if _kind(source) in TEXT_SUFFIXES:
+                with _open(source) as text:
+                    yield Record({field: text.read()}, source.name, str(source))
+            elif _kind(source) in JSON_LINES_SUFFIXES:
                 yield from _read_json_lines(source)
             else:
                 yield from _read_table(source)
         except UnicodeDecodeError as error:
             raise UsageError(f"{source}: not UTF-8 at byte {error.start}; convert the file") from error
+        except EOFError as error:
+            raise UsageError(f"{source}: ends too early ({error}); fetch the file again") from error
         except OSError as error:
             raise UsageError(f"{source}: {error.strerror or error}; make the file readable") from error
 
 
 def _read_json_lines(path: Path) -> Iterator[Record]:
-    with path.open(encoding="utf-8") as lines:
+    with _open(path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -154,25 +174,25 @@ def _read_table(path: Path) -> Iterator[Record]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(TABLE_FORMATS[path.suffix], data_files=str(path), split="train", streaming=True)
+        rows = datasets.load_dataset(TABLE_FORMATS[_kind(path)], data_files=str(path), split="train", streaming=True)
         for number, fields in enumerate(rows, start=1):
             yield Record(fields, f"{path.name}:{number}", f"{path}: row {number}")
     except (ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(f"{path}: not readable as {TABLE_FORMATS[path.suffix]} ({_first_line(error)})") from error
+        raise UsageError(f"{path}: not readable as {TABLE_FORMATS[_kind(path)]} ({_first_line(error)})") from error
 
 
 def _read_hub(source: HubDataset) -> Iterator[Record]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(source.name, split=source.split, streaming=True)
+        rows = datasets.load_dataset(source.name, source.subset, split=source.split, streaming=True)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise NotFound(
-            f"--data {source.name} --split {source.split}: no such file, and no such dataset on the Hub "
+            f"--data {source.label} --split {source.split}: no such file, and no such dataset on the Hub "
             f"({_first_line(error)})"
         ) from error
     for number, fields in enumerate(rows, start=1):
-        where = f"{source.name}/{source.split}:{number}"
+        where = f"{source.label}/{source.split}:{number}"
         yield Record(fields, where, where)
 
 

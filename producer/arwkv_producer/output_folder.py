@@ -42,15 +42,15 @@ def missing_room(config: GenerateConfig, teacher: Teacher, tokens: int) -> str |
     return f"--out {config.out}: the shards take about {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free"
 
 
-def present_samples_per_part(out: str) -> int | None:
-    """What the dataset that is begun there has, so that it goes on as it began; None where there is none.
+def present_info(out: str) -> DatasetInfo | None:
+    """The dataset that is begun in a folder, None where there is none (or `out` is no folder).
 
     Raises CorruptShard for a dataset.json that is damaged.
     """
     path = Path(out).expanduser() / DATASET_FILE
     if "://" in out or not path.is_file():
         return None
-    return DatasetInfo.from_bytes(path.read_bytes(), str(path)).corpus.samples_per_part
+    return DatasetInfo.from_bytes(path.read_bytes(), str(path))
 
 
 def _agreed(question: str) -> bool:

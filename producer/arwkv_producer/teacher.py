@@ -12,6 +12,9 @@ from arwkv_store.errors import NotFound, UsageError
 OWNERS = {"Qwen": "Qwen", "Llama": "meta-llama", "Meta-Llama": "meta-llama"}
 """Hub owner of a bare model name, by the name's beginning."""
 
+CONFIG_NOT_HASHED = ("transformers_version", "_name_or_path")
+"""Says who wrote config.json, not what the model computes."""
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -43,6 +46,12 @@ class Teacher:
     def head_rows(self) -> int:
         """Rows of the output head, padding included."""
         return int(self.config["vocab_size"])
+
+    @property
+    def head_dtype(self) -> str:
+        """What the head computes in: fp32, but for a quantised head, which vLLM runs in the model's arithmetic only."""
+        quantised = (self.config.get("quantization_config") or {}).get("lm_head")
+        return "model" if quantised else "float32"
 
     @property
     def max_length(self) -> int:
@@ -110,8 +119,12 @@ def _read_hub_config(name: str, revision: str | None) -> tuple[dict[str, Any], s
     return dict(json.loads(path.read_text())), path.parent.name
 
 
-def weights_hash(teacher: Teacher) -> str | None:
-    """xxh3-128 over a local folder's weight files, names and contents; None for a Hub model, which has a revision."""
+def weights_hash(teacher: Teacher, present: str | None = None) -> str | None:
+    """xxh3-128 over a local folder's weight files, names and contents, and over its configuration, as `WEIGHTS-CONFIG`;
+    None for a Hub model, which has a revision.
+
+    Datasets begun by a release that hashed the weights alone go on: where that is what is `present`, so is the answer.
+    """
     import xxhash
 
     folder = Path(teacher.model)
@@ -123,7 +136,11 @@ def weights_hash(teacher: Teacher) -> str | None:
         with path.open("rb") as file:
             while block := file.read(1 << 24):
                 digest.update(block)
-    return digest.hexdigest()
+    weights = digest.hexdigest()
+    if present == weights:
+        return weights
+    decisive = {name: value for name, value in teacher.config.items() if name not in CONFIG_NOT_HASHED}
+    return f"{weights}-{xxhash.xxh3_128_hexdigest(json.dumps(decisive, sort_keys=True).encode())}"
 
 
 def require_weights(teacher: Teacher) -> None:

@@ -33,6 +33,8 @@ class EngineConfig:
     """As in the model's config.json; must be one of CAPTURED_ARCHITECTURES."""
     head_size: int = 0
     """Width of one attention head; 0 where unknown."""
+    head_dtype: str = "float32"
+    """`model` leaves the head in the model's arithmetic."""
     revision: str | None = None
     dtype: str = "float32"
     max_length: int = 2048
@@ -57,7 +59,7 @@ def start_vllm(config: EngineConfig, architecture: str, **arguments: Any) -> Any
             revision=config.revision,
             tokenizer_revision=config.revision,
             dtype=config.dtype,
-            hf_overrides={"architectures": [architecture], "head_dtype": "float32"},
+            hf_overrides={"architectures": [architecture], "head_dtype": config.head_dtype},
             max_num_batched_tokens=config.step_tokens,
             max_num_seqs=min(256, config.step_tokens),
             enable_chunked_prefill=True,

