@@ -21,6 +21,8 @@ class ExampleService:
         self.folder = folder
         self.fault: Fault = lambda path, body: (200, body)
         self.requests: list[str] = []
+        self.keys: list[str | None] = []
+        self.redirect_to: str | None = None
         self.ignore_range = False
         self.page_items = 2
         self.key: str | None = None
@@ -56,6 +58,12 @@ def served(folder: Path) -> Iterator[ExampleService]:
         def do_GET(self) -> None:
             url = urllib.parse.urlsplit(self.path)
             service.requests.append(f"{self.path} {self.headers.get('Range', '')}".strip())
+            service.keys.append(self.headers.get("Authorization"))
+            if service.redirect_to is not None:
+                self.send_response(302)
+                self.send_header("Location", service.redirect_to + self.path)
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
             if service.key and self.headers.get("Authorization") != f"Bearer {service.key}":
                 return self._send(401, b'{"title": "no key"}', 0)
             query = dict(urllib.parse.parse_qsl(url.query))
@@ -76,7 +84,7 @@ def served(folder: Path) -> Iterator[ExampleService]:
                 return self._send(404, b'{"title": "Not Found"}', 0)
             shards = open_dataset(folder).shards
             answer = {"shards": len(shards), "tokens": sum(shard.tokens for shard in shards)}
-            return self._send(200, json.dumps(answer).encode(), 0)
+            return self._send(*service.fault(self.path, json.dumps(answer).encode()), 0)
 
         def _send(self, status: int, body: bytes, missing: int) -> None:
             self.send_response(status)

@@ -15,32 +15,34 @@ from arwkv_store.layout import part_stem
 from arwkv_store.reader import Dataset, open_dataset
 from arwkv_store.sample import Sample, hidden_column
 
-ROWS_AT_ONCE = 8
-"""Samples in a row group: with all layers' hidden states one sample can be a gigabyte as float32."""
+ROW_GROUP_BYTES = 64 << 20
+"""About what a row group holds, and one sample at least: with all layers' hidden states that can be a gigabyte."""
 
 
 def export_parquet(uri: str, out: Path, *, columns: Collection[str] | None = None) -> Iterator[Path]:
     """Write `part-NNNNNN.parquet` for every committed part; yields each path when it is complete.
 
     Columns: sample_id, tokens, loss_mask, source; logits as `ids` and `logprobs` [T][k] and `tail_logprob` [T];
-    `entropy` [T], `true_logprob` [T-1]; hidden states by their column name as float32 [T][C].
+    `entropy` [T], `true_logprob` [T-1], null where a sample has none; hidden states by their column name as
+    float32 [T][C].
     """
     dataset = open_dataset(uri, columns=columns)
+    token_stats = dataset.reads("token_stats") and dataset.stats().entropy_positions > 0
     first = 0
     with storage_faults(str(out)):
         out.mkdir(parents=True, exist_ok=True)
         for manifest in dataset.shards:
             path = out / f"{part_stem(manifest.part)}.parquet"
-            _write_part(path, dataset, range(first, first + manifest.rows))
+            _write_part(path, dataset, range(first, first + manifest.rows), token_stats)
             first += manifest.rows
             yield path
 
 
-def _write_part(path: Path, dataset: Dataset, rows: Sequence[int]) -> None:
+def _write_part(path: Path, dataset: Dataset, rows: Sequence[int], token_stats: bool) -> None:
     with temporary_file(path.parent) as file:
         writer: pq.ParquetWriter | None = None
-        for at in range(0, len(rows), ROWS_AT_ONCE):
-            table = _table([dataset[i] for i in rows[at : at + ROWS_AT_ONCE]])
+        for samples in _groups(dataset, rows):
+            table = _table(samples, token_stats)
             writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
             writer.write_table(table)
         if writer is not None:
@@ -50,7 +52,23 @@ def _write_part(path: Path, dataset: Dataset, rows: Sequence[int]) -> None:
     sync_folder(path.parent)
 
 
-def _table(samples: Sequence[Sample]) -> pa.Table:
+def _groups(dataset: Dataset, rows: Sequence[int]) -> Iterator[list[Sample]]:
+    """The samples, so many at a time as make a row group."""
+    group: list[Sample] = []
+    size_bytes = 0
+    for row in rows:
+        sample = dataset[row]
+        group.append(sample)
+        size_bytes += 16 * len(sample.tokens) + sum(4 * states.size for states in sample.hidden.values())
+        size_bytes += 0 if sample.logits is None else 8 * len(sample.logits.ids)
+        if size_bytes >= ROW_GROUP_BYTES:
+            yield group
+            group, size_bytes = [], 0
+    if group:
+        yield group
+
+
+def _table(samples: Sequence[Sample], token_stats: bool) -> pa.Table:
     columns: dict[str, pa.Array] = {
         "sample_id": pa.array([sample.sample_id for sample in samples], pa.int64()),
         "tokens": _lists([sample.tokens for sample in samples]),
@@ -63,9 +81,9 @@ def _table(samples: Sequence[Sample]) -> pa.Table:
         columns["ids"] = _nested([one.ids for one in logits], counts)
         columns["logprobs"] = _nested([one.logprobs for one in logits], counts)
         columns["tail_logprob"] = _lists([one.tail_logprob for one in logits])
-    if all(sample.entropy is not None for sample in samples):
-        columns["entropy"] = _lists([sample.entropy for sample in samples])
-        columns["true_logprob"] = _lists([sample.true_logprob for sample in samples])
+    if token_stats:
+        columns["entropy"] = pa.array([sample.entropy for sample in samples], pa.list_(pa.float32()))
+        columns["true_logprob"] = pa.array([sample.true_logprob for sample in samples], pa.list_(pa.float32()))
     for name in samples[0].hidden:
         states = [sample.hidden[name].astype(np.float32) for sample in samples]
         widths = [np.full(len(one), one.shape[1]) for one in states]

@@ -1,5 +1,6 @@
 """A dataset served by `api serve`: `http(s)://host/v1/datasets/NAME`."""
 
+import functools
 import http.client
 import json
 import os
@@ -8,7 +9,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from arwkv_store.cache import FileCache
 from arwkv_store.errors import CorruptShard, NotFound, UsageError
@@ -44,8 +45,11 @@ class HttpSource:
         while True:
             query = {"limit": str(PAGE_SHARDS), "include": "manifest", **({"cursor": cursor} if cursor else {})}
             page = self._get_json(f"/shards?{urllib.parse.urlencode(query)}")
-            for item in page["items"]:
-                yield int(item["part"]), str(item["manifest"]).encode()
+            try:
+                found = [(int(item["part"]), str(item["manifest"]).encode()) for item in page["items"]]
+            except (KeyError, TypeError, ValueError) as error:
+                raise self._no_service("/shards") from error
+            yield from found
             cursor = page.get("next_cursor")
             if not cursor:
                 return
@@ -64,20 +68,25 @@ class HttpSource:
         self._cache.forget(file)
         return True
 
-    def _get_json(self, path: str) -> Any:  # the service's document
-        raw = self._get(path, MAX_PAGE_BYTES)
-        try:
-            page = json.loads(raw)
-            if isinstance(page["items"], list):
-                return page
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise UsageError(f"{self.uri}{path}: not the answer of a dataset service; check the URI")
+    def _get_json(self, path: str) -> dict[str, Any]:
+        return self._document(self._get(path, MAX_PAGE_BYTES), path)
 
-    def _get(self, path: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
+    def _document(self, raw: bytes, path: str) -> dict[str, Any]:
+        try:
+            document = json.loads(raw)
+        except ValueError as error:
+            raise self._no_service(path) from error
+        if not isinstance(document, dict):
+            raise self._no_service(path)
+        return document
+
+    def _no_service(self, path: str) -> UsageError:
+        return UsageError(f"{self.uri}{path}: not the answer of a dataset service; check the URI")
+
+    def _get(self, path: str, max_bytes: int = MAX_DOCUMENT_BYTES, *, method: str = "GET") -> bytes:
         def once() -> bytes:
             document = bytearray()
-            for piece in self._pieces(path, 0):
+            for piece in self._pieces(path, 0, method=method):
                 document += piece
                 if len(document) > max_bytes:
                     raise UsageError(f"{self.uri}{path}: an answer above {max_bytes} bytes; check the URI")
@@ -85,18 +94,14 @@ class HttpSource:
 
         return with_retries(once, self.uri + path)
 
-    def post(self, path: str) -> Any:  # the service's document
+    def post(self, path: str) -> dict[str, Any]:
         """The answer to an empty POST. Raises NotFound, UsageError, TryAgain."""
-
-        def once() -> bytes:
-            return b"".join(self._pieces(path, 0, method="POST"))
-
-        return json.loads(with_retries(once, self.uri + path))
+        return self._document(self._get(path, method="POST"), path)
 
     def _pieces(self, path: str, offset: int, *, method: str = "GET") -> Iterator[bytes]:
         request = urllib.request.Request(self.uri + path, headers=_headers(offset), method=method)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            with _opener().open(request, timeout=TIMEOUT_S) as answer:
                 # A server that ignores Range sends everything again.
                 skip = offset if answer.status == 200 else 0
                 total = 0
@@ -111,6 +116,28 @@ class HttpSource:
             raise _refusal(self.uri + path, error) from error
         except (OSError, http.client.HTTPException) as error:
             raise Passing(f"{type(error).__name__}: {error}") from error
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects; the key stays with the service it was given for."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if following is not None and _origin(newurl) != _origin(req.full_url):
+            following.remove_header("Authorization")
+        return following
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.netloc
+
+
+@functools.cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_Redirects)
 
 
 def _headers(offset: int) -> dict[str, str]:

@@ -82,6 +82,10 @@ class Dataset(Sequence[Sample]):
         for index in range(len(self)):
             yield self[index]
 
+    def reads(self, column: str) -> bool:
+        """Whether this heavy column was asked for."""
+        return column in self._names
+
     @property
     def shards(self) -> Sequence[ShardManifest]:
         """The committed parts' manifests, each read when it is asked for."""

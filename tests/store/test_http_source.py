@@ -136,6 +136,25 @@ def test_key_is_sent_and_its_lack_explained(tmp_path: Path, monkeypatch: pytest.
         assert len(open_dataset(service.uri)) == 10
 
 
+def test_key_is_not_sent_on_to_another_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_example_dataset(tmp_path / "data")
+    monkeypatch.setenv("ARWKV_API_KEY", "sesame")
+    with served(tmp_path / "data") as service, served(tmp_path / "data") as other:
+        service.redirect_to = other.uri.removesuffix("/v1/datasets/example")
+        assert len(open_dataset(service.uri)) == 10
+    assert set(service.keys) == {"Bearer sesame"}
+    assert set(other.keys) == {None}
+
+
+@pytest.mark.parametrize("page", [b'{"items": [{}]}', b'{"items": 3}', b"[]", b"<html>"])
+def test_pages_of_another_service_are_refused(tmp_path: Path, page: bytes) -> None:
+    write_example_dataset(tmp_path / "data")
+    with served(tmp_path / "data") as service:
+        service.fault = lambda path, body: (200, page.ljust(len(body)) if "/shards?" in path else body)
+        with pytest.raises(UsageError, match="not the answer of a dataset service"):
+            open_dataset(service.uri)
+
+
 def test_unknown_name_is_not_found(tmp_path: Path) -> None:
     write_example_dataset(tmp_path / "data")
     with served(tmp_path / "data") as service, pytest.raises(NotFound, match="lists what is served"):

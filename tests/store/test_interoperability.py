@@ -1,5 +1,6 @@
 """Other tools read the light columns straight from a shard, and everything from an export."""
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -8,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from arwkv_store import Sample, cli
-from store_examples import example_dataset_info, write_example_dataset
+from arwkv_store import Sample, cli, create_dataset, export
+from store_examples import example_dataset_info, example_samples, write_example_dataset
 
 
 @pytest.fixture
@@ -83,3 +85,24 @@ def test_datasets_loads_an_export(
         np.testing.assert_array_equal(np.float32([*itertools.chain(*row["logprobs"])]), sample.logits.logprobs)
         np.testing.assert_array_equal(np.float32(row["true_logprob"]), sample.true_logprob)
         np.testing.assert_array_equal(np.float32(row["hidden.attn.001"]), sample.hidden["attn.1"].astype(np.float32))
+
+
+def test_export_of_samples_of_which_some_have_token_stats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "ROW_GROUP_BYTES", 1)
+    samples = example_samples(4)
+    samples[:2] = [dataclasses.replace(sample, entropy=None, true_logprob=None) for sample in samples[:2]]
+    create_dataset(tmp_path / "data", example_dataset_info()).write_shard(0, samples)
+    (path,) = export.export_parquet(str(tmp_path / "data"), tmp_path / "plain")
+    rows = pq.read_table(path).to_pylist()
+    assert [row["entropy"] is None for row in rows] == [True, True, False, False]
+    for row, sample in zip(rows[2:], samples[2:], strict=True):
+        assert sample.entropy is not None
+        np.testing.assert_array_equal(np.float32(row["entropy"]), sample.entropy)
+
+
+def test_export_holds_no_more_than_a_row_group_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_example_dataset(tmp_path / "data")
+    monkeypatch.setattr(export, "ROW_GROUP_BYTES", 20_000)
+    files = [pq.ParquetFile(path) for path in export.export_parquet(str(tmp_path / "data"), tmp_path / "plain")]
+    assert [file.metadata.num_rows for file in files] == [4, 4, 2]
+    assert [file.num_row_groups for file in files] == [2, 2, 1]

@@ -6,17 +6,19 @@ They are never written anew. `expected.json` holds each sample's fields as dtype
 import hashlib
 import json
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
 from arwkv_store import Sample, create_dataset, open_dataset
 
-DATA = Path(__file__).parent / "data" / "v1"
-NAMES = sorted(path.name for path in DATA.iterdir())
+DATA = Path(__file__).parent / "data"
+NAMES = sorted(str(path.parent.relative_to(DATA)) for path in DATA.glob("v1*/*/dataset.json"))
 EXACT_IDS = [200, 251, 228, 240]
 EXACT_LOGPROBS = [-1.0442085266113281, -1.9748973846435547, -2.5850467681884766, -3.20489501953125]
 
@@ -49,6 +51,18 @@ def test_every_codec_of_version_1_is_kept() -> None:
     assert {info.hidden_dtype for info in infos} == {"bf16", "fp8", "int8", "none"}
 
 
+def test_wide_ids_and_high_planes_of_version_1_are_kept() -> None:
+    cells = set()
+    for path in DATA.glob("v1*/*/shards/part-??????.arrow"):
+        with pa.memory_map(str(path)) as file:
+            for cell in pa.ipc.open_file(file).read_all()["logits"].to_pylist():
+                codec, flags, parameter = struct.unpack_from("<BBH", cell)
+                cells.add((codec, flags, 0 if codec == 3 else parameter))
+    exact, compact, sampled = 1, 2, 3
+    wanted = {(exact, 1, 2), (exact, 2, 8), (compact, 1, 2), (compact, 1, 8), (sampled, 1, 0), (sampled, 2 | 4, 0)}
+    assert wanted <= cells
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_version_1_reads_to_the_bit(name: str) -> None:
     expected = json.loads((DATA / name / "expected.json").read_text())
@@ -63,7 +77,7 @@ def test_version_1_is_resumed(tmp_path: Path, name: str) -> None:
 
 
 def test_version_1_holds_these_very_numbers() -> None:
-    logits = open_dataset(DATA / "exact")[0].logits
+    logits = open_dataset(DATA / "v1" / "exact")[0].logits
     assert logits is not None
     np.testing.assert_array_equal(logits.ids[:4], EXACT_IDS)
     np.testing.assert_array_equal(logits.logprobs[:4], np.float32(EXACT_LOGPROBS))

@@ -100,6 +100,24 @@ def test_workers_do_not_change_the_sequence(tmp_path: Path, workers: int) -> Non
     assert list(loader) == list(sampler)
 
 
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (4, 1)])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_ranks_with_workers_continue_the_sequence_over_two_resumes(world_size: int, workers: int) -> None:
+    data = pytest.importorskip("torch.utils.data")
+    whole, seen = _sequence(slice(0, None), 1), list[int]()
+    for first, last in ((0, 3), (3, 7), (7, None)):
+        ranks = []
+        for rank in range(world_size):
+            place = {"rank": rank, "world_size": world_size, "start_step": first}
+            sampler = ShardSampler(ROWS, batch_size=12, epochs=3, seed=5, **place)
+            loader = data.DataLoader(range(SAMPLES), batch_sampler=sampler, num_workers=workers, collate_fn=list)
+            # A run that is killed leaves its workers with batches that were fetched ahead.
+            ranks.append(list(itertools.islice(loader, None if last is None else last - first)))
+        seen += [index for together in zip(*ranks, strict=True) for share in together for index in share]
+    assert seen == whole
+
+
 def _ids(samples: list[object]) -> list[int]:
     return [sample.sample_id for sample in samples]  # type: ignore[attr-defined]  # a Sample
 
