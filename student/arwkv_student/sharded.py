@@ -25,14 +25,13 @@ from arwkv_student.model import ArwkvForCausalLM
 
 
 def shard(model: ArwkvForCausalLM, device: torch.device) -> None:
-    """Spread the model over the processes, a layer at a time; embedding, last norm and head with the root.
+    """Spread a model on the CPU over the processes, a layer at a time; embedding, last norm and head with the root.
 
-    Parameters stay fp32 while they travel: in bf16 the decay would lose what it needs. Raises UsageError where there
-    are no processes to spread over.
+    No device holds more than its share and one layer (or embedding and head) meanwhile. Parameters stay fp32 while they
+    travel: in bf16 the decay would lose what it needs. Raises UsageError where there are no processes to spread over.
     """
     if not torch.distributed.is_initialized():
         raise UsageError("--fsdp: one process alone; start it with torchrun --nproc-per-node N -m arwkv_student.cli")
-    model.to(device)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)

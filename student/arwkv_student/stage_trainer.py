@@ -33,6 +33,8 @@ from arwkv_student.sharded import (
 
 # Figures of a stage's own that go to the metrics: stage 1's errors, and what TRL says of SFT and DPO.
 LOGGED = ("relative_error", "mean_token_accuracy", "rewards/", "logps/")
+# Of two dimensions, and no matrices: the token shift's mix [6, C] and the bonus [H, D].
+STACKED_VECTORS = (".shift_mix", ".bonus")
 
 Evaluate = Callable[[ArwkvForCausalLM], dict[str, float]]
 
@@ -121,6 +123,11 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
 
     plan: StagePlan
     optimizer: torch.optim.Optimizer | None = None
+
+    def _move_model_to_device(self, model: torch.nn.Module, device: torch.device) -> None:
+        """Not with --fsdp: the whole of it need not fit there, and `shard` places it a layer at a time."""
+        if not self.args.spread:
+            super()._move_model_to_device(model, device)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW over time mixers and the rest, each with its rate; vectors do not decay."""
@@ -239,11 +246,12 @@ def parameter_groups(model: torch.nn.Module, plan: StagePlan, weight_decay: floa
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((".time_mix." in name, parameter.dim() >= 2), []).append(parameter)
+            decays = parameter.dim() >= 2 and not name.endswith(STACKED_VECTORS)
+            groups.setdefault((".time_mix." in name, decays), []).append(parameter)
     rest = plan.learning_rate if plan.rest_learning_rate is None else plan.rest_learning_rate
     return [
-        {"params": some, "lr": plan.learning_rate if mixes else rest, "weight_decay": weight_decay * is_matrix}
-        for (mixes, is_matrix), some in groups.items()
+        {"params": some, "lr": plan.learning_rate if mixes else rest, "weight_decay": weight_decay * decays}
+        for (mixes, decays), some in groups.items()
     ]
 
 
@@ -280,7 +288,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """The settings in transformers' terms; `kind` and `more` where a stage's trainer has its own."""
     on_cpu = not torch.accelerator.is_available()
-    return kind(
+    arguments = kind(
         output_dir=str(out),
         max_steps=plan.steps,
         per_device_train_batch_size=settings.batch_size,
@@ -316,3 +324,5 @@ def training_arguments(
         data_seed=settings.seed,
         **more,
     )
+    arguments.spread = settings.fsdp
+    return arguments
