@@ -47,6 +47,11 @@ class AlignTrainer(StageTrainer):
         loss = self.weighed(losses.mean(), inputs, num_items_in_batch)
         return (loss, mixed) if return_outputs else loss
 
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
+        """No step more where the checkpoint's log already says that the stage has ended."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(*arguments, **named)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each layer's relative error in the latest batch: ‖a_l − TimeMix_l‖ / ‖a_l‖, 1 for a silent mixer."""
         if self.error_and_size_2L is not None and "loss" in logs:
@@ -64,6 +69,11 @@ class EarlyStop(TrainerCallback):  # type: ignore[misc] # transformers is untype
 
     def __init__(self, most_error: float | None, plateau_steps: int | None) -> None:
         self.most_error, self.plateau_steps = most_error, plateau_steps
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A run may have died between the checkpoint of its last step and the stage's end."""
+        if state.log_history:
+            self.on_log(args, state, control)
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if reached(state.log_history, self.most_error) or stands_still(state.log_history, self.plateau_steps):

@@ -123,12 +123,15 @@ def _pieces(record: Record, tokenizer: Any) -> list[Piece]:
 
 
 def _chat_pieces(record: Record, turns: Sequence[Turn], tokenizer: Any) -> list[Piece]:
-    """A reply's text is what it adds to the conversation before it with the reply's header open."""
+    """A reply's text is what it adds to the conversation before it with the reply's header open.
+
+    A first turn is no reply, whoever speaks: it has no text before it, nor has the system prompt that a template adds.
+    """
     whole, at, pieces = _rendered(record, turns, tokenizer), 0, []
     for number, turn in enumerate(turns):
-        if turn["role"] != "assistant":
+        if turn["role"] != "assistant" or not number:
             continue
-        opened = _rendered(record, turns[:number], tokenizer, header=True) if number else ""
+        opened = _rendered(record, turns[:number], tokenizer, header=True)
         closed = _rendered(record, turns[: number + 1], tokenizer)
         if not whole.startswith(opened) or not whole.startswith(closed) or not at <= len(opened) <= len(closed):
             raise UsageError(

@@ -5,11 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from teacher_shards import documents, make_shards
 
 from arwkv_store import create_dataset, open_dataset
 from arwkv_store.errors import UsageError
 from arwkv_student.align import reached, stands_still
+from arwkv_student.run_folder import RunFolder
 from arwkv_student.settings import TrainSettings
 from arwkv_student.train import train
 
@@ -46,6 +49,29 @@ def test_stage_ends_early_once_the_error_is_reached(tiny_shards: Path, tiny_teac
     still = replace(asked(tiny_shards, tiny_teacher, tmp_path / "still"), batch_size=24, align_lr=1e-9)
     summary = train(replace(still, align_stop_plateau=2))
     assert summary["stages"]["align"]["steps"] == 3
+
+
+def test_stage_that_had_ended_does_not_go_on(
+    tiny_shards: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the checkpoint of the step that ends it and the mark that it is done."""
+
+    class Killed(Exception):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    settings = replace(asked(tiny_shards, tiny_teacher, tmp_path / "run"), align_stop_error=2.0, save_every=1)
+    monkeypatch.setattr(RunFolder, "finish", killed)
+    with pytest.raises(Killed):
+        train(settings)
+    monkeypatch.undo()
+    before = load_file(tmp_path / "run" / "align" / "model.safetensors")
+    assert train(settings)["stages"]["align"]["steps"] == 1
+    assert len(losses(tmp_path / "run")) == 1
+    after = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("kind", ["attention", "boundaries"])

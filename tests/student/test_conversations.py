@@ -40,6 +40,19 @@ def test_only_assistant_turns_count_to_their_end(tmp_path: Path, tokenizer: Any)
     assert all(label in (IGNORED, i) for i, label in zip(example.input_ids, example.labels, strict=True))
 
 
+def test_greeting_that_answers_nothing_does_not_count(tmp_path: Path, tokenizer: Any) -> None:
+    """Nor do the header and the system prompt that the template puts before it."""
+    tokenizer.chat_template = "{% if messages[0].role != 'system' %}<system>Be kind.\n{% endif %}" + TEMPLATE
+    greeting = {"role": "assistant", "content": "hello"}
+    (example,) = examples(
+        read_records(write(tmp_path, {"messages": [greeting, *turns("import os", "yes")]}, {"messages": [greeting]})),
+        tokenizer,
+        512,
+    )
+    assert "Be kind" in tokenizer.decode(example.input_ids)
+    assert tokenizer.decode([label for label in example.labels if label != IGNORED]) == "yes<|endoftext|>\n"
+
+
 def test_prompt_is_tokenised_as_it_is_when_asked(tmp_path: Path, tokenizer: Any) -> None:
     records = [{"prompt": "import o", "completion": "s"}, {"prompt": turns("a"), "completion": turns("", "b")[1:]}]
     plain, chat = examples(read_records(write(tmp_path, *records)), tokenizer, 512)
