@@ -22,6 +22,7 @@ class Settings:
     database: str
     api_key: str | None = None
     keys: Path | None = None
+    public_read: bool = False
     scan_interval_s: float = 1.0
     log_format: Literal["text", "json"] = "text"
     request_limit_bytes: int = 1 << 20
@@ -54,6 +55,9 @@ class ServeConfig:
 
     keys: Path | None = None
     """File of hashed keys with scopes, as written by `api key`."""
+
+    public_read: bool = False
+    """Let callers without a key read, where keys are set; writing still takes one."""
 
     workers: int = 1
     """Server processes sharing the port and the index."""
@@ -111,6 +115,7 @@ class ServeConfig:
             database=self.database or default_database(roots),
             api_key=api_key,
             keys=self.keys,
+            public_read=self.public_read,
             scan_interval_s=self.scan_interval_s,
             log_format=self.log_format,
             request_limit_bytes=self.request_limit_bytes,

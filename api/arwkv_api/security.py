@@ -27,6 +27,8 @@ class _Requires(HTTPBearer):
         service: Service = request.app.state.service
         if service.keyring.locked:
             given = await super().__call__(request)
+            if given is None and self._scope == "read" and service.settings.public_read:
+                return
             if given is None:
                 raise Unauthorized("no key given; send the header Authorization: Bearer KEY")
             key = find_key(service.keyring.current(), given.credentials)

@@ -47,6 +47,11 @@ def test_service_cannot_write_shards_and_is_reachable_from_this_machine_alone(co
     assert api["healthcheck"]["test"][0] == "CMD"
 
 
+def test_sample_is_seen_without_a_key_and_writing_takes_one(compose: dict[str, Any]) -> None:
+    assert "--public-read" in compose["services"]["api"]["command"]
+    assert compose["services"]["api"]["environment"]["ARWKV_API_KEY"]
+
+
 def test_service_is_called_with_flags_that_it_has(compose: dict[str, Any]) -> None:
     command, *flags = compose["services"]["api"]["command"]
     assert command == "serve"

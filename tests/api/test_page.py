@@ -13,6 +13,7 @@ import pytest
 from api_browser import Browser, chromium
 from api_serving import serving
 from api_site import make_site
+from store_examples import example_dataset_info, write_example_dataset
 
 AXE = (Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js").read_text()
 DRAWN = "document.querySelectorAll('canvas').length && [...document.querySelectorAll('canvas')].every(Chart.getChart)"
@@ -21,6 +22,7 @@ VIEWS = {
     "/#/": "document.querySelectorAll('tbody tr').length === 4",
     "/#/datasets/sample": f"document.querySelector('tbody tr') && {DRAWN}",
     "/#/datasets/damaged": f"document.querySelector('.badge.bad') && {DRAWN}",
+    "/#/datasets/damaged/shards/0": f"document.querySelector('figure') && {DRAWN}",
     "/#/datasets/sample/samples/0": "document.querySelector('.bars li')",
     "/#/runs": "document.querySelector('tbody tr')",
     "/#/runs/runs-student": f"document.querySelector('.pair') && {DRAWN}",
@@ -148,6 +150,50 @@ def test_charts_show_the_services_figures(browser: Browser, site: str) -> None:
     assert rows == len(stats["entropy_histogram"])
 
 
+CHART = (
+    "Chart.getChart([...document.querySelectorAll('figure')].find(f => f.innerText.includes({}))"
+    ".querySelector('canvas'))"
+)
+
+
+def test_quantisation_error_has_a_chart_of_its_own(browser: Browser, site: str) -> None:
+    stats = httpx.get(f"{site}/v1/datasets/growing/stats").json()
+    browser.open(f"{site}/#/datasets/growing", VIEWS["/#/datasets/sample"])
+    rms, error = CHART.format("'Hidden states'"), CHART.format("'Quantisation'")
+    assert browser.do(f"{rms}.data.datasets.map(d => d.data)") == [list(stats["hidden_rms"].values())]
+    errors = list(stats["hidden_worst_channel_error"].values())
+    assert browser.do(f"{error}.data.datasets.map(d => d.data)") == [errors]
+    assert browser.do(f"{error}.scales.y.max") < 2 * max(errors)  # the bars fill an axis of their own
+
+
+def test_shard_has_its_statistics_and_is_one_click_away(browser: Browser, site: str) -> None:
+    stats = httpx.get(f"{site}/v1/datasets/sample/shards/3/stats").json()
+    browser.open(f"{site}/#/datasets/sample", VIEWS["/#/datasets/sample"])
+    browser.do("[...document.querySelectorAll('tbody a')].find(a => a.innerText === '3').click()")
+    browser.wait("document.querySelector('h1').innerText === 'Part 3' && document.querySelector('figure')")
+    browser.wait(DRAWN)
+    drawn = browser.do("Chart.getChart(document.querySelector('canvas')).data.datasets[0].data")
+    assert drawn == stats["entropy_histogram"]
+
+
+def test_long_sample_is_read_on_and_on(browser: Browser, tmp_path: Path) -> None:
+    info = example_dataset_info(samples=1, samples_per_part=1, layers=(), max_length=4096)
+    write_example_dataset(tmp_path / "root" / "long", info=info, length=1200)
+    tokens, more = "document.querySelectorAll('.token').length", "document.querySelector('.explorer .controls button')"
+    with serving("--root", str(tmp_path / "root"), cache=tmp_path) as (url, _):
+        sample = f"{url}/v1/datasets/long/samples/0"
+        token_count = httpx.get(f"{sample}?limit=1").json()["n_tokens"]
+        assert token_count > 1024
+        browser.open(f"{url}/#/datasets/long/samples/0", VIEWS["/#/datasets/sample/samples/0"])
+        for shown in (512, 1024, token_count):
+            browser.wait(f"{tokens} === {shown}")
+            browser.do(f"{more}.click()")
+        assert browser.do(f"{more}.hidden")
+        browser.do("document.querySelectorAll('.token')[700].focus()")
+        (token,) = httpx.get(f"{sample}?first=700&limit=1").json()["tokens"]
+        assert f"#{token['id']}" in browser.text(".inspector")
+
+
 def test_sample_is_its_text_coloured_by_entropy(browser: Browser, site: str) -> None:
     preview = httpx.get(f"{site}/v1/datasets/sample/samples/3?limit=512&top=10").json()
     browser.open(f"{site}/#/datasets/sample/samples/3", VIEWS["/#/datasets/sample/samples/0"])
@@ -222,6 +268,14 @@ def test_run_is_followed_while_it_goes(browser: Browser, site: str, root: Path) 
     shutil.rmtree(run)
 
 
+def test_run_is_followed_again_after_the_service_was_away(browser: Browser, site: str) -> None:
+    browser.open(f"{site}/#/runs/runs-student", VIEWS["/#/runs/runs-student"])
+    browser.do("window.realFetch = window.fetch; window.fetch = () => Promise.reject(new TypeError('away'))")
+    browser.wait("document.querySelector('.heading .badge').innerText === 'out of reach'")
+    browser.do("window.fetch = window.realFetch")
+    browser.wait("document.querySelector('.heading .badge').innerText === 'live'")
+
+
 def test_operations_can_be_tried_and_pasted(browser: Browser, site: str) -> None:
     browser.open(f"{site}/docs", VIEWS["/docs"])
     offered = httpx.get(f"{site}/openapi.json").json()["paths"]
@@ -246,4 +300,12 @@ def test_key_is_asked_for_once(browser: Browser, root: Path, tmp_path: Path) -> 
         browser.wait(VIEWS["/#/"])
         browser.open(f"{url}/#/datasets/sample", VIEWS["/#/datasets/sample"])
         assert browser.do("document.querySelector('dialog').open") is False
+        browser.do("window.saved = []; HTMLAnchorElement.prototype.click = function () { saved.push(this.download) }")
+        browser.do("window.kept = []; URL.createObjectURL = (blob) => { kept.push(blob.size); return 'blob:' }")
+        arrow = "document.querySelector('[aria-label=\"Arrow file of part 0\"]')"
+        browser.do(f"{arrow}.dispatchEvent(new MouseEvent('click', {{ cancelable: true, bubbles: true }}))")
+        browser.wait("window.saved.length === 1")
+        assert browser.do("window.saved[0]") == "part-000000.arrow"
+        stored = (root / "sample" / "shards" / "part-000000.arrow").stat().st_size
+        assert browser.do("window.kept[0]") == stored
         assert "sesame" not in browser.do("JSON.stringify(localStorage) + document.cookie + location")

@@ -55,6 +55,14 @@ def test_keys_open_what_their_scopes_say(
     assert client.delete("/v1/datasets/train", headers=writer).status_code == 204
 
 
+def test_public_reading_leaves_writing_to_those_with_a_key(settings: Settings, open_client: Open) -> None:
+    client = open_client(replace(settings, api_key="secret", public_read=True))
+    assert client.get("/v1/datasets").status_code == 200
+    assert client.get("/v1/datasets", headers=_bearer("wrong")).status_code == 401
+    assert client.delete("/v1/datasets/train").status_code == 401
+    assert client.delete("/v1/datasets/train", headers=_bearer("secret")).status_code == 204
+
+
 def test_every_operation_but_health_needs_a_key(settings: Settings, open_client: Open) -> None:
     client = open_client(replace(settings, api_key="secret"))
     for path, operations in client.get("/openapi.json").json()["paths"].items():

@@ -47,6 +47,7 @@ function dataset({ label, points, values }, at, kind) {
     borderRadius: kind === "bar" ? 2 : 0,
     categoryPercentage: 0.96,
     barPercentage: 0.94,
+    maxBarThickness: 64,
     pointRadius: (points ?? []).length < 40 ? 2.5 : 0,
     pointHitRadius: 12,
     fill: kind === "area",

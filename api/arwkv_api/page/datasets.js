@@ -3,9 +3,12 @@ import { badge, bytes, count, element, short, show, tiles, when } from "./elemen
 import { listing } from "./listing.js";
 import { ask, enc } from "./service.js";
 
+// Most datasets that one answer lists, and that the sums at the top are of.
+const SUMMED = 1000;
+
 export async function datasetsView(place, signal) {
   document.title = "ARWKV datasets";
-  const first = await ask("/v1/datasets?limit=1000", signal);
+  const first = await ask(`/v1/datasets?limit=${SUMMED}`, signal);
   if (!first.items.length) {
     show(place, element("h1", {}, "Datasets"), element("div", { class: "card empty" },
       element("p", {}, "Nothing under the roots yet. A dataset appears here seconds after its first commit:"),
@@ -39,8 +42,9 @@ export async function datasetsView(place, signal) {
       ["Datasets", count(first.items.length) + (first.next_cursor ? "+" : "")],
       ["Tokens", short(sum("tokens"))],
       ["Size", bytes(sum("size_bytes"))],
-      ["Shards", count(sum("shards")), sum("faulty_shards") ? `${count(sum("faulty_shards"))} faulty` : "all sound"],
+      ["Shards", count(sum("shards")), sum("faulty_shards") ? `${count(sum("faulty_shards"))} faulty` : "none faulty"],
     ]),
+    first.next_cursor ? element("p", { class: "soft" }, `The sums are of the first ${count(first.items.length)} datasets by name; /metrics has those of all.`) : null,
     element("div", { class: "card" }, element("div", { class: "controls" }, element("label", { for: "search" }, "Search", search)), table));
 }
 

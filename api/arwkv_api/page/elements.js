@@ -22,7 +22,7 @@ const WHEN = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: 
 export const count = (value) => WHOLE.format(value);
 export const short = (value) => SHORT.format(value);
 export const when = (text) => WHEN.format(new Date(text));
-export const figure = (value, digits = 3) => (value == null ? "–" : Number(value).toPrecision(digits));
+export const figure = (value, digits = 3) => (value == null ? "–" : Math.abs(value) >= 1000 ? WHOLE.format(Number(value).toPrecision(digits)) : Number(value).toPrecision(digits));
 export const tick = (value) => Number(value).toLocaleString("en", { maximumSignificantDigits: 3 });
 export const percent = (share) => (share == null ? "–" : share === 1 ? "100 %" : `${(100 * share).toFixed(share > 0.995 ? 2 : 1)} %`);
 

@@ -4,6 +4,7 @@ import { datasetsView } from "./datasets.js";
 import { element, show } from "./elements.js";
 import { runView, runsView } from "./runs.js";
 import { sampleView } from "./sample.js";
+import { shardView } from "./shard.js";
 import { offerThemes } from "./theme.js";
 
 const ROUTES = [
@@ -11,6 +12,7 @@ const ROUTES = [
   [/^runs$/, runsView, "runs"],
   [/^runs\/([^/]+)$/, runView, "runs"],
   [/^datasets\/([^/]+)$/, datasetView, "datasets"],
+  [/^datasets\/([^/]+)\/shards\/(\d+)$/, shardView, "datasets"],
   [/^datasets\/([^/]+)\/samples\/(\d+)$/, sampleView, "datasets"],
 ];
 const content = document.getElementById("content");

@@ -65,9 +65,9 @@ export async function runView(place, signal, name) {
     show(summary, latest(lines));
   };
   await look();
-  repeat(EVERY_MS, signal, look).catch(() => {
-    live.textContent = "out of reach";
-    live.className = "badge warn";
+  repeat(EVERY_MS, signal, look, (error) => {
+    live.textContent = error ? "out of reach" : "live";
+    live.className = error ? "badge warn" : "badge";
   });
 }
 

@@ -9,10 +9,12 @@ const WINDOW = 512;
 
 export async function sampleView(place, signal, name, id) {
   document.title = `Sample ${id} of ${name} – ARWKV datasets`;
-  const preview = await ask(`/v1/datasets/${enc(name)}/samples/${id}?limit=${WINDOW}&top=10`, signal);
+  const window = (first) => ask(`/v1/datasets/${enc(name)}/samples/${id}?first=${first}&limit=${WINDOW}&top=10`, signal);
+  const preview = await window(0);
   const inspector = element("aside", { class: "card inspector", tabindex: "0", "aria-live": "polite", "aria-label": "The teacher at this token" });
   const text = element("div", { class: "tokens", role: "group", "aria-label": "Tokens; arrow keys move between them" });
-  const buttons = preview.tokens.map((token) => tokenButton(token));
+  const tokens = [];
+  const buttons = [];
   let chosen = -1;
   const choose = (at, focus) => {
     if (at < 0 || at >= buttons.length) return;
@@ -24,20 +26,38 @@ export async function sampleView(place, signal, name, id) {
     buttons[at].tabIndex = 0;
     buttons[at].setAttribute("aria-pressed", "true");
     if (focus) buttons[at].focus();
-    show(inspector, ...inspect(preview.tokens[at]));
+    show(inspector, ...inspect(tokens[at]));
   };
-  buttons.forEach((button, at) => {
-    button.addEventListener("click", () => choose(at, false));
-    button.addEventListener("mouseenter", () => choose(at, false));
-    button.addEventListener("focus", () => at !== chosen && choose(at, false));
-  });
+  const append = (fresh) => {
+    for (const token of fresh) {
+      const at = tokens.push(token) - 1;
+      const button = tokenButton(token);
+      button.addEventListener("click", () => choose(at, false));
+      button.addEventListener("mouseenter", () => choose(at, false));
+      button.addEventListener("focus", () => at !== chosen && choose(at, false));
+      buttons.push(button);
+      text.append(button);
+    }
+    rest.textContent = tokens.length < preview.n_tokens ? `The first ${count(tokens.length)} of ${count(preview.n_tokens)} tokens.` : "";
+    more.hidden = tokens.length >= preview.n_tokens;
+  };
+  const rest = element("p", { class: "soft", role: "status" });
+  const more = element("button", { type: "button", onclick: async () => {
+    more.disabled = true;
+    try {
+      append((await window(tokens.length)).tokens);
+    } catch (error) {
+      rest.textContent = error.message;
+    }
+    more.disabled = false;
+  } }, "More");
   text.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10, Home: -chosen, End: buttons.length - 1 - chosen }[event.key];
     if (step === undefined) return;
     event.preventDefault();
     choose(Math.min(Math.max(chosen + step, 0), buttons.length - 1), true);
   });
-  text.append(...buttons);
+  append(preview.tokens);
   const step = (by, label) => element("a", { href: `#/datasets/${enc(name)}/samples/${Number(id) + by}` }, label);
   show(place,
     element("p", { class: "crumbs" }, element("a", { href: "#/" }, "Datasets"), " / ", element("a", { href: `#/datasets/${enc(name)}` }, name), " /"),
@@ -46,7 +66,7 @@ export async function sampleView(place, signal, name, id) {
       element("span", { class: "legend" }, "sure", element("i"), `${FULL_NATS} nats or more`)),
     preview.tokens.some((token) => token.text != null) ? null : element("p", { class: "notice" }, "This dataset's tokenizer is not at hand, so tokens are shown by number. Put its tokenizer.json beside dataset.json to read the text."),
     element("div", { class: "explorer" }, element("div", { class: "card" }, text,
-      preview.n_tokens > preview.tokens.length ? element("p", { class: "soft" }, `The first ${count(preview.tokens.length)} tokens.`) : null), inspector));
+      preview.n_tokens > WINDOW ? element("div", { class: "controls" }, rest, more) : null), inspector));
   choose(Math.min(1, buttons.length - 1), false);
 }
 

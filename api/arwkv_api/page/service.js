@@ -3,15 +3,28 @@
 export const enc = encodeURIComponent;
 
 export async function ask(path, signal, method = "GET") {
+  return (await request(path, signal, method)).json();
+}
+
+// Fetches a file with the tab's key and has the browser keep it under `name`.
+export async function save(path, name) {
+  const url = URL.createObjectURL(await (await request(path)).blob());
+  const link = document.createElement("a");
+  link.href = url;
+  link.download = name;
+  link.click();
+  URL.revokeObjectURL(url);
+}
+
+async function request(path, signal, method = "GET") {
   const key = sessionStorage.getItem("key");
   const answer = await fetch(path, { method, signal, headers: key ? { Authorization: `Bearer ${key}` } : {} });
   if (answer.status === 401) {
     await askForKey(signal);
-    return ask(path, signal, method);
+    return request(path, signal, method);
   }
-  const document = await answer.json();
-  if (!answer.ok) throw new Error(document.detail ?? answer.statusText);
-  return document;
+  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).detail ?? answer.statusText);
+  return answer;
 }
 
 let asking = null;
@@ -31,10 +44,18 @@ function askForKey(signal) {
   return asking;
 }
 
-// Calls `work` now and again every `interval` ms until the view is left; a hidden tab waits.
-export async function repeat(interval, signal, work) {
+// Calls `work` now and again every `interval` ms until the view is left; a hidden tab waits. `said` is told of each
+// failure, and with null once it works: a service that restarts is asked again.
+export async function repeat(interval, signal, work, said) {
   while (!signal.aborted) {
-    if (!document.hidden) await work();
+    try {
+      if (!document.hidden) {
+        await work();
+        said(null);
+      }
+    } catch (error) {
+      if (!signal.aborted) said(error);
+    }
     await new Promise((resolve) => setTimeout(resolve, interval));
   }
 }
