@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.engine import TeacherEngine
+from arwkv_producer.engine_faults import engine_faults
 from arwkv_producer.job import Job
 from arwkv_producer.vllm_setup import EngineConfig, prepare_environment
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def start_engine(config: GenerateConfig, job: Job) -> "TeacherEngine | StockEngine":
-    """The backend that was asked for, running."""
+    """The backend that was asked for, running. Raises EngineFailed where it does not start."""
     print(f"starting vLLM with {job.teacher.name}", file=sys.stderr)
     engine = EngineConfig(
         model=job.teacher.model,
@@ -28,9 +29,10 @@ def start_engine(config: GenerateConfig, job: Job) -> "TeacherEngine | StockEngi
         gpu_memory_fraction=config.gpu_memory_fraction,
         verbose=config.verbose,
     )
-    if config.capture_backend == "pooler":
-        return TeacherEngine(engine, job.capture_settings())
-    prepare_environment(config.tensor_parallel, config.verbose)  # before torch loads
-    from arwkv_producer.stock_engine import StockEngine
+    with engine_faults(job.teacher.name):
+        if config.capture_backend == "pooler":
+            return TeacherEngine(engine, job.capture_settings())
+        prepare_environment(config.tensor_parallel, config.verbose)  # before torch loads
+        from arwkv_producer.stock_engine import StockEngine
 
-    return StockEngine(engine, config.top_k, job.info.tokenizer.vocab_size)
+        return StockEngine(engine, config.top_k, job.info.tokenizer.vocab_size)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arwkv_producer.capture import CAPTURED_ARCHITECTURES, CaptureSettings
+from arwkv_producer.engine_faults import engine_faults
 from arwkv_producer.vllm_setup import EngineConfig, free_memory, prepare_environment, start_vllm
 
 DISTRIBUTION = ("ids", "logprobs", "tail_logprob", "entropy", "true_logprob", "drawn")
@@ -23,6 +24,7 @@ class TeacherEngine:
     """
 
     def __init__(self, config: EngineConfig, settings: CaptureSettings) -> None:
+        self._model = config.model
         self._end = contextlib.ExitStack()
         prepare_environment(
             config.tensor_parallel, config.verbose
@@ -56,12 +58,13 @@ class TeacherEngine:
 
         from arwkv_producer.capture_models import TASK
 
-        self._llm.encode(
-            [{"prompt_token_ids": prompt.tolist()} for prompt in prompts],
-            [PoolingParams(task=TASK, extra_kwargs={"key": key}) for key in keys],
-            pooling_task=TASK,
-            use_tqdm=False,
-        )
+        with engine_faults(self._model):
+            self._llm.encode(
+                [{"prompt_token_ids": prompt.tolist()} for prompt in prompts],
+                [PoolingParams(task=TASK, extra_kwargs={"key": key}) for key in keys],
+                pooling_task=TASK,
+                use_tqdm=False,
+            )
         return [self._take(key) for key in keys]
 
     def _take(self, key: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from arwkv_producer.capture import STOCK_ARCHITECTURES
+from arwkv_producer.engine_faults import engine_faults
 from arwkv_producer.vllm_setup import EngineConfig, free_memory, start_vllm
 
 
@@ -24,7 +25,7 @@ class StockEngine:
     distribution = ("ids", "logprobs", "tail_logprob")
 
     def __init__(self, config: EngineConfig, top_k: int, vocab_size: int) -> None:
-        self._top_k, self._vocab_size = top_k, vocab_size
+        self._model, self._top_k, self._vocab_size = config.model, top_k, vocab_size
         self._llm = start_vllm(
             config,
             STOCK_ARCHITECTURES[config.architecture],
@@ -46,7 +47,9 @@ class StockEngine:
             detokenize=False,
         )
         asked = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
-        return [self._rows(answer) for answer in self._llm.generate(asked, kept, use_tqdm=False)]
+        with engine_faults(self._model):
+            answers = self._llm.generate(asked, kept, use_tqdm=False)
+        return [self._rows(answer) for answer in answers]
 
     def _rows(self, answer: Any) -> dict[str, Any]:
         width = self._top_k + 1
