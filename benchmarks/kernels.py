@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/kernels.py    the CPU's figures
     python benchmarks/kernels.py --gpu                numerics of every configuration, then the GPU's figures
 
-Prints Markdown tables, and JSON with `--json-out FILE`. Contestants take turns within a round; a ratio is the median
-over rounds of the ratios within a round. Needs torch, and numba, triton or flash-linear-attention where there;
-`PYTHONPATH=kernels` replaces an install.
+Prints Markdown tables, and JSON with `--json-out FILE`, each as soon as it is known. Contestants take turns within a
+round; a ratio is the median over rounds of the ratios within a round. Needs the project installed (`make setup`, or
+`pip install -e .`), numba and triton with it, and measures flash-linear-attention where that is installed.
 """
 
 from __future__ import annotations
@@ -210,10 +210,12 @@ def sparse_kl() -> Rows:
     return rows
 
 
-def main() -> None:
+def main() -> int:
+    """1 where the numerics of a configuration are off, else 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--gpu", action="store_true", help="measure a CUDA device instead")
     parser.add_argument("--skip-numerics", action="store_true", help="with --gpu: go straight to the timing")
+    parser.add_argument("--only", default="", help="the tables whose titles contain this")
     parser.add_argument("--json-out", type=Path, help="write the tables' rows there too")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
@@ -226,9 +228,14 @@ def main() -> None:
         tables = CPU_TABLES
     print(results, "\n")
     for title, measure in tables.items():
-        results[title] = measure()
-        print_table(title, results[title])
-    write_json(arguments.json_out, results)
+        if arguments.only in title:
+            results[title] = measure()
+            print_table(title, results[title])
+            write_json(arguments.json_out, results)
+    if not arguments.gpu:
+        return 0
+    print(f"numerics: {results['numerics']}")
+    return 0 if results["numerics"] in ("passed", "skipped") else 1
 
 
 CPU_TABLES: dict[str, Callable[[], Rows]] = {
@@ -240,4 +247,4 @@ CPU_TABLES: dict[str, Callable[[], Rows]] = {
 }
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -7,6 +7,7 @@ over its measured matmul rate. flash-linear-attention is measured in the same ru
 from __future__ import annotations
 
 import inspect
+import re
 import statistics
 import subprocess
 import sys
@@ -61,27 +62,47 @@ def first_call_s() -> float:
     return time.perf_counter() - begin
 
 
-def fla_chunk() -> Callable[..., object] | None:
-    """flash-linear-attention's kernel, told the decay's range where it can be told."""
+def contestants() -> dict[str, Callable[..., torch.Tensor]]:
+    """Ours, and flash-linear-attention's kernel, told the decay's range where it can be told."""
+    ours: dict[str, Callable[..., torch.Tensor]] = {"ours": lambda *inputs: wkv7(*inputs)[0]}
     try:
         from fla.ops.rwkv7 import chunk_rwkv7
     except ImportError:
-        return None
-    known = inspect.signature(chunk_rwkv7).parameters
-    options = {"lower_bound": LOWEST_W} if "lower_bound" in known else {}
-    return lambda *inputs: chunk_rwkv7(*inputs, scale=1.0, **options)[0]
+        return ours
+    if "lower_bound" in inspect.signature(chunk_rwkv7).parameters:
+        name, options = "flash-linear-attention", {"lower_bound": LOWEST_W}
+    else:
+        name, options = "flash-linear-attention (has no lower_bound)", {}
+    return ours | {name: lambda *inputs: chunk_rwkv7(*inputs, scale=1.0, **options)[0]}
+
+
+def agreement() -> Rows:
+    """Largest difference from the fp64 reference over its largest entry, of the output and of each gradient."""
+    inputs = layer_inputs(2, 200, 4, 64, torch.bfloat16, "cuda")
+    d_o = torch.randn_like(inputs[0])
+
+    def results(run: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        o = run(*inputs)
+        return [x.double() for x in (o.detach(), *torch.autograd.grad(o, inputs, d_o.to(o.dtype)))]
+
+    expected = results(lambda *inputs: wkv7(*(x.double() for x in inputs), backend="reference")[0])
+    rows = []
+    for name, run in contestants().items():
+        errors = [(x - y).abs().max() / y.abs().max() for x, y in zip(results(run), expected, strict=True)]
+        rows.append(
+            {"contestant": name}
+            | {n: e.item() for n, e in zip(["o", *(f"d{n}" for n in "rwkvab")], errors, strict=True)}
+        )
+    return rows
 
 
 def recurrence(bandwidth: float) -> Rows:
-    fla, rows = fla_chunk(), []
-    contestants: dict[str, Callable[..., torch.Tensor]] = {"ours": lambda *inputs: wkv7(*inputs)[0]}
-    if fla is not None:
-        contestants["flash-linear-attention"] = fla
+    rows = []
     for B, T, H, D in ((8, 4096, 64, 64), (8, 4096, 56, 64), (8, 4096, 32, 128)):
         inputs = layer_inputs(B, T, H, D, torch.bfloat16, "cuda")
         tensor_bytes = inputs[0].numel() * 2
         floors = [1e3 * n * tensor_bytes / bandwidth for n in (7, 20)]
-        for name, run in contestants.items():
+        for name, run in contestants().items():
 
             def train(run: Callable[..., torch.Tensor] = run, inputs: list[torch.Tensor] = inputs) -> None:
                 torch.autograd.grad(run(*inputs), inputs, torch.ones_like(inputs[0]))
@@ -172,21 +193,30 @@ def extra_bytes(run: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
+def numerics() -> str:
+    """ "passed", or how many cases of tests/kernels/test_gpu.py failed."""
+    flags = ["-q", "-c", "/dev/null", "--import-mode=importlib", "-p", "no:cacheprovider", "-W", "ignore"]
+    run = subprocess.run([sys.executable, "-m", "pytest", *flags, str(TESTS)], stdout=subprocess.PIPE, text=True)
+    print(run.stdout, flush=True)
+    if run.returncode == 0:
+        return "passed"
+    failed = re.findall(r"(\d+) (?:failed|error)", run.stdout)
+    return f"{sum(map(int, failed))} failed" if failed else f"did not run (pytest's exit code {run.returncode})"
+
+
 def gpu_tables(card: dict[str, Any], *, check_numerics: bool) -> dict[str, Callable[[], Rows]]:
-    """What to measure; `card` is told what it is. Ends the run where a configuration is off."""
+    """What to measure; `card` is told what it is, and whether every configuration's numerics passed."""
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/kernels.py --gpu: torch sees no CUDA device")
     import triton
 
     card |= {"card": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
     card["backend"] = str(backend_for(torch.zeros(1, 1, 1, 64, device="cuda", dtype=torch.bfloat16)))
-    if check_numerics:
-        flags = ["-q", "-c", "/dev/null", "--import-mode=importlib", "-p", "no:cacheprovider", "-W", "ignore"]
-        if subprocess.run([sys.executable, "-m", "pytest", *flags, str(TESTS)]).returncode:
-            raise SystemExit("benchmarks/kernels.py --gpu: numerics failed; times would mean nothing")
+    card["numerics"] = numerics() if check_numerics else "skipped"
     card["first call s"] = first_call_s()
     card["copy bytes/s"], card["bf16 matmul flop/s"] = bandwidth, flops = copy_bytes_per_s(), matmul_flops_per_s()
     return {
+        "wkv7, bf16, B=2 T=200 H=4 D=64, error against fp64": agreement,
         "wkv7, bf16": lambda: recurrence(bandwidth),
         "wkv7, bf16, H=32 D=64, forward + backward": growth,
         "wkv7_step, D=64": lambda: step(bandwidth),

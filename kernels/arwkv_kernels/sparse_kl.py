@@ -147,6 +147,8 @@ class _LinearSparseKl(torch.autograd.Function):
 
 def _scaled(d_weight_VC: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """d_weight · scale in `dtype`, without a second [V, C] in fp32 on the way."""
+    if dtype == d_weight_VC.dtype:
+        return d_weight_VC * scale
     scaled_VC = torch.empty_like(d_weight_VC, dtype=dtype)
     for block in blocks(d_weight_VC):
         scaled_VC[block] = d_weight_VC[block] * scale
