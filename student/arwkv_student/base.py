@@ -23,6 +23,9 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 
+CONFIG_NOT_HASHED = ("transformers_version", "_name_or_path")
+"""Says who wrote config.json, not what the model computes."""
+
 
 @dataclass(frozen=True)
 class BaseCheckpoint:
@@ -62,6 +65,14 @@ class BaseCheckpoint:
                 while block := file.read(1 << 24):
                     digest.update(block)
         return digest.hexdigest()
+
+    @property
+    def config_hash(self) -> str:
+        """The hash of the configuration that follows it there, after a hyphen."""
+        import xxhash
+
+        decisive = {name: value for name, value in self.config.items() if name not in CONFIG_NOT_HASHED}
+        return xxhash.xxh3_128_hexdigest(json.dumps(decisive, sort_keys=True).encode())
 
     def identity(self) -> dict[str, Any]:
         """What a run records of it, and compares by `checkpoint`."""

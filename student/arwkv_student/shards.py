@@ -52,26 +52,32 @@ def require_fitting_head(flag: str, head: BaseCheckpoint, info: DatasetInfo, uri
 
 
 def require_teacher(flag: str, checkpoint: BaseCheckpoint, info: DatasetInfo, uri: str) -> None:
-    """Raise UsageError where the shards were captured from another checkpoint; say so where nothing can tell."""
+    """Raise UsageError where the shards were captured from other weights; warn where something else may differ."""
     teacher, own = info.teacher, f"{flag} {checkpoint.name}"
     if teacher.weights_hash is not None:
-        if checkpoint.weights_hash != teacher.weights_hash:
+        weights, _, config = teacher.weights_hash.partition("-")  # datasets of the first release have no second part
+        if checkpoint.weights_hash != weights:
             raise UsageError(
                 f"{own}: weights {checkpoint.weights_hash}, but the hidden states in {uri} are those of "
-                f"{teacher.model}, weights {teacher.weights_hash}; name that checkpoint, or capture from this one"
+                f"{teacher.model}, weights {weights}; name that checkpoint, or capture from this one"
             )
+        if config and checkpoint.config_hash != config:
+            _warn(f"{own}: its config.json is not the one that {uri} was captured with; make sure that they agree")
     elif teacher.revision is not None and checkpoint.revision is not None:
         if checkpoint.revision != teacher.revision:
             raise UsageError(
                 f"{own}: revision {checkpoint.revision}, but the hidden states in {uri} are those of "
                 f"{teacher.model}@{teacher.revision}; name that"
             )
-    elif os.environ.get("RANK", "0") == "0":
+    else:
         recorded = teacher.model + (f"@{teacher.revision}" if teacher.revision else "")
-        print(
-            f"{own}: nothing tells whether it is {recorded}, whose hidden states {uri} holds; make sure that it is",
-            file=sys.stderr,
-        )
+        _warn(f"{own}: nothing tells whether it is {recorded}, whose hidden states {uri} holds; make sure that it is")
+
+
+def _warn(message: str) -> None:
+    """Once, though there be several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
 
 
 def require_fitting_hidden_states(base: BaseCheckpoint, info: DatasetInfo, uri: str, mixed: Sequence[int]) -> None:

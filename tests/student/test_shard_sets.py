@@ -206,6 +206,26 @@ def test_hidden_states_of_another_checkpoint_are_refused(
     assert train(replace(settings, out=tmp_path / "own"))["stages"][stage]["steps"] == 1
 
 
+def test_changed_configuration_of_the_same_weights_is_said(
+    tiny_shards: Path, tiny_teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As YaRN in config.json, which moves the hidden states; the first release hashed the weights alone."""
+    changed = tmp_path / "changed"
+    shutil.copytree(tiny_teacher, changed)
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
+    said = "changed: its config.json is not the one that"
+    settings = replace(asked((str(tiny_shards),), tiny_teacher, tmp_path / "own"), stage="align", steps=1)
+    train(settings)
+    assert "config.json" not in capfd.readouterr().err
+    train(replace(settings, base=str(changed), out=tmp_path / "other"))
+    assert said in capfd.readouterr().err
+    weights = str(open_dataset(tiny_shards).info.teacher.weights_hash).partition("-")[0]
+    older = retold(tiny_shards, tmp_path / "older", weights_hash=weights)
+    train(replace(settings, shards=(older,), base=str(changed), out=tmp_path / "unsaid"))
+    assert said not in capfd.readouterr().err
+
+
 def test_teacher_from_the_hub_is_compared_by_its_revision(
     tiny_shards: Path, tiny_teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
