@@ -109,7 +109,6 @@ REFUSED = {
     "negative entropy": _broken(entropy=_with_nan(EXAMPLE.entropy, -5)),
     "entropy of minus infinity": _broken(entropy=_with_nan(EXAMPLE.entropy, -np.inf)),
     "infinite entropy": _broken(entropy=_with_nan(EXAMPLE.entropy, np.inf)),
-    "one id at all entries": _broken_logits(ids=EXAMPLE.logits.ids * 0),
     "longer than the capture": example_samples(1, length=65)[0],
 }
 
