@@ -110,7 +110,7 @@ def test_five_hundred_kills_of_a_recorded_capture_lose_and_repeat_nothing(
         input=json.dumps({**asked, "seed": 11}),
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(KILL_RECORDED.parents[1])},
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
