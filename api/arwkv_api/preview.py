@@ -3,6 +3,8 @@
 import bisect
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -19,12 +21,18 @@ from arwkv_store.shard import Shard
 from arwkv_store.source import LocalSource
 
 OPEN_SHARDS = 16
+# So many tokens before a window are read with it: what a token adds depends on those before it.
+CONTEXT_TOKENS = 16
 
 
-class Pieces(Protocol):
-    """Turns one token id into the text it stands for."""
+class Decoder(Protocol):
+    """Turns token ids into the text that they stand for where they stand."""
 
-    def __call__(self, token_id: int, /) -> str | None: ...
+    def follow(self, ids: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:
+        """For each id of a stretch the text that it adds, and the ids before it that had not made a character yet."""
+
+    def after(self, unfinished: tuple[int, ...], token_id: int) -> str:
+        """The text that `token_id` would add in the middle of a text, after ids that have not made a character yet."""
 
 
 class Alternative(BaseModel):
@@ -41,7 +49,10 @@ class TokenPreview(BaseModel):
     model_config = ConfigDict(ser_json_inf_nan="null")
     position: int
     id: int
-    text: str | None = Field(description="null where the dataset's tokenizer is not at hand")
+    text: str | None = Field(
+        description="what the token adds to the text, nothing where it ends within a character; null where the "
+        "dataset's tokenizer is not at hand"
+    )
     counts: bool = Field(description="whether predicting this token counts in the loss")
     entropy: float | None = Field(description="nats, of the distribution that predicts this token")
     logprob: float | None = Field(description="nats, of this token under the teacher")
@@ -104,12 +115,20 @@ class Previews:
         return shard
 
 
-def preview_of(sample: Sample, part: int, first: int, limit: int, top: int, text_of: Pieces) -> SamplePreview:
+def preview_of(sample: Sample, part: int, first: int, limit: int, top: int, decoder: Decoder | None) -> SamplePreview:
     """Tokens `first` to `first + limit` of a sample, each with its `top` most likely alternatives."""
     T = len(sample.tokens)
+    stop = min(first + limit, T)
+    texts: list[tuple[str | None, tuple[int, ...]]] = [(None, ())] * max(stop - first, 0)
+    if decoder is not None and texts:
+        begin = max(first - CONTEXT_TOKENS, 0)
+        texts = [*decoder.follow(sample.tokens[begin:stop].tolist())[first - begin :]]
     # Where each position's entries begin: entry t of the logits predicts token t + 1.
     starts = None if sample.logits is None else np.concatenate([[0], np.cumsum(sample.logits.counts)])
-    tokens = [_token(sample, position, starts, top, text_of) for position in range(first, min(first + limit, T))]
+    tokens = []
+    for position, (text, unfinished) in zip(range(first, stop), texts, strict=True):
+        text_of = None if decoder is None else partial(decoder.after, unfinished)
+        tokens.append(_token(sample, position, starts, top, text, text_of))
     return SamplePreview(
         sample_id=sample.sample_id,
         part=part,
@@ -120,7 +139,14 @@ def preview_of(sample: Sample, part: int, first: int, limit: int, top: int, text
     )
 
 
-def _token(sample: Sample, position: int, starts: np.ndarray | None, top: int, text_of: Pieces) -> TokenPreview:
+def _token(
+    sample: Sample,
+    position: int,
+    starts: np.ndarray | None,
+    top: int,
+    text: str | None,
+    text_of: Callable[[int], str] | None,
+) -> TokenPreview:
     token_id, at = int(sample.tokens[position]), position - 1
     alternatives: list[Alternative] = []
     tail_mass = None
@@ -129,14 +155,14 @@ def _token(sample: Sample, position: int, starts: np.ndarray | None, top: int, t
         ids, logprobs = sample.logits.ids[entries], sample.logits.logprobs[entries]
         likely = np.argsort(-logprobs, kind="stable")[:top]
         alternatives = [
-            Alternative(id=i, text=text_of(i), logprob=p)
+            Alternative(id=i, text=None if text_of is None else text_of(i), logprob=p)
             for i, p in zip(ids[likely].tolist(), logprobs[likely].tolist(), strict=True)
         ]
         tail_mass = float(np.exp(sample.logits.tail_logprob[at]))
     return TokenPreview(
         position=position,
         id=token_id,
-        text=text_of(token_id),
+        text=text,
         counts=bool(sample.loss_mask[position]) and position > 0,
         entropy=None if at < 0 or sample.entropy is None else float(sample.entropy[at]),
         logprob=None if at < 0 or sample.true_logprob is None else float(sample.true_logprob[at]),

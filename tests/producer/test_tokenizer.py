@@ -5,14 +5,15 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from arwkv_api.tokenizer import pieces_for
+from arwkv_api.tokenizer import decoder_for
 from producer_captures import Captures
 
 
 def test_the_index_service_shows_captured_samples_as_text(captures: Captures, tiny_corpus: Path) -> None:
     dataset = captures.open("base")
-    text_of = pieces_for(captures.folder / "base", dataset.info)
-    shown = "".join(text_of(int(token)) or "" for token in dataset[0].tokens)
+    decoder = decoder_for(captures.folder / "base", dataset.info)
+    assert decoder is not None
+    shown = "".join(text for text, _ in decoder.follow(dataset[0].tokens.tolist()))
     assert json.loads(tiny_corpus.read_text().splitlines()[0])["text"].startswith(shown)
     assert len(shown) > 50
 

@@ -15,7 +15,7 @@ from arwkv_api.problems import answers
 from arwkv_api.security import Read
 from arwkv_api.service import ServiceDep
 from arwkv_api.tables import ManifestRow, ShardRow
-from arwkv_api.tokenizer import pieces_for
+from arwkv_api.tokenizer import decoder_for
 from arwkv_store.errors import NotFound
 from arwkv_store.schema import DatasetInfo
 
@@ -46,4 +46,4 @@ def read_sample(
         manifest = parse_manifest(session.get_one(ManifestRow, shard.id).raw)
         info, folder = DatasetInfo.from_bytes(dataset.identity, name), Folder(dataset.folder)
         sample = service.previews.sample(folder, info, manifest, sample_id)
-        return preview_of(sample, shard.part, first, limit, top, pieces_for(folder, info))
+        return preview_of(sample, shard.part, first, limit, top, decoder_for(folder, info))
