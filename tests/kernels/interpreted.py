@@ -5,8 +5,10 @@ The interpreter takes about a millisecond a program, so shapes are tiny.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +23,8 @@ from arwkv_kernels import wkv7 as run_wkv7
 from arwkv_kernels.arguments import WkvInputs
 from arwkv_kernels.reference import wkv7_recurrence
 from arwkv_kernels.triton import chunk, sparse_kl, wkv7, wkv7_backward, wkv7_forward
+from arwkv_kernels.triton import topk_logsumexp as topk_launch
+from arwkv_kernels.triton import wkv7_step as wkv7_step_launch
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run test_triton.py"
 
@@ -292,6 +296,26 @@ def test_topk_logsumexp_matches_torch(k: int) -> None:
         topk_logsumexp(logits, k, backend="triton"), topk_logsumexp(logits, k, backend="torch"), strict=True
     ):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@contextlib.contextmanager
+def _noted(devices: list[str], x: Tensor) -> Iterator[None]:
+    devices.append(x.device.type)
+    yield
+
+
+def test_every_launch_is_on_the_device_of_its_tensors(make_case: MakeCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str] = []
+    for module in (wkv7, wkv7_step_launch, sparse_kl, topk_launch):
+        monkeypatch.setattr(module, "device_of", functools.partial(_noted, devices))
+    case = make_case(2, B=1, H=1).to(torch.float32)
+    *inputs, state = (x.detach() for x in case.tensors)
+    case.results("triton")
+    wkv7_step(*(x[:, 0] for x in inputs), state, backend="triton")
+    topk_logsumexp(torch.randn(2, 50), 3, backend="triton")
+    teacher = (torch.arange(4), torch.full((4,), -3.0), torch.full((1,), 4), torch.full((1,), -0.2))
+    linear_sparse_kl(torch.randn(1, 8), torch.randn(50, 8), *teacher, backend="triton")
+    assert len(devices) == 5
 
 
 def test_auto_does_not_take_the_interpreter_for_a_backend() -> None:

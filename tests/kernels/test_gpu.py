@@ -83,7 +83,7 @@ def test_a_time_mixer_runs_the_chunk_kernels(dtype: torch.dtype, monkeypatch: py
         y = mixer.cuda()(x.cuda(), v_first.cuda(), context)[0]
     y.float().sum().backward()
     assert launched == [True, True]
-    assert ((y.cpu().float() - whole).norm() / whole.norm()).item() < 0.02
+    assert ((y.cpu().float() - whole).norm() / whole.norm()).item() < 0.03
 
 
 def test_step() -> None:
