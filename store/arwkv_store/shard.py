@@ -79,8 +79,6 @@ class _OpenFile:
         batch = self._batches.get(index)
         if batch is None:
             batch = self._batches[index] = self._reading(lambda file: self._batch(file, index))
-        elif self._file is not None:
-            self._file.require_whole()
         return batch, row - (self._ends[index - 1] if index else 0)
 
     def _reading(self, read: Callable[[ArrowFile], Result]) -> Result:
@@ -111,6 +109,8 @@ class _OpenFile:
     def values(self, row: int) -> dict[str, Any]:
         """The row's decoded heavy columns by name; columns the row has no value for are left out."""
         batch, at = self.row(row)
+        if self._file is not None:
+            self._file.require_whole()
         tokens = batch.n_tokens[at]
         decoded: dict[str, Any] = {}
         for column in self._columns:
