@@ -26,7 +26,9 @@ def draw(weights_TV: Tensor, uniforms_TS: Tensor) -> Tensor:
     Inverts the cumulative sum in two levels, groups of columns and then within the group, both in float64: exact
     where one fp32 sum over the vocabulary would lose what is rare.
     """
-    rows = max(WORK_BYTES // (24 * GROUP * max(uniforms_TS.shape[1], 1)), 1)
+    # Of a row: its padded weights in fp32 and fp64; of a draw: its group in fp32, fp64 and summed up.
+    row_bytes = max(12 * weights_TV.shape[1], 24 * GROUP * uniforms_TS.shape[1])
+    rows = max(WORK_BYTES // row_bytes, 1)
     blocks = [_draw(weights_TV[at : at + rows], uniforms_TS[at : at + rows]) for at in range(0, len(weights_TV), rows)]
     return torch.cat(blocks)
 

@@ -36,6 +36,7 @@ def captures(tiny_teacher: Path, tiny_corpus: Path, tmp_path_factory: pytest.Tem
         "base": asked("base", log_jsonl=str(folder / "base.jsonl")),
         # Every prompt is cut by the scheduler, requests meet in other steps and orders, and parts hold other samples.
         "chunked": asked("chunked", step_tokens=40, samples_per_shard=7),
+        "shuffled": asked("shuffled", step_tokens=56) | {"shuffled": True},
         "first_rank": asked("ranks", rank=0, world_size=2),
         "second_rank": asked("ranks", rank=1, world_size=2),
         "again": asked("base"),

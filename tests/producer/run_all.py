@@ -1,18 +1,36 @@
 """Run several captures in one process of their own: vLLM is imported once, and the tests' process stays clean.
 
 stdin: a JSON list of GenerateConfig's fields. stdout: a JSON list of summaries, or {"error": …} where one was refused.
-With `copy_of` and `lost_part` a run finds a copy of that dataset, without that part.
+With `copy_of` and `lost_part` a run finds a copy of that dataset, without that part; with `shuffled` an engine is asked
+for each call's samples in random order.
 """
 
 import json
+import random
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import arwkv_producer.run
+from arwkv_producer.backend import start_engine
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run import generate
 from arwkv_store.errors import ArwkvError
+
+
+class Shuffled:
+    """Asks an engine in an order of its own and answers in the one asked."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self._chance = engine, random.Random(5)
+        self.distribution, self.close = engine.distribution, engine.close
+
+    def capture(self, prompts: Sequence[Any], keys: Sequence[int]) -> list[Any]:
+        order = self._chance.sample(range(len(keys)), len(keys))
+        answers = self._engine.capture([prompts[at] for at in order], [keys[at] for at in order])
+        return [answer for _, answer in sorted(zip(order, answers, strict=True), key=lambda pair: pair[0])]
 
 
 def run(fields: dict[str, Any]) -> dict[str, Any]:
@@ -21,6 +39,8 @@ def run(fields: dict[str, Any]) -> dict[str, Any]:
         shutil.copytree(source, fields["out"])
         for path in Path(fields["out"]).glob(f"shards/part-{fields.pop('lost_part'):06d}.*"):
             path.unlink()
+    start = start_engine if not fields.pop("shuffled", False) else lambda *given: Shuffled(start_engine(*given))
+    arwkv_producer.run.start_engine = start  # type: ignore[assignment]  # an engine in front of the engine
     try:
         return generate(GenerateConfig(**{**fields, "data": tuple(fields["data"])}))
     except ArwkvError as error:

@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from arwkv_producer import distribution
+from arwkv_producer.capture import CaptureSettings
 from arwkv_producer.config import PlanConfig
 from arwkv_producer.output_folder import present_info
 from arwkv_producer.plan import plan
+from arwkv_producer.sampling import uniforms
 from arwkv_producer.sizes import SHARD_BYTES, logits_bytes, stored_bytes
+from process_memory import forget_peak, peak_bytes
 from producer_captures import Captures
 from store_examples import example_dataset_info
 
@@ -80,6 +85,28 @@ def test_extra_memory_is_bounded_by_the_step(half_billion: str) -> None:
     grown = two["extra_device_bytes"] - one["extra_device_bytes"]
     assert grown == 4096 * (24 * 896 * 2 + 64 * 8 + 12)
     assert one["extra_device_bytes"] < 1 << 30
+
+
+@pytest.mark.parametrize(("draws", "outside"), [(0, False), (50, False), (8, True)], ids=["top-k", "sampled", "hybrid"])
+def test_extra_memory_is_what_summarising_takes(
+    half_billion: str, monkeypatch: pytest.MonkeyPatch, draws: int, outside: bool
+) -> None:
+    """One chunk of logits on the path that a GPU takes, against the process's own peak."""
+    monkeypatch.setattr(distribution, "_compiled", lambda *given: distribution._in_torch(*given, None))
+    vocabulary = 151_665
+    rows = CaptureSettings(top_k=64, vocab_size=vocabulary).logits_rows(vocabulary, on_cpu=False)
+
+    def summarised() -> None:
+        numbers = uniforms(torch.zeros(rows, dtype=torch.int64), torch.arange(rows), draws)
+        chosen = distribution.Draws(numbers, outside) if draws else None
+        distribution.summarise(torch.rand(rows, vocabulary), 64, torch.zeros(rows, dtype=torch.int64), draws=chosen)
+
+    summarised()
+    before = forget_peak()
+    summarised()
+    taken = peak_bytes() - before
+    planned = plan(PlanConfig(teacher=half_billion, step_tokens=rows))["extra_device_bytes"]
+    assert 0.4 * planned < taken <= 1.05 * planned
 
 
 def test_time_follows_from_a_given_speed(half_billion: str) -> None:

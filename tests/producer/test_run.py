@@ -60,6 +60,11 @@ def test_ranks_share_the_parts_and_make_the_same_dataset(captures: Captures) -> 
     assert shard_hashes(captures.folder / "ranks") == shard_hashes(captures.folder / "base")
 
 
+def test_order_of_requests_and_step_size_change_no_byte(captures: Captures) -> None:
+    assert "error" not in captures.summaries["shuffled"], captures.summaries["shuffled"]
+    assert shard_hashes(captures.folder / "shuffled") == shard_hashes(captures.folder / "base")
+
+
 def test_missing_part_is_made_again_bit_for_bit(captures: Captures) -> None:
     assert captures.summaries["part_lost"]["shards"] == 1
     assert shard_hashes(captures.folder / "mended") == shard_hashes(captures.folder / "base")

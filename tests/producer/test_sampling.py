@@ -52,6 +52,26 @@ def test_hybrid_estimates_are_unbiased_and_hold_all_the_mass(logits: torch.Tenso
         assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sampled", "hybrid"])
+def test_a_million_positions_with_few_draws_each_are_unbiased(logits: torch.Tensor, mode: str) -> None:
+    """50 draws from everything, 8 from outside the 16 likeliest: what a production run draws."""
+    hybrid, rows, blocks = mode == "hybrid", 10_000, 100
+    total = np.zeros(V)
+    for block in range(blocks):
+        keys = torch.arange(block * rows, (block + 1) * rows)
+        draws = Draws(uniforms(keys // 100, keys % 100, 8 if hybrid else 50), outside_top_k=hybrid)
+        kept = summarise(logits.expand(rows, -1).clone(), 16, torch.full((rows,), -1), draws=draws)
+        if hybrid:
+            tensors = (kept.ids_TK, kept.logprobs_TK, kept.tail_logprob_T, kept.drawn_TS)
+            sparse = hybrid_logits(*(tensor.numpy() for tensor in tensors))
+        else:
+            sparse = sampled_logits(kept.drawn_TS.numpy())
+        total += np.bincount(sparse.ids, weights=np.exp(sparse.logprobs.astype(np.float64)), minlength=V)
+    mean = bucket_masses(total / (rows * blocks))
+    assert np.abs(mean - bucket_masses(logits.double().softmax(0).numpy())).sum() / 2 < 0.002
+
+
 def test_draws_fit_the_distribution_by_chi_square() -> None:
     """999,999 draws over 600 tokens: the statistic stays within 5 standard deviations of its mean."""
     weights = torch.rand(600, generator=torch.Generator().manual_seed(6)) + 0.05

@@ -114,6 +114,10 @@ def test_grouping_and_scheduling_change_no_bit(captures: Captures) -> None:
         np.testing.assert_array_equal(one.tokens, other.tokens)
         np.testing.assert_array_equal(one.logits.ids, other.logits.ids)
         np.testing.assert_array_equal(one.logits.logprobs, other.logits.logprobs)
+        np.testing.assert_array_equal(one.logits.counts, other.logits.counts)
+        np.testing.assert_array_equal(one.logits.tail_logprob, other.logits.tail_logprob)
+        np.testing.assert_array_equal(one.entropy, other.entropy)
+        np.testing.assert_array_equal(one.true_logprob, other.true_logprob)
         for name, state in one.hidden.items():
             np.testing.assert_array_equal(as_float(state), as_float(other.hidden[name]))
 
