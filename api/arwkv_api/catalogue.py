@@ -7,7 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Row, Select, String, func, literal_column, select
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, String, func, literal_column, or_, select
 from sqlalchemy.orm import Session
 
 from arwkv_api.committed import ShardState
@@ -70,7 +70,9 @@ def list_datasets(
     """A page of datasets under `roots`, and the next page's cursor. Raises BadCursor."""
     query = select(*DATASET_COLUMNS).where(_under(roots))
     if wanted.contains is not None:
-        query = query.where(func.lower(DatasetRow.name).contains(wanted.contains.lower(), autoescape=True))
+        # As it is, too: a database may know no other letters' cases than ASCII's.
+        in_any_case = func.lower(DatasetRow.name).contains(wanted.contains.lower(), autoescape=True)
+        query = query.where(or_(in_any_case, DatasetRow.name.contains(wanted.contains, autoescape=True)))
     if wanted.teacher is not None:
         query = query.where(DatasetRow.teacher == wanted.teacher)
     if wanted.state is not None:

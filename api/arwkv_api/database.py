@@ -69,6 +69,8 @@ def _without_password(text: str) -> str:
 
 def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
     assert isinstance(connection, SqliteConnection)
+    # SQLite's own knows ASCII alone.
+    connection.create_function("lower", 1, lambda text: text and text.lower(), deterministic=True)
     for pragma in (
         "journal_mode = WAL",
         f"busy_timeout = {BUSY_TIMEOUT_MS}",

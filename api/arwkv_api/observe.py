@@ -14,6 +14,9 @@ from arwkv_api.metrics import REQUESTS, SECONDS, SENT_BYTES
 from arwkv_api.problems import problem_response
 
 log = logging.getLogger("arwkv_api.access")
+audit = logging.getLogger("arwkv_api.audit")
+# Requests by other methods change nothing.
+READING = ("GET", "HEAD", "OPTIONS")
 
 FAILED = "the service failed; its log has the traceback under this request_id"
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -87,6 +90,10 @@ def _record(scope: Scope, status: int, sent_bytes: int, took_s: float) -> None:
         "took_ms": round(took_s * 1000, 2),
     }
     log.info("%s %s %d", scope["method"], scope["path"], status, extra={"fields": fields})
+    if scope["method"] not in READING:
+        dataset = scope.get("dataset") or scope.get("path_params", {}).get("name")
+        words = (scope["method"], scope["path"], dataset, scope.get("key_name", "anyone"), status)
+        audit.info("%s %s of %s by %s: %d", *words, extra={"fields": {**fields, "dataset": dataset}})
 
 
 class JsonLines(logging.Formatter):

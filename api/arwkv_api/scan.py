@@ -61,7 +61,8 @@ def scan_root(
     if fresh_s and scanned_within(engine, str(root), fresh_s):
         return Report(done=False)
     with lease(engine, str(root), wait_s) as held:
-        if held is None:
+        # Asked again, as another process may have scanned between the first question and this one's turn.
+        if held is None or (fresh_s and scanned_within(engine, str(root), fresh_s)):
             return Report(done=False)
         began = time.monotonic()
         folders = dict(dataset_folders(root)) if root.is_dir() else {}

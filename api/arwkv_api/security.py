@@ -1,15 +1,11 @@
 """Who may do what: bearer keys with scopes, where any key is set."""
 
-import logging
-
 from fastapi import Request, Security
 from fastapi.security import HTTPBearer
 
 from arwkv_api.keys import Scope, find_key
 from arwkv_api.problems import Forbidden, Unauthorized
 from arwkv_api.service import Service
-
-audit = logging.getLogger("arwkv_api.audit")
 
 
 class _Requires(HTTPBearer):
@@ -37,8 +33,6 @@ class _Requires(HTTPBearer):
             request.scope["key_name"] = key.name
             if self._scope not in key.scopes:
                 raise Forbidden(f"this key may not {self._scope}; ask the operator for one with scope {self._scope!r}")
-        if self._scope == "write":
-            audit.info("%s %s by %s", request.method, request.url.path, request.scope.get("key_name", "anyone"))
 
 
 Read = Security(_Requires("read"))

@@ -140,6 +140,20 @@ def test_list_filters_and_sorts(client: TestClient, query: str, names: list[str]
     assert [item["name"] for item in client.get(f"/v1/datasets?{query}").json()["items"]] == names
 
 
+@pytest.mark.parametrize("part", ["\u00c9t\u00e9", "\u00e9t\u00e9"])
+def test_part_of_a_name_beyond_ascii_is_found(
+    client: TestClient, root: Path, part: str, request: pytest.FixtureRequest
+) -> None:
+    if part.islower() and "postgresql" in request.node.name:
+        pytest.skip("the tests' server has the C locale, which knows ASCII's cases alone")
+    write_example_dataset(root / "\u00c9t\u00e9")
+    answer = client.post("/v1/datasets", json={"name": "\u00c9t\u00e9"})
+    assert (answer.status_code, answer.headers["location"]) == (201, "/v1/datasets/%C3%89t%C3%A9")
+    assert [i["name"] for i in client.get("/v1/datasets", params={"contains": part}).json()["items"]] == [
+        "\u00c9t\u00e9"
+    ]
+
+
 @pytest.mark.parametrize("sort", ["name", "-name", "teacher", "-samples", "tokens", "created_at", "-updated_at"])
 def test_pages_of_one_meet_every_dataset_once(client: TestClient, sort: str) -> None:
     names, cursor = [], ""

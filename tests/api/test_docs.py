@@ -12,9 +12,12 @@ import httpx
 from fastapi.testclient import TestClient
 
 from api_serving import serving
+from arwkv_api.catalogue import MANIFEST_PAGE_BYTES
 from arwkv_api.config import ServeConfig
 from arwkv_api.database import SCHEMA_REVISION
 from arwkv_api.parameters import PAGE_LIMIT
+from arwkv_api.protocol import HEAD_LIMIT_BYTES, HEAD_TIMEOUT_S, OTHER_DESCRIPTORS, SEND_TIMEOUT_S
+from arwkv_api.runs import ANSWER_BYTES, LINE_LIMIT_BYTES
 from store_examples import write_example_dataset
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -94,7 +97,12 @@ def test_limits_are_those_of_the_code() -> None:
     config = {field.name: field.default for field in fields(ServeConfig)}
     assert f"| Items in a page of a list | {PAGE_LIMIT:,} " in API
     assert f"`--range-limit` ({config['range_limit']})" in API
-    assert config["request_limit_bytes"] == 1 << 20
+    assert config["request_limit_bytes"] == LINE_LIMIT_BYTES == 1 << 20
+    assert f"| {MANIFEST_PAGE_BYTES >> 20} MiB together, one at least |" in API
+    assert f"10,000, and {ANSWER_BYTES >> 20} MiB together; 1,000 |" in API
+    assert f"{HEAD_LIMIT_BYTES >> 10} KiB, the head within {HEAD_TIMEOUT_S:.0f} s;" in API
+    assert f"| {SEND_TIMEOUT_S:.0f} s for some 200 kB;" in API
+    assert f"less {OTHER_DESCRIPTORS};" in API
 
 
 def test_schema_revision_is_the_newest_migration() -> None:

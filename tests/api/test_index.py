@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,17 +15,18 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from fastapi.testclient import TestClient
-from sqlalchemy import create_engine, select
+from sqlalchemy import Connection, create_engine, delete, select, update
 from sqlalchemy.orm import Session
 
 import arwkv_api
+from api_eventually import eventually
 from api_many import many_shards
 from api_serving import serving
 from arwkv_api.config import Settings
 from arwkv_api.database import connect
 from arwkv_api.lease import lease
 from arwkv_api.scan import scan_root
-from arwkv_api.tables import Base, DatasetRow, ShardRow
+from arwkv_api.tables import Base, DatasetRow, LeaseRow, ShardRow
 from arwkv_api.timeline import timeline_of
 from arwkv_store import TryAgain, open_dataset
 
@@ -68,6 +70,10 @@ def test_processes_on_one_database_index_each_shard_once(tmp_path: Path, databas
         serving(*flags, cache=tmp_path / "a") as (one, _),
         serving(*flags, cache=tmp_path / "b") as (two, _),
     ):
+        for url in (one, two):
+            eventually(lambda url=url: httpx.get(f"{url}/v1/datasets/many").json().get("shards") == SHARDS)
+        logs = [(tmp_path / name / "api.log").read_text() for name in "ab"]
+        assert sum(int(n) for log in logs for n in re.findall(r"many: (\d+) shards read", log)) == SHARDS
         for url in (one, two):
             assert httpx.post(f"{url}/v1/datasets", json={"name": "many"}, timeout=60).json()["shards"] == SHARDS
         assert httpx.get(f"{one}/v1/datasets/many/stats").json() == httpx.get(f"{two}/v1/datasets/many/stats").json()
@@ -142,29 +148,43 @@ def test_concurrent_starts_on_an_empty_database_migrate_once(database: str) -> N
     assert not errors
 
 
+def _begun(connection: Connection) -> bool:
+    """True once some shards are in the index; ends the transaction, so that the next look sees what is new."""
+    with connection.begin():
+        return connection.execute(select(ShardRow.id).limit(1)).first() is not None
+
+
 @pytest.mark.crash
 def test_killed_scan_leaves_a_consistent_index_that_the_next_start_completes(tmp_path: Path, database: str) -> None:
-    folder = many_shards(tmp_path / "root" / "many", SHARDS)
+    folder = many_shards(tmp_path / "root" / "many", 3 * SHARDS)
     command = [sys.executable, "-m", "arwkv_api", "serve", "--root", str(tmp_path / "root"), "--database", database]
     dice = random.Random(0)
+    while_writing = 0
     for _ in range(12):
+        engine = connect(database)
+        with Session(engine) as session, session.begin():
+            session.execute(delete(DatasetRow))  # everything is to be written again
+            session.execute(update(LeaseRow).values(scanned_at_s=0))
         process = subprocess.Popen([*command, "--port", "0"], stderr=subprocess.DEVNULL)
+        with engine.connect() as watching:
+            eventually(lambda watching=watching: _begun(watching))
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=1.0 + 1.5 * dice.random())
+            process.wait(timeout=0.5 * dice.random())
         process.send_signal(signal.SIGKILL)
         process.wait()
-        engine = connect(database)
         with Session(engine) as session:
             for row in session.scalars(select(DatasetRow)):
                 tokens = session.scalars(select(ShardRow.tokens)).all()
                 assert (row.shards, row.tokens) == (len(tokens), sum(tokens))
+                while_writing += 0 < len(tokens) < 3 * SHARDS
             # The dead process's lease runs out by itself; the test does not wait for that.
             session.connection().exec_driver_sql("UPDATE leases SET expires_at_s = 0")
             session.commit()
         engine.dispose()
     with serving("--root", str(tmp_path / "root"), "--database", database, cache=tmp_path) as (url, _):
         answer = httpx.post(f"{url}/v1/datasets", json={"name": "many"}, timeout=60).json()
-    assert (answer["shards"], answer["tokens"]) == (SHARDS, open_dataset(folder).stats().tokens)
+    assert while_writing >= 6
+    assert (answer["shards"], answer["tokens"]) == (3 * SHARDS, open_dataset(folder).stats().tokens)
 
 
 @pytest.mark.parametrize("cycles", [10, pytest.param(50, marks=pytest.mark.slow)])

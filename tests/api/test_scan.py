@@ -17,6 +17,7 @@ from api_eventually import eventually
 from api_many import many_shards
 from arwkv_api.config import Settings
 from arwkv_api.database import connect
+from arwkv_api.folders import dataset_folders
 from arwkv_api.lease import lease, scanned_within
 from arwkv_api.metrics import LAG_LIMIT_S, scan_lag
 from arwkv_api.scan import scan_root
@@ -60,6 +61,29 @@ def test_only_a_scan_that_came_to_its_end_counts_as_one(
     _set_lease(engine, scanned_at_s=1.0, scan_took_s=0.0)
     assert verify_due(engine, str(root), Pace(1e12, threading.Event())) == (True, 0)
     assert not scanned_within(engine, str(root), 60)
+
+
+def test_root_is_scanned_once_however_many_ask_at_once(
+    engine: Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans: list[Path] = []
+    real = dataset_folders
+    monkeypatch.setattr("arwkv_api.scan.dataset_folders", lambda folder: scans.append(folder) or real(folder))
+    for scanned in range(1, 6):
+        if scanned > 1:
+            _set_lease(engine, scanned_at_s=1.0)
+        together = threading.Barrier(4)
+
+        def ask(together: threading.Barrier = together) -> None:
+            together.wait()
+            scan_root(engine, root, wait_s=10, fresh_s=60)  # whoever comes second waits for the first
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(scans) == scanned
 
 
 def test_dataset_that_comes_while_others_are_verified_is_seen(

@@ -138,7 +138,33 @@ def test_key_command_prints_the_secret_once(tmp_path: Path) -> None:
 def test_writes_are_in_the_audit_log(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="arwkv_api.audit"):
         client.delete("/v1/datasets/train")
-    assert "DELETE /v1/datasets/train by anyone" in caplog.messages
+        answer = client.post("/v1/datasets", json={"name": "train"})
+    lines = [record for record in caplog.records if record.name == "arwkv_api.audit"]
+    assert [record.getMessage() for record in lines] == [
+        "DELETE /v1/datasets/train of train by anyone: 204",
+        "POST /v1/datasets of train by anyone: 201",
+    ]
+    fields = vars(lines[1])["fields"]
+    assert (fields["dataset"], fields["status"]) == ("train", 201)
+    assert fields["request_id"] == answer.headers["x-request-id"]
+
+
+def test_refused_writes_are_in_the_audit_log(
+    settings: Settings,
+    open_client: Open,
+    keys: dict[str, str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client = open_client(replace(settings, keys=tmp_path / "keys.json"))
+    with caplog.at_level("INFO", logger="arwkv_api.audit"):
+        client.delete("/v1/datasets/train")
+        client.delete("/v1/datasets/train", headers=_bearer(keys["reader"]))
+    said = [record.getMessage() for record in caplog.records if record.name == "arwkv_api.audit"]
+    assert said == [
+        "DELETE /v1/datasets/train of train by anyone: 401",
+        "DELETE /v1/datasets/train of train by reader: 403",
+    ]
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/v1/datasets", "/nothing", "/v1/datasets/train/shards/0/data"])

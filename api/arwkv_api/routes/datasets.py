@@ -1,8 +1,9 @@
 """Datasets: the list, one of them, its identity and statistics; registering and withdrawing."""
 
 from typing import Annotated
+from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from arwkv_api import catalogue
@@ -56,15 +57,16 @@ def list_datasets(
 
 
 @router.post("", dependencies=[Write], status_code=201, responses=answers(404))
-def register_dataset(service: ServiceDep, registration: Registration, response: Response) -> Dataset:
+def register_dataset(service: ServiceDep, registration: Registration, request: Request, response: Response) -> Dataset:
     """Index a folder under the roots now instead of at the next scan; a withdrawn dataset comes back."""
+    request.scope["dataset"] = registration.name
     catalogue.require_servable(registration.name)
     with Session(service.engine) as session:
         _scan_now(service, registration.name)
         row = find_dataset(session, service.settings.roots, registration.name)
         if row.state == "missing":
             raise NotFound(f"{row.problem}; put it under a root first")
-        response.headers["Location"] = f"/v1/datasets/{row.name}"
+        response.headers["Location"] = f"/v1/datasets/{quote(row.name, safe='')}"
         return dataset_detail(row, _info(row))
 
 
