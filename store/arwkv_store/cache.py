@@ -63,7 +63,7 @@ class FileCache:
         except OSError as error:
             raise TryAgain(
                 f"{self.folder}: {error.strerror or error} while keeping {where}; "
-                "make room there, or set ARWKV_CACHE to another folder"
+                "make room there, or name another folder: ARWKV_CACHE, or for store verify TMPDIR"
             ) from error
         return path
 

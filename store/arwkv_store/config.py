@@ -44,7 +44,7 @@ class VerifyConfig:
     """Compare every byte with its checksum; exit code 3 if any differs. Example: `store verify ./shards --deep`."""
 
     uri: Positional[str]
-    """A dataset: folder, http(s)://, s3://, hf://."""
+    """A dataset: folder, http(s)://, s3://, hf://. Remote files are fetched anew, one part at a time, into TMPDIR."""
     deep: bool = False
     """Also compare whole-file SHA-256 and decode every cell."""
     repair: bool = False

@@ -64,7 +64,8 @@ class LocalTarget:
 
     def committed_parts(self) -> set[int]:
         """Parts that have a manifest."""
-        return committed_parts(os.listdir(self._shards))
+        with storage_faults(self.uri):
+            return committed_parts(os.listdir(self._shards))
 
     def manifest(self, part: int) -> bytes:
         """The bytes of a committed part's manifest."""

@@ -1,6 +1,9 @@
 """Reading from object stores: a real S3 server in a process of its own, and fsspec's memory filesystem with faults."""
 
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from arwkv_store import CorruptShard, NotFound, TryAgain, UsageError, open_dataset, retry
 from arwkv_store.verify import verify_dataset
 from store_examples import assert_same_sample, write_example_dataset
+from store_hub import hub_of
 from store_s3 import s3_running, use_s3
 
 
@@ -137,3 +141,29 @@ def test_hub_paths_go_through_the_hubs_filesystem(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(NotFound, match="hf://datasets/user/name"):
         open_dataset("hf://datasets/user/name")
     assert asked == ["datasets/user/name/dataset.json"]
+
+
+READ = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from arwkv_store import NotFound, open_dataset
+from store_examples import assert_same_sample, example_samples
+for read, sample in zip(open_dataset("hf://datasets/user/name"), example_samples(10), strict=True):
+    assert_same_sample(read, sample)
+try:
+    open_dataset("hf://datasets/user/other")
+except NotFound as error:
+    print(error)
+"""
+
+
+def test_dataset_is_read_from_a_hub(tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    write_example_dataset(tmp_path / "data")
+    with hub_of(tmp_path / "data") as endpoint:
+        # In a process of its own: the Hub's library takes its endpoint when it is imported.
+        command = [sys.executable, "-c", READ, str(Path(__file__).parents[1])]
+        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+        reader = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert reader.returncode == 0, reader.stderr
+    assert reader.stdout.startswith("hf://datasets/user/other/dataset.json: ")
