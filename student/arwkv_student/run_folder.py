@@ -3,6 +3,7 @@
 RUN/run.json              settings and dataset, compared when the run continues
 RUN/run.lock              locked while a process works here
 RUN/metrics.jsonl         one JSON object per line
+RUN/samples.jsonl         what teacher and student say to held-out texts, likewise
 RUN/tensorboard/          the same figures for TensorBoard
 RUN/align, RUN/distill,
 RUN/sft, RUN/dpo          each stage's student, when done; checkpoint-N/ inside until then
@@ -42,6 +43,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """The JSONL file of figures."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """The JSONL file of texts."""
+        return self.path / "samples.jsonl"
 
     def stage(self, name: str) -> Path:
         """The folder of a stage."""
@@ -127,19 +133,18 @@ class RunFolder:
                 shutil.rmtree(path)
         return max(whole)[1] if whole else None
 
-    def forget_metrics_after(self, stage: str, step: int) -> None:
+    def forget_after(self, stage: str, step: int) -> None:
         """Drop the stage's lines past `step`, which a continued run writes again, and a line cut short by a kill."""
-        if not self.metrics.exists():
-            return
-        kept = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if entry["stage"] != stage or entry["step"] <= step:
-                kept.append(line + "\n")
-        replace_text(self.metrics, "".join(kept))
+        for file in filter(Path.exists, (self.metrics, self.samples)):
+            kept = []
+            for line in file.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                if entry.get("stage") != stage or entry["step"] <= step:
+                    kept.append(line + "\n")
+            replace_text(file, "".join(kept))
 
 
 def compared(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from arwkv_store.errors import UsageError
 from arwkv_store.progress import Progress
 from arwkv_student.data import ShardSamples, collate, collate_packed
 from arwkv_student.draws import ContextSchedule, DrawSampler
+from arwkv_student.held_out import HeldOutShards
 from arwkv_student.model import ArwkvForCausalLM
 from arwkv_student.run_folder import WHOLE, RunFolder, sync_files, write_json
 from arwkv_student.settings import TrainSettings
@@ -35,8 +35,6 @@ from arwkv_student.sharded import (
 LOGGED = ("relative_error", "mean_token_accuracy", "rewards/", "logps/")
 # Of two dimensions, and no matrices: the token shift's mix [6, C] and the bonus [H, D].
 STACKED_VECTORS = (".shift_mix", ".bonus")
-
-Evaluate = Callable[[ArwkvForCausalLM], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,8 @@ class StagePlan:
 class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
     """Figures to RUN/metrics.jsonl, the bar, and held-out evaluations."""
 
-    def __init__(self, run: RunFolder, plan: StagePlan, evaluate: Evaluate | None, eval_every: int | None) -> None:
-        self.run, self.plan, self.evaluate, self.eval_every = run, plan, evaluate, eval_every
+    def __init__(self, run: RunFolder, plan: StagePlan, held_out: HeldOutShards | None, eval_every: int | None) -> None:
+        self.run, self.plan, self.held_out, self.eval_every = run, plan, held_out, eval_every
         self.progress: Progress | None = None
         self.last_loss, self.last_tokens, self.last_time = "", 0, 0.0
 
@@ -76,7 +74,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
             self.bar_tokens = state.num_input_tokens_seen
         every = self.eval_every
         if (
-            self.evaluate is not None
+            self.held_out is not None
             and every
             and state.global_step % every == 0
             and state.global_step < state.max_steps
@@ -105,9 +103,12 @@ class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
 
     def write_evaluation(self, model: ArwkvForCausalLM, step: int, tokens: int) -> dict[str, float]:
         """Evaluate on held-out shards, in every process, since a sharded model needs all; process 0 writes."""
-        assert self.evaluate is not None
-        figures = self.evaluate(model)
+        assert self.held_out is not None
+        figures, texts = self.held_out.figures(model), self.held_out.texts(model)
         if PartialState().is_main_process:
+            with self.run.samples.open("a") as file:
+                for text in texts:
+                    file.write(json.dumps({"stage": self.plan.name, "step": step, **text}) + "\n")
             self.write(step=step, tokens=tokens, **{f"eval_{name}": value for name, value in figures.items()})
         self.last_time = time.monotonic()
         return figures
@@ -193,9 +194,9 @@ class StageTrainer(ResumableTrainer):
         plan: StagePlan,
         settings: TrainSettings,
         bf16: bool,
-        evaluate: Evaluate | None = None,
+        held_out: HeldOutShards | None = None,
     ) -> None:
-        self.log_of_run = RunLog(run, plan, evaluate, settings.eval_every)
+        self.log_of_run = RunLog(run, plan, held_out, settings.eval_every)
         self.plan, self.settings, self.samples = plan, settings, samples
         super().__init__(
             model=model,

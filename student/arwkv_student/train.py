@@ -21,7 +21,7 @@ from arwkv_student.convert import convert, copy_tokenizer, student_config
 from arwkv_student.data import ShardSamples
 from arwkv_student.distill import DistillTrainer, choose_trained, distill_objective
 from arwkv_student.draws import ContextSchedule
-from arwkv_student.evaluate import evaluate
+from arwkv_student.held_out import HeldOutShards
 from arwkv_student.model import ArwkvConfig, ArwkvForCausalLM
 from arwkv_student.origin import origin
 from arwkv_student.run_folder import RunFolder
@@ -36,7 +36,7 @@ from arwkv_student.shards import (
     require_fitting_hidden_states,
     require_same_tokenizer,
 )
-from arwkv_student.stage_trainer import Evaluate, ResumableTrainer, StagePlan
+from arwkv_student.stage_trainer import ResumableTrainer, StagePlan
 from arwkv_student.time_mix import TimeMix
 
 
@@ -130,13 +130,12 @@ def _identity(settings: TrainSettings, base: BaseCheckpoint, sets: Sequence[Shar
     )
 
 
-def _held_out(settings: TrainSettings, base: BaseCheckpoint) -> Evaluate | None:
+def _held_out(settings: TrainSettings, base: BaseCheckpoint) -> HeldOutShards | None:
     if settings.eval_shards is None:
         return None
     dataset = open_shards(settings.eval_shards, ["logits", "token_stats"], flag="--eval-shards")
     require_same_tokenizer(f"base {base.name}", base.folder, dataset.info, settings.eval_shards)
-    bf16 = uses_bf16(settings.dtype)
-    return lambda model: evaluate(model, dataset, batch_size=settings.batch_size, bf16=bf16)
+    return HeldOutShards(dataset, base.folder, settings.batch_size, uses_bf16(settings.dtype))
 
 
 def _run_stage(
@@ -146,7 +145,7 @@ def _run_stage(
     base: BaseCheckpoint,
     before: list[str],
     sets: Sequence[ShardSet],
-    held_out: Evaluate | None,
+    held_out: HeldOutShards | None,
 ) -> dict[str, Any]:
     transformers.set_seed(settings.seed)
     model = _starting_student(stage, run, settings, base, before)
@@ -176,7 +175,7 @@ def train_to_the_end(trainer: ResumableTrainer, run: RunFolder, stage: str) -> f
     with processes.main_process_first():
         checkpoint = run.last_checkpoint(stage)
     if processes.is_main_process:
-        run.forget_metrics_after(stage, int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+        run.forget_after(stage, int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
     processes.wait_for_everyone()
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model(str(run.stage(stage)))
@@ -226,7 +225,7 @@ def make_trainer(
     plan: StagePlan,
     settings: TrainSettings,
     base: BaseCheckpoint,
-    held_out: Evaluate | None = None,
+    held_out: HeldOutShards | None = None,
 ) -> AlignTrainer | DistillTrainer:
     """The trainer of one stage, with the parameters frozen that the stage leaves alone."""
     bf16 = uses_bf16(settings.dtype)
