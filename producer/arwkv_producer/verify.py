@@ -14,7 +14,7 @@ from torch import Tensor
 
 from arwkv_producer.config import VerifyConfig
 from arwkv_producer.identity import hidden_names
-from arwkv_producer.rescored_logits import differences, entries, surprise
+from arwkv_producer.rescored_logits import Entries, differences, entries, surprise
 from arwkv_producer.teacher import Teacher, chosen_layers, find_teacher
 from arwkv_producer.tokenizer import load_tokenizer
 from arwkv_store import Dataset, DatasetInfo, Sample, open_dataset
@@ -144,41 +144,65 @@ def _check_sample(dataset: Dataset, sample: Sample, model: _Rescorer, findings: 
     _check_hidden(dataset.info, sample, states, findings)
 
 
-def _check_logits(info: DatasetInfo, sample: Sample, final_TC: Tensor, model: _Rescorer, findings: Findings) -> None:
-    where, arithmetic = f"sample {sample.sample_id}", TOLERANCE_NATS[info.teacher.dtype]
-    nats = arithmetic + CODEC_NATS.get(info.capture.logits_codec, 0.0)
+@dataclass
+class _Rescored:
+    """What the teacher says of a sample's distributions, a chunk of positions after another."""
+
+    true: list[Tensor] = field(default_factory=list)
+    """Log-probability of each next token; [T - 1] in all."""
+    padded: list[Tensor] = field(default_factory=list)
+    """The same over every head row."""
+    entropy: list[Tensor] = field(default_factory=list)
+    largest: dict[str, float] = field(default_factory=dict)
+    """Differences of what is stored, by name."""
+    surprises: list[Tensor] = field(default_factory=list)
+    """[2, T] in all: excess and variance of what was drawn."""
+    impossible: int | None = None
+    """A drawn token that has no probability."""
+
+
+def _rescore(info: DatasetInfo, sample: Sample, final_TC: Tensor, model: _Rescorer) -> _Rescored:
+    scored = _Rescored()
     stored = None if sample.logits is None else entries(sample.logits, info.capture)
     least_mass = STOCK_TAIL_MASS if sample.entropy is None else LEAST_TAIL_MASS
-    draws = info.capture.samples or 0
-    entropies, followed, padded, surprises = [], [], [], []
-    largest: dict[str, float] = {}
-    impossible = None
     for start in range(0, len(final_TC), CHUNK_TOKENS):
         logits_TV = model.logits(final_TC[start : start + CHUNK_TOKENS]).double()
         full_TV = logits_TV[:, : info.tokenizer.vocab_size].log_softmax(-1)
         next_ids = torch.from_numpy(sample.tokens[start + 1 : start + CHUNK_TOKENS + 1].astype(np.int64))
-        entropies.append(-(full_TV.exp() * full_TV).sum(-1).cpu())
-        followed.append(_followed(full_TV, next_ids))
-        padded.append(_followed(logits_TV.log_softmax(-1), next_ids))
+        scored.true.append(_followed(full_TV, next_ids))
+        scored.padded.append(_followed(logits_TV.log_softmax(-1), next_ids))
+        scored.entropy.append(-(full_TV.exp() * full_TV).sum(-1).cpu())
         if stored is not None:
             rows = stored.rows(start, start + CHUNK_TOKENS, full_TV.device)
-            for name, difference in differences(full_TV, rows, least_mass).items():
-                largest[name] = max(largest.get(name, 0.0), difference)
-            if draws:
-                excess_T, variance_T, impossible_here = surprise(full_TV, rows, draws)
-                surprises.append(torch.stack([excess_T, variance_T]).cpu())
-                impossible = impossible_here if impossible is None else impossible
+            _compare_entries(scored, full_TV, rows, info.capture.samples or 0, least_mass)
+    return scored
+
+
+def _compare_entries(scored: _Rescored, full_TV: Tensor, rows: Entries, draws: int, least_mass: float) -> None:
+    for name, difference in differences(full_TV, rows, least_mass).items():
+        scored.largest[name] = max(scored.largest.get(name, 0.0), difference)
+    if draws:
+        excess_T, variance_T, impossible = surprise(full_TV, rows, draws)
+        scored.surprises.append(torch.stack([excess_T, variance_T]).cpu())
+        scored.impossible = impossible if scored.impossible is None else scored.impossible
+
+
+def _check_logits(info: DatasetInfo, sample: Sample, final_TC: Tensor, model: _Rescorer, findings: Findings) -> None:
+    where, arithmetic = f"sample {sample.sample_id}", TOLERANCE_NATS[info.teacher.dtype]
+    nats = arithmetic + CODEC_NATS.get(info.capture.logits_codec, 0.0)
+    scored = _rescore(info, sample, final_TC, model)
     if sample.true_logprob is not None and sample.entropy is not None:
-        difference = _largest(torch.cat(followed) - torch.from_numpy(sample.true_logprob))
-        hint = "".join(_explanations(sample, torch.cat(followed), torch.cat(padded), difference))
+        true, entropy = torch.cat(scored.true), torch.cat(scored.entropy)
+        difference = _largest(true - torch.from_numpy(sample.true_logprob))
+        hint = "".join(_explanations(sample, true, torch.cat(scored.padded), difference))
         findings.compare("true_logprob", difference, arithmetic, where, hint)
-        findings.compare("entropy", _largest(torch.cat(entropies) - torch.from_numpy(sample.entropy)), nats, where)
-    for name, difference in largest.items():
+        findings.compare("entropy", _largest(entropy - torch.from_numpy(sample.entropy)), nats, where)
+    for name, difference in scored.largest.items():
         findings.compare(name, difference, nats, where)
-    if impossible is not None:
-        findings.problem(f"{where}: token {impossible} was drawn, whose probability is 0")
-    if surprises:
-        excess_T, variance_T = torch.cat(surprises, dim=1)
+    if scored.impossible is not None:
+        findings.problem(f"{where}: token {scored.impossible} was drawn, whose probability is 0")
+    if scored.surprises:
+        excess_T, variance_T = torch.cat(scored.surprises, dim=1)
         error = STANDARD_ERRORS * float(variance_T.sum().sqrt()) / len(excess_T)
         findings.compare("drawn", abs(float(excess_T.mean())), nats + error, where)
 

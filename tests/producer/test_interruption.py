@@ -45,8 +45,9 @@ def hashes(out: Path) -> dict[str, str]:
 
 
 def wait_for_a_shard(process: "subprocess.Popen[str]", out: Path) -> None:
-    while committed(out) == 0:
-        assert process.poll() is None, process.communicate()
+    """One more than there were when the process had just started; or the process's end."""
+    before = committed(out)
+    while committed(out) == before and process.poll() is None:
         time.sleep(0.005)
 
 
@@ -78,23 +79,27 @@ def test_killed_at_random_instants_it_ends_with_the_same_shards(arguments: list[
     stdout, stderr = start(arguments, whole).communicate(timeout=200)
     duration_s = json.loads(stdout)["capture_s"]
     chance = random.Random(7)
-    out = tmp_path / "killed" / "shards"
-    for kill in range(20):
-        if kill % 7 == 0:  # begin again, so that early instants are met too
-            out = tmp_path / f"killed-{kill}" / "shards"
-        process = start(arguments, out)
-        if kill % 2:
-            wait_for_a_shard(process, out)
+    outs = [tmp_path / "killed-0" / "shards"]
+    kills = 0
+    while kills < 20:
+        process = start(arguments, outs[-1])
+        if kills % 2:
+            wait_for_a_shard(process, outs[-1])
             time.sleep(chance.uniform(0, duration_s / 4))
         else:
             time.sleep(chance.uniform(1, 25))
         process.kill()
-        process.communicate()
-        for path in out.glob("shards/*.json"):
-            assert hashes(out)[path.stem + ".arrow"] == hashes(whole)[path.stem + ".arrow"]
-    stdout, stderr = start(arguments, out).communicate(timeout=200)
-    assert json.loads(stdout), stderr
-    assert hashes(out) == hashes(whole)
+        _, stderr = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), stderr
+        kills += process.returncode == -signal.SIGKILL
+        for path in outs[-1].glob("shards/*.json"):
+            assert hashes(outs[-1])[path.stem + ".arrow"] == hashes(whole)[path.stem + ".arrow"]
+        if kills % 7 == 0 or process.returncode == 0:  # begin again, so that early instants are met too
+            outs.append(tmp_path / f"killed-{len(outs)}" / "shards")
+    for out in outs:
+        stdout, stderr = start(arguments, out).communicate(timeout=200)
+        assert json.loads(stdout), stderr
+        assert hashes(out) == hashes(whole)
 
 
 @pytest.mark.crash

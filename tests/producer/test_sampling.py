@@ -53,6 +53,7 @@ def test_hybrid_estimates_are_unbiased_and_hold_all_the_mass(logits: torch.Tenso
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("mode", ["sampled", "hybrid"])
 def test_a_million_positions_with_few_draws_each_are_unbiased(logits: torch.Tensor, mode: str) -> None:
     """50 draws from everything, 8 from outside the 16 likeliest: what a production run draws."""

@@ -98,8 +98,10 @@ class FaultyEngine:
 
     def __init__(self, faults: dict[int, int]) -> None:
         self.faults = dict(faults)
+        self.calls: list[list[int]] = []
 
     def capture(self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        self.calls.append(list(keys))
         answers = []
         for key in keys:
             bad = self.faults.get(key, 0) > 0
@@ -108,7 +110,7 @@ class FaultyEngine:
         return answers
 
 
-def teacher_pass(faults: dict[int, int]) -> TeacherPass:
+def teacher_pass(faults: dict[int, int], engine: FaultyEngine | None = None) -> TeacherPass:
     samples = 20
     corpus = Corpus(
         tokens=np.zeros(samples * T, np.int32),
@@ -125,7 +127,16 @@ def teacher_pass(faults: dict[int, int]) -> TeacherPass:
         }
     )
     teacher = Teacher(model="m", name="m", revision=None, config={}, architecture="Qwen2ForCausalLM")
-    return TeacherPass(Job(teacher, corpus, info, "out"), FaultyEngine(faults), Account(QUIET))
+    return TeacherPass(Job(teacher, corpus, info, "out"), engine or FaultyEngine(faults), Account(QUIET))
+
+
+def test_a_call_makes_no_more_rows_than_memory_is_meant_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of these samples are 4 candidates of 8 bytes, 12 of statistics, 5 of token and mask."""
+    for bytes_allowed, calls in ((2 * T * 49, [[0, 1], [2, 3], [4]]), (1, [[0], [1], [2], [3], [4]])):
+        monkeypatch.setattr("arwkv_producer.teacher_pass.CALL_BYTES", bytes_allowed)
+        engine = FaultyEngine({})
+        teacher_pass({}, engine).capture_part(0)
+        assert engine.calls == calls
 
 
 def test_sample_that_fails_once_is_captured_again() -> None:
