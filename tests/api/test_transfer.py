@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from arwkv_api.problems import RangeNotSatisfiable
@@ -116,6 +117,7 @@ def test_callers_own_copy_is_not_sent_again(server: str) -> None:
     assert httpx.get(server + DATA, headers={"If-None-Match": '"x"'}).status_code == 200
 
 
+@hypothesis_settings(max_examples=500, deadline=None)
 @given(header=st.text(max_size=80), size_bytes=st.integers(0, 10**12))
 def test_any_header_gives_ranges_inside_the_file_or_a_refusal(header: str, size_bytes: int) -> None:
     for value in (header, "bytes=" + header):
@@ -126,6 +128,7 @@ def test_any_header_gives_ranges_inside_the_file_or_a_refusal(header: str, size_
         assert ranges is None or all(0 <= r.start < r.stop <= size_bytes for r in ranges)
 
 
+@hypothesis_settings(max_examples=500, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 200)), min_size=1, max_size=16), st.integers(1, 150))
 def test_joined_ranges_cover_what_was_asked_once(pairs: list[tuple[int, int]], size_bytes: int) -> None:
     asked = [(min(pair), max(pair)) for pair in pairs]
