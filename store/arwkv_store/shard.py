@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 
 FETCHES = 3
 """Times a remote file is fetched before its damage counts as the source's."""
+EVICTIONS = 30
+"""Times it may be evicted before it is opened: a cache too small for its readers."""
 
 
 class Shard:
@@ -83,17 +85,19 @@ class _OpenFile:
 
     def _reading(self, read: Callable[[ArrowFile], Result]) -> Result:
         """What `read` gives; a fetched copy that is damaged, or was evicted before it was opened, is fetched again."""
-        for fetches_left in reversed(range(FETCHES)):
+        damaged = gone = 0
+        while True:
             file = self._file
             path = self._source.data_path(self._part, self._kind, self._info) if file is None else file.path
             try:
                 file = self._file = file or self._opened(path)
                 return read(file)
-            except CorruptShard:
-                if not fetches_left or not self._source.forget(self._info):
+            except CorruptShard as error:
+                evicted = isinstance(error.__cause__, FileNotFoundError)
+                damaged, gone = damaged + (not evicted), gone + evicted
+                if damaged == FETCHES or gone == EVICTIONS or not self._source.forget(self._info):
                     raise
                 self._file = None
-        raise AssertionError("unreachable")
 
     def _opened(self, path: Path) -> ArrowFile:
         file = ArrowFile(path, self._info, verify=self._verify)

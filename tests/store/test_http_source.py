@@ -202,7 +202,7 @@ def test_verifying_looks_at_the_source_and_not_at_copies(tmp_path: Path) -> None
 
 def test_file_evicted_before_it_is_opened_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = write_example_dataset(tmp_path / "data")
-    fetch, evictions = FileCache.fetch, [True, True]
+    fetch, evictions = FileCache.fetch, [True] * 5
 
     def evicted(cache: FileCache, *arguments: Any) -> Path:
         path = fetch(cache, *arguments)
