@@ -19,7 +19,7 @@ AXE = (Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js").read_text()
 DRAWN = "document.querySelectorAll('canvas').length && [...document.querySelectorAll('canvas')].every(Chart.getChart)"
 # Each view, and what is there once it is complete.
 VIEWS = {
-    "/#/": "document.querySelectorAll('tbody tr').length === 4",
+    "/#/": "document.querySelectorAll('tbody tr').length === 5",
     "/#/datasets/sample": f"document.querySelector('tbody tr') && {DRAWN}",
     "/#/datasets/damaged": f"document.querySelector('.badge.bad') && {DRAWN}",
     "/#/datasets/damaged/shards/0": f"document.querySelector('figure') && {DRAWN}",
@@ -86,7 +86,7 @@ def test_view_is_accessible_fits_and_stays_at_home(
 def test_datasets_are_shown_at_a_glance(browser: Browser, site: str) -> None:
     browser.open(f"{site}/#/", VIEWS["/#/"])
     names = browser.do("[...document.querySelectorAll('tbody tr')].map(r => r.cells[0].innerText)")
-    assert names == ["damaged", "growing", "many", "sample"]
+    assert names == ["damaged", "growing", "many", "quantised", "sample"]
     assert "1 faulty" in browser.text("tbody")
     assert "4 / 10" in browser.text("tbody")
     browser.do("document.querySelector('#search').focus()")
@@ -157,8 +157,8 @@ CHART = (
 
 
 def test_quantisation_error_has_a_chart_of_its_own(browser: Browser, site: str) -> None:
-    stats = httpx.get(f"{site}/v1/datasets/growing/stats").json()
-    browser.open(f"{site}/#/datasets/growing", VIEWS["/#/datasets/sample"])
+    stats = httpx.get(f"{site}/v1/datasets/quantised/stats").json()
+    browser.open(f"{site}/#/datasets/quantised", VIEWS["/#/datasets/sample"])
     rms, error = CHART.format("'Hidden states'"), CHART.format("'Quantisation'")
     assert browser.do(f"{rms}.data.datasets.map(d => d.data)") == [list(stats["hidden_rms"].values())]
     errors = list(stats["hidden_worst_channel_error"].values())
