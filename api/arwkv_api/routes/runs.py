@@ -40,7 +40,7 @@ class RunFigures(BaseModel):
 
 
 class RunSample(BaseModel):
-    """One prompt, continued by teacher and student."""
+    """One text, and what teacher and student say to it."""
 
     prompt: str = Field(examples=["def __init__(self, "])
     teacher: str = Field(examples=["name):"])
