@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arwkv_store.codecs.frames import BadCell, Planes, build_cell, parse_cell
-from arwkv_store.codecs.rounding import to_bf16
+from arwkv_store.codecs.rounding import bf16_in_blocks
 
 CODEC_ID = 17
 LARGEST = 448.0
@@ -31,11 +31,10 @@ def decode(cell: NDArray[np.uint8], tokens: int, width: int) -> NDArray[ml_dtype
     codes, scale = packed.take(tokens * width).reshape(tokens, width), raw.take(tokens, np.float32)
     raw.end()
     packed.end()
-    # What the 256 codes stand for is rounded once per token; looking it up is four times as fast as the arithmetic.
-    tables = to_bf16(_VALUES * scale[:, None])
-    states = np.empty((tokens, width), ml_dtypes.bfloat16)
-    index = np.empty(width, np.intp)
-    for t in range(tokens):
-        np.copyto(index, codes[t])
-        tables[t].take(index, out=states[t], mode="wrap")
-    return states
+
+    def values(some: slice) -> NDArray[np.float32]:
+        block = np.take(_VALUES, codes[some])
+        block *= scale[some, None]
+        return block
+
+    return bf16_in_blocks(tokens, width, values)

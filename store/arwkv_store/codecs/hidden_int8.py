@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arwkv_store.codecs.frames import BadCell, Planes, build_cell, parse_cell
-from arwkv_store.codecs.rounding import to_bf16
+from arwkv_store.codecs.rounding import bf16_in_blocks
 
 CODEC_ID = 18
 GROUP_CHANNELS = 64
 LARGEST = 127
-_ROWS_AT_ONCE = 16
-"""Tokens decoded at a time, so that what lies between codes and states stays in the processor's cache."""
 
 
 def encode(states: NDArray[ml_dtypes.bfloat16]) -> bytes:
@@ -40,13 +38,13 @@ def decode(cell: NDArray[np.uint8], tokens: int, width: int) -> NDArray[ml_dtype
     codes = packed.take(tokens * width, np.int8).reshape(tokens, width)
     raw.end()
     packed.end()
-    states = np.empty((tokens, width), ml_dtypes.bfloat16)
-    for t in range(0, tokens, _ROWS_AT_ONCE):
-        some = slice(t, t + _ROWS_AT_ONCE)
-        values = codes[some].astype(np.float32)
-        values *= np.repeat(scale[some], GROUP_CHANNELS, axis=1)[:, :width]
-        states[some] = to_bf16(values)
-    return states
+
+    def values(some: slice) -> NDArray[np.float32]:
+        block = codes[some].astype(np.float32)
+        block *= np.repeat(scale[some], GROUP_CHANNELS, axis=1)[:, :width]
+        return block
+
+    return bf16_in_blocks(tokens, width, values)
 
 
 def _groups(width: int) -> int:

@@ -1,11 +1,15 @@
 """float32 to bf16, rounded to nearest even, and how far a lossy codec strays from what it was given."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+
+BLOCK_VALUES = 1 << 17
+"""Half a MiB in float32."""
 
 
 def to_bf16(values: NDArray[np.float32]) -> NDArray[ml_dtypes.bfloat16]:
@@ -14,6 +18,18 @@ def to_bf16(values: NDArray[np.float32]) -> NDArray[ml_dtypes.bfloat16]:
     bits += ((bits >> 16) & 1) + np.uint32(0x7FFF)
     rounded: NDArray[ml_dtypes.bfloat16] = (bits >> 16).astype(np.uint16).view(ml_dtypes.bfloat16)
     return rounded
+
+
+def bf16_in_blocks(
+    tokens: int, width: int, values: Callable[[slice], NDArray[np.float32]]
+) -> NDArray[ml_dtypes.bfloat16]:
+    """States [tokens, width] of the float32 values of a range of tokens, made so many at a time as a cache holds."""
+    states = np.empty((tokens, width), ml_dtypes.bfloat16)
+    rows = max(BLOCK_VALUES // max(width, 1), 1)
+    for start in range(0, tokens, rows):
+        some = slice(start, start + rows)
+        states[some] = to_bf16(values(some))
+    return states
 
 
 @dataclass
