@@ -8,12 +8,10 @@ from typing import Any
 
 from arwkv_producer.capture import CAPTURED_ARCHITECTURES
 from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.weights import hash_of_config, hash_of_weights
 
 OWNERS = {"Qwen": "Qwen", "Llama": "meta-llama", "Meta-Llama": "meta-llama"}
 """Hub owner of a bare model name, by the name's beginning."""
-
-CONFIG_NOT_HASHED = ("transformers_version", "_name_or_path")
-"""Says who wrote config.json, not what the model computes."""
 
 
 @dataclass(frozen=True)
@@ -125,22 +123,11 @@ def weights_hash(teacher: Teacher, present: str | None = None) -> str | None:
 
     Datasets begun by a release that hashed the weights alone go on: where that is what is `present`, so is the answer.
     """
-    import xxhash
-
     folder = Path(teacher.model)
     if teacher.revision is not None or not folder.is_dir():
         return None
-    digest = xxhash.xxh3_128()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    weights = digest.hexdigest()
-    if present == weights:
-        return weights
-    decisive = {name: value for name, value in teacher.config.items() if name not in CONFIG_NOT_HASHED}
-    return f"{weights}-{xxhash.xxh3_128_hexdigest(json.dumps(decisive, sort_keys=True).encode())}"
+    weights = hash_of_weights(folder)
+    return weights if present == weights else f"{weights}-{hash_of_config(teacher.config)}"
 
 
 def require_weights(teacher: Teacher) -> None:

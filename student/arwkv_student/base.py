@@ -9,6 +9,7 @@ from typing import Any
 
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.vocabulary import vocabulary_hash
+from arwkv_store.weights import hash_of_config, hash_of_weights
 
 SUPPORTED = ("qwen2",)
 INDEX = "model.safetensors.index.json"
@@ -22,9 +23,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-
-CONFIG_NOT_HASHED = ("transformers_version", "_name_or_path")
-"""Says who wrote config.json, not what the model computes."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +54,12 @@ class BaseCheckpoint:
     @cached_property
     def weights_hash(self) -> str:
         """The hash of the weight files that shards captured from this folder carry: xxh3-128, names and contents."""
-        import xxhash
-
-        digest = xxhash.xxh3_128()
-        for path in sorted([*self.folder.glob("*.safetensors"), *self.folder.glob("*.bin")]):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                while block := file.read(1 << 24):
-                    digest.update(block)
-        return digest.hexdigest()
+        return hash_of_weights(self.folder)
 
     @property
     def config_hash(self) -> str:
         """The hash of the configuration that follows it there, after a hyphen."""
-        import xxhash
-
-        decisive = {name: value for name, value in self.config.items() if name not in CONFIG_NOT_HASHED}
-        return xxhash.xxh3_128_hexdigest(json.dumps(decisive, sort_keys=True).encode())
+        return hash_of_config(self.config)
 
     def identity(self) -> dict[str, Any]:
         """What a run records of it, and compares by `checkpoint`."""

@@ -50,16 +50,17 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     if base is None:
         raise UsageError("--base is missing; name the Qwen2 checkpoint the student starts from, such as Qwen2.5-0.5B")
     sets = open_shard_sets(settings.shards, settings.shard_weights)
+    head = base if settings.teacher_head is None else open_base(settings.teacher_head)
+    start = None if settings.start_from is None else Path(settings.start_from)
+    if start is not None:
+        require_student(start)
     for shards in sets:
         require_same_tokenizer(f"base {base.name}", base.folder, shards.info, shards.uri)
-        if settings.start_from is not None:
-            require_student(Path(settings.start_from))
-            require_same_tokenizer(
-                f"--start-from {settings.start_from}", Path(settings.start_from), shards.info, shards.uri
-            )
-    stages = _stages(settings, base, sets)
+        if start is not None:
+            require_same_tokenizer(f"--start-from {start}", start, shards.info, shards.uri)
+    stages = _stages(settings, base, head, sets)
     run, processes = RunFolder(settings.out), PartialState(cpu=not torch.accelerator.is_available())
-    with run.claimed(_identity(settings, base, sets), processes):
+    with run.claimed(_identity(settings, base, head, sets), processes):
         held_out = _held_out(settings, base)
         summaries = {}
         for position, stage in enumerate(stages):
@@ -73,8 +74,11 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     return {"out": str(settings.out), "stages": summaries}
 
 
-def _stages(settings: TrainSettings, base: BaseCheckpoint, sets: Sequence[ShardSet]) -> list[str]:
-    """The stages to run. Raises UsageError where the shards do not allow what is asked, or a set would go unread."""
+def _stages(settings: TrainSettings, base: BaseCheckpoint, head: BaseCheckpoint, sets: Sequence[ShardSet]) -> list[str]:
+    """The stages to run; `head` is the checkpoint whose head reads final hidden states.
+
+    Raises UsageError where the shards do not allow what is asked, or a set would go unread.
+    """
     mixed = _student_config(base, settings).time_mix_layers
     possible = [stage for stage in ("align", "distill") if any(shards.serves(stage) for shards in sets)]
     stages = possible if settings.stage == "auto" else [str(settings.stage)]
@@ -83,16 +87,12 @@ def _stages(settings: TrainSettings, base: BaseCheckpoint, sets: Sequence[ShardS
             if stage == "align":
                 require_fitting_hidden_states(base, shards.info, shards.uri, mixed)
             elif shards.info.capture.logits == "none":
-                require_fitting_head(*_head(settings, base), shards.info, shards.uri)
+                flag = "--base" if head is base else "--teacher-head"
+                require_fitting_head(flag, head, shards.info, shards.uri)
     for shards in sets:
         if not any(shards.serves(stage) for stage in stages):
             raise UsageError(f"--shards {shards.uri}: stage {', '.join(stages)} reads nothing of it; leave it out")
     return stages
-
-
-def _head(settings: TrainSettings, base: BaseCheckpoint) -> tuple[str, BaseCheckpoint]:
-    """The flag and the checkpoint whose head reads final hidden states."""
-    return ("--base", base) if settings.teacher_head is None else ("--teacher-head", open_base(settings.teacher_head))
 
 
 def serving(sets: Sequence[ShardSet], stage: str, settings: TrainSettings) -> list[ShardSet]:
@@ -107,7 +107,9 @@ def serving(sets: Sequence[ShardSet], stage: str, settings: TrainSettings) -> li
     return chosen
 
 
-def _identity(settings: TrainSettings, base: BaseCheckpoint, sets: Sequence[ShardSet]) -> dict[str, Any]:
+def _identity(
+    settings: TrainSettings, base: BaseCheckpoint, head: BaseCheckpoint, sets: Sequence[ShardSet]
+) -> dict[str, Any]:
     """What makes a continued run the same run: settings, and what it starts from by content rather than by place."""
     ignored = NOT_COMPARED | {field.name for field in dataclasses.fields(TuneSettings)}
     compared = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ignored}
@@ -124,7 +126,7 @@ def _identity(settings: TrainSettings, base: BaseCheckpoint, sets: Sequence[Shar
             "samples_per_step": settings.batch_size * settings.gradient_accumulation * world_size(),
             "base_config": base.config,
             "base": base.identity(),
-            "teacher_head": None if settings.teacher_head is None else open_base(settings.teacher_head).identity(),
+            "teacher_head": None if head is base else head.identity(),
             "start": None if start is None else origin(start, checkpoint_hash(start)),
         }
     )

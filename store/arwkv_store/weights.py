@@ -1,0 +1,29 @@
+"""One definition of "the same checkpoint", for the producer that records it and the student that checks it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+CONFIG_NOT_HASHED = ("transformers_version", "_name_or_path")
+"""Says who wrote config.json, not what the model computes."""
+_PIECE_BYTES = 1 << 24
+
+
+def hash_of_weights(folder: Path) -> str:
+    """xxh3-128 over a folder's weight files, names and contents."""
+    digest = xxhash.xxh3_128()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def hash_of_config(config: Mapping[str, Any]) -> str:
+    """xxh3-128 over what of a config.json decides what the model computes."""
+    decisive = {name: value for name, value in config.items() if name not in CONFIG_NOT_HASHED}
+    return xxhash.xxh3_128_hexdigest(json.dumps(decisive, sort_keys=True).encode())
