@@ -74,7 +74,7 @@ class CopyConfig:
     """Copy a dataset's committed parts, verified; again to continue. Example: `store copy ./shards s3://bucket/shards`."""
 
     uri: Positional[str]
-    """A dataset: folder, http(s)://, s3://, hf://."""
+    """A dataset: folder, http(s)://, s3://, hf://. A service hands out all but the tokenizer's files beside it."""
     to: Positional[str]
     """Where to: a folder, s3://, hf://, or another store that fsspec writes. Parts that are there already stay."""
     json: bool = False

@@ -10,10 +10,10 @@ from typing import IO
 from arwkv_store.cache import FileCache
 from arwkv_store.commit import storage_faults, write_all
 from arwkv_store.errors import ConfigurationDiffers, CorruptShard
-from arwkv_store.index import manifest_of, manifest_uri
-from arwkv_store.layout import DATASET_FILE
+from arwkv_store.index import manifest_of
+from arwkv_store.layout import DATASET_FILE, manifest_uri
 from arwkv_store.manifest import FileInfo, ShardManifest
-from arwkv_store.progress import Progress
+from arwkv_store.progress import followed
 from arwkv_store.schema import DatasetInfo, require_same
 from arwkv_store.source import Source, source_of
 from arwkv_store.target import Target, target_of
@@ -54,7 +54,7 @@ def copy_dataset(source_uri: str, target_uri: str) -> Iterator[Copied]:
     for part, raw_manifest in source.manifests():
         if part in present:
             continue
-        where = manifest_uri(source, part)
+        where = manifest_uri(source.uri, part)
         manifest = manifest_of(part, raw_manifest, dataset_hash, where)
         _copy_part(source, target, manifest)
         copied.parts += 1
@@ -66,12 +66,7 @@ def copy_dataset(source_uri: str, target_uri: str) -> Iterator[Copied]:
 
 def copy_with_progress(source_uri: str, target_uri: str) -> Copied:
     """`copy_dataset` to its end, with a bar."""
-    tokens = size_bytes = 0
-    with Progress("copy", None) as progress:
-        for copied in copy_dataset(source_uri, target_uri):
-            progress.advance(copied.tokens - tokens, copied.size_bytes - size_bytes, f"{copied.parts} parts")
-            tokens, size_bytes = copied.tokens, copied.size_bytes
-    return copied
+    return followed("copy", copy_dataset(source_uri, target_uri), lambda copied: f"{copied.parts} parts")
 
 
 def _copy_part(source: Source, target: Target, manifest: ShardManifest) -> None:

@@ -48,7 +48,7 @@ class HttpSource:
             try:
                 found = [(int(item["part"]), str(item["manifest"]).encode()) for item in page["items"]]
             except (KeyError, TypeError, ValueError) as error:
-                raise self._no_service("/shards") from error
+                raise self.no_service("/shards") from error
             yield from found
             cursor = page.get("next_cursor")
             if not cursor:
@@ -75,12 +75,13 @@ class HttpSource:
         try:
             document = json.loads(raw)
         except ValueError as error:
-            raise self._no_service(path) from error
+            raise self.no_service(path) from error
         if not isinstance(document, dict):
-            raise self._no_service(path)
+            raise self.no_service(path)
         return document
 
-    def _no_service(self, path: str) -> UsageError:
+    def no_service(self, path: str) -> UsageError:
+        """The error where something else answers there."""
         return UsageError(f"{self.uri}{path}: not the answer of a dataset service; check the URI")
 
     def _get(self, path: str, max_bytes: int = MAX_DOCUMENT_BYTES, *, method: str = "GET") -> bytes:

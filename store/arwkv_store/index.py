@@ -8,16 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arwkv_store.errors import CorruptShard
-from arwkv_store.layout import manifest_name
+from arwkv_store.layout import manifest_uri
 from arwkv_store.manifest import ShardManifest
 from arwkv_store.schema import FORMAT_VERSION, refuse_unknown_version
 from arwkv_store.seal import require_intact, unsealed
 from arwkv_store.source import Source
-
-
-def manifest_uri(source: Source, part: int) -> str:
-    """Where a part's manifest lies, for messages."""
-    return f"{source.uri}/shards/{manifest_name(part)}"
 
 
 def manifest_of(part: int, raw: bytes, dataset_hash: str, where: str) -> ShardManifest:
@@ -76,7 +71,7 @@ class ManifestIndex:
         return manifest_of(part, raw, self._dataset_hash, self._where(part))
 
     def _where(self, part: int) -> str:
-        return manifest_uri(self._source, part)
+        return manifest_uri(self._source.uri, part)
 
 
 class Manifests(Sequence[ShardManifest]):

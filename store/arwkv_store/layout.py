@@ -26,6 +26,11 @@ def manifest_name(part: int) -> str:
     return f"{part_stem(part)}.json"
 
 
+def manifest_uri(uri: str, part: int) -> str:
+    """Where a part's manifest lies in the dataset at `uri`, for messages."""
+    return f"{uri}/{SHARDS_FOLDER}/{manifest_name(part)}"
+
+
 def committed_parts(names: Iterable[str]) -> set[int]:
     """The parts whose manifest is among these file names of a shards folder."""
     matches = map(_MANIFEST_NAME.fullmatch, names)

@@ -2,12 +2,23 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Protocol, Self, TextIO, TypeVar
 
 from tqdm import tqdm
 
 LINE_EVERY_S = 30.0
+
+
+class Report(Protocol):
+    """What long work says of itself as it grows."""
+
+    tokens: int
+    size_bytes: int
+
+
+Growing = TypeVar("Growing", bound=Report)
 
 
 class Progress:
@@ -72,3 +83,13 @@ class Progress:
             self._bar.close()
         elif self._tokens:
             self._print_line("done" if error is None else "stopped")
+
+
+def followed(title: str, reports: Iterator[Growing], note: Callable[[Growing], str]) -> Growing:
+    """The last of one or more growing reports, each shown as it comes, with a note of its own."""
+    tokens = size_bytes = 0
+    with Progress(title, None) as progress:
+        for report in reports:
+            progress.advance(report.tokens - tokens, report.size_bytes - size_bytes, note(report))
+            tokens, size_bytes = report.tokens, report.size_bytes
+    return report

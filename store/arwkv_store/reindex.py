@@ -18,7 +18,8 @@ def reindex_served(uri: str) -> dict[str, Any]:
             f"{uri}: a folder needs no index, its manifests are the truth; "
             "name it as its service does: http://host/v1/datasets/NAME"
         )
-    answer = HttpSource(uri, FileCache.of(None, None)).post("/reindex")
+    source = HttpSource(uri, FileCache.of(None, None))
+    answer = source.post("/reindex")
     if not all(isinstance(answer.get(name), int) for name in ("shards", "tokens")):
-        raise UsageError(f"{uri}/reindex: not the answer of a dataset service; check the URI")
+        raise source.no_service("/reindex")
     return answer

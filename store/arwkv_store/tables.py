@@ -93,12 +93,17 @@ def print_verdict(uri: str, verdict: Verdict) -> None:
     for part, message in verdict.newer.items():
         console.print(f"  part {part}: {message}", markup=False)
     if verdict.missing:
-        some = ", ".join(map(str, verdict.missing[:SHOWN_PARTS])) + (", …" if verdict.missing[SHOWN_PARTS:] else "")
         missing, planned = len(verdict.missing), len(verdict.missing) + verdict.parts
-        console.print(f"  {missing:,} of {planned:,} planned parts are not committed: {some}", markup=False)
+        console.print(
+            f"  {missing:,} of {planned:,} planned parts are not committed: {_some(verdict.missing)}", markup=False
+        )
     if verdict.unclaimed:
-        names = ", ".join(verdict.unclaimed[:SHOWN_PARTS]) + (", …" if verdict.unclaimed[SHOWN_PARTS:] else "")
+        names = _some(verdict.unclaimed)
         console.print(f"  without a manifest, replaced when their part is made: {names}", markup=False)
+
+
+def _some(things: Sequence[object]) -> str:
+    return ", ".join(map(str, things[:SHOWN_PARTS])) + (", …" if things[SHOWN_PARTS:] else "")
 
 
 def size_text(size_bytes: int) -> str:

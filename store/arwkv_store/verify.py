@@ -12,9 +12,9 @@ from arwkv_store.cache import FileCache
 from arwkv_store.columns import heavy_columns
 from arwkv_store.commit import locked, storage_faults, sync_folder
 from arwkv_store.errors import CorruptShard, UnsupportedVersion, UsageError
-from arwkv_store.index import manifest_of, manifest_uri
-from arwkv_store.layout import DATASET_FILE, SHARDS_FOLDER, data_file_name, manifest_name
-from arwkv_store.progress import Progress
+from arwkv_store.index import manifest_of
+from arwkv_store.layout import DATASET_FILE, SHARDS_FOLDER, data_file_name, manifest_name, manifest_uri
+from arwkv_store.progress import followed
 from arwkv_store.schema import DatasetInfo
 from arwkv_store.shard import Shard
 from arwkv_store.source import Source, source_of
@@ -49,13 +49,8 @@ class Verdict:
 
 def verify_with_progress(uri: str, *, deep: bool, repair: bool) -> Verdict:
     """`verify_dataset` to its end, with a bar."""
-    tokens = size_bytes = 0
-    with Progress("verify", None) as progress:
-        for verdict in verify_dataset(uri, deep=deep, repair=repair):
-            note = f"{verdict.parts} parts, {len(verdict.damaged)} damaged"
-            progress.advance(verdict.tokens - tokens, verdict.size_bytes - size_bytes, note)
-            tokens, size_bytes = verdict.tokens, verdict.size_bytes
-    return verdict
+    verdicts = verify_dataset(uri, deep=deep, repair=repair)
+    return followed("verify", verdicts, lambda verdict: f"{verdict.parts} parts, {len(verdict.damaged)} damaged")
 
 
 def verify_dataset(uri: str, *, deep: bool = False, repair: bool = False) -> Iterator[Verdict]:
@@ -113,19 +108,21 @@ def set_aside(folder: Path, part: int) -> None:
 def _verify_part(
     source: Source, info: DatasetInfo, part: int, raw: bytes, dataset_hash: str, deep: bool, verdict: Verdict
 ) -> None:
-    where = manifest_uri(source, part)
+    where = manifest_uri(source.uri, part)
     manifest = manifest_of(part, raw, dataset_hash, where)
-    for kind, file in manifest.files.items():
-        opened = ArrowFile(source.data_path(part, kind, file), file, verify=True)
-        opened.verify_all()
+    try:
+        for kind, file in manifest.files.items():
+            opened = ArrowFile(source.data_path(part, kind, file), file, verify=True)
+            opened.verify_all()
+            if deep:
+                opened.verify_sha256()
         if deep:
-            opened.verify_sha256()
-    if deep:
-        shard = Shard(source, manifest, heavy_columns(info), verify=True)
-        for row in range(manifest.rows):
-            shard.sample(row)
-    for file in manifest.files.values():
-        source.forget(file)
+            shard = Shard(source, manifest, heavy_columns(info), verify=True)
+            for row in range(manifest.rows):
+                shard.sample(row)
+    finally:
+        for file in manifest.files.values():
+            source.forget(file)
     verdict.samples += manifest.rows
     verdict.tokens += manifest.tokens
     verdict.size_bytes += manifest.size_bytes

@@ -10,7 +10,7 @@ from typing import IO
 from arwkv_store.columns import heavy_columns, require_captured
 from arwkv_store.commit import storage_faults
 from arwkv_store.errors import UsageError
-from arwkv_store.layout import DATASET_FILE, SHARDS_FOLDER, data_file_name, manifest_name
+from arwkv_store.layout import DATASET_FILE, data_file_name, manifest_uri
 from arwkv_store.manifest import FileInfo, ShardManifest
 from arwkv_store.rows import arrow_schema, record_batches
 from arwkv_store.sample import Sample, validate_sample
@@ -59,8 +59,7 @@ class Writer:
         Raises UsageError for samples that do not fit the dataset (nothing is written), TryAgain when the disk fails.
         """
         self._require_fitting(part, samples)
-        where = f"{self._target.uri}/{SHARDS_FOLDER}/{manifest_name(part)}"
-        with storage_faults(where), contextlib.ExitStack() as open_files:
+        with storage_faults(manifest_uri(self._target.uri, part)), contextlib.ExitStack() as open_files:
             data: dict[str, IO[bytes]] = {}
             files: dict[str, FileInfo] = {}
             tally = Tally()
@@ -77,8 +76,7 @@ class Writer:
 
     def committed(self, part: int) -> ShardManifest:
         """The manifest of a part that is committed."""
-        where = f"{self._target.uri}/{SHARDS_FOLDER}/{manifest_name(part)}"
-        return ShardManifest.from_bytes(self._target.manifest(part), where)
+        return ShardManifest.from_bytes(self._target.manifest(part), manifest_uri(self._target.uri, part))
 
     def _manifest(
         self, part: int, samples: Sequence[Sample], files: dict[str, FileInfo], tally: Tally
