@@ -8,9 +8,10 @@ from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 
-from arwkv_api.folders import IDENTITY, ShardFiles
+from arwkv_api.folders import ShardFiles
 from arwkv_api.transfer import open_inside, read_inside
 from arwkv_store.errors import ArwkvError, CorruptShard, NotFound, TryAgain
+from arwkv_store.layout import DATASET_FILE, manifest_name
 from arwkv_store.manifest import FileInfo, ShardManifest
 from arwkv_store.schema import DatasetInfo
 from arwkv_store.seal import MAX_DOCUMENT_BYTES
@@ -60,8 +61,8 @@ class Shard:
 
 def read_identity(folder: Path) -> Identity:
     """Read and verify a dataset's identity. Raises OSError, CorruptShard or UnsupportedVersion."""
-    raw, status = read_inside(folder, IDENTITY, MAX_DOCUMENT_BYTES)
-    where = f"{folder.name}/{IDENTITY}"
+    raw, status = read_inside(folder, DATASET_FILE, MAX_DOCUMENT_BYTES)
+    where = f"{folder.name}/{DATASET_FILE}"
     info = DatasetInfo.from_bytes(raw, where)
     if info.corpus.parts > LARGEST_INTEGER:
         raise CorruptShard(f"{where}: corpus.parts {info.corpus.parts} is not below 2^63; make the dataset again")
@@ -74,7 +75,7 @@ def read_shard(folder: Path, files: ShardFiles, dataset_hash: str) -> Shard:
     Raises TryAgain where a file cannot be read just now.
     """
     raw = b""
-    where = f"part-{files.part:06d}.json"
+    where = manifest_name(files.part)
     try:
         raw, _ = read_inside(folder / "shards", where, MAX_DOCUMENT_BYTES)
         manifest = ShardManifest.from_bytes(raw, where)

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from arwkv_store.layout import DATASET_FILE, SHARDS_FOLDER, part_stem
+
 log = logging.getLogger("arwkv_api.folders")
 
-IDENTITY = "dataset.json"
 METRICS = "metrics.jsonl"
-_SHARD_FILE = re.compile(r"part-(\d{6,15})\.(json|arrow|hidden\.arrow)")
+_SHARD_FILE = re.compile(r"part-(\d{6}|[1-9]\d{6,14})\.(json|arrow|hidden\.arrow)")
 NAME_LIMIT_CHARACTERS = 255
 # How deep below a root a run's metrics may lie: ROOT/experiment/run/metrics.jsonl.
 RUN_DEPTH = 3
@@ -42,7 +43,7 @@ def dataset_folders(root: Path) -> Iterator[tuple[str, Path]]:
 
     Symbolic links are not followed: what they point to can be named as a root of its own.
     """
-    if _is_file(root / IDENTITY):
+    if _is_file(root / DATASET_FILE):
         yield root.name, root
         return
     with os.scandir(root) as entries:
@@ -50,7 +51,7 @@ def dataset_folders(root: Path) -> Iterator[tuple[str, Path]]:
             if (
                 entry.is_dir(follow_symlinks=False)
                 and is_servable_name(entry.name)
-                and _is_file(Path(entry) / IDENTITY)
+                and _is_file(Path(entry) / DATASET_FILE)
             ):
                 yield entry.name, Path(entry)
 
@@ -78,10 +79,10 @@ def part_files(folder: Path, part: int) -> ShardFiles | None:
     files = []
     for kind in ("arrow", "hidden.arrow", "json"):
         try:
-            files.append((kind, (folder / "shards" / f"part-{part:06d}.{kind}").lstat()))
+            files.append((kind, (folder / SHARDS_FOLDER / f"{part_stem(part)}.{kind}").lstat()))
         except (FileNotFoundError, NotADirectoryError):
             continue
-    return None if (folder / "shards").is_symlink() else _shard(part, files)
+    return None if (folder / SHARDS_FOLDER).is_symlink() else _shard(part, files)
 
 
 def run_folders(roots: tuple[Path, ...]) -> dict[str, Path]:
@@ -97,7 +98,7 @@ def run_folders(roots: tuple[Path, ...]) -> dict[str, Path]:
 
 def _folders_below(folder: Path, depth: int) -> Iterator[Path]:
     yield folder
-    if depth == 0 or _is_file(folder / IDENTITY):
+    if depth == 0 or _is_file(folder / DATASET_FILE):
         return
     try:
         with os.scandir(folder) as entries:

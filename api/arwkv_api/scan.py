@@ -13,7 +13,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from arwkv_api.committed import Shard, one_line, read_identity, read_shard
-from arwkv_api.folders import IDENTITY, ShardFiles, dataset_folders, shard_files
+from arwkv_api.folders import ShardFiles, dataset_folders, shard_files
 from arwkv_api.indexing import (
     forget,
     mark_missing,
@@ -26,6 +26,7 @@ from arwkv_api.lease import Lease, LeaseLost, lease, scanned_within
 from arwkv_api.looks import Looks, shards_time_ns
 from arwkv_api.tables import DatasetRow, ShardRow
 from arwkv_store.errors import ArwkvError, TryAgain
+from arwkv_store.layout import DATASET_FILE
 
 log = logging.getLogger("arwkv_api.scan")
 
@@ -161,7 +162,7 @@ def _is_current(row: DatasetRow, folder: Path) -> bool:
     """True where the dataset's identity is indexed as it is now."""
     if row.state not in ("ready", "withdrawn"):
         return False
-    status = (folder / IDENTITY).lstat()
+    status = (folder / DATASET_FILE).lstat()
     return (status.st_mtime_ns, str(folder)) == (row.identity_mtime_ns, row.folder)
 
 

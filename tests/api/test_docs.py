@@ -18,6 +18,7 @@ from arwkv_api.database import SCHEMA_REVISION
 from arwkv_api.parameters import PAGE_LIMIT
 from arwkv_api.protocol import HEAD_LIMIT_BYTES, HEAD_TIMEOUT_S, OTHER_DESCRIPTORS, SEND_TIMEOUT_S
 from arwkv_api.runs import ANSWER_BYTES, LINE_LIMIT_BYTES
+from arwkv_store.seal import MAX_DOCUMENT_BYTES
 from store_examples import write_example_dataset
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -103,6 +104,7 @@ def test_limits_are_those_of_the_code() -> None:
     assert f"{HEAD_LIMIT_BYTES >> 10} KiB, the head within {HEAD_TIMEOUT_S:.0f} s;" in API
     assert f"| {SEND_TIMEOUT_S:.0f} s for some 200 kB;" in API
     assert f"less {OTHER_DESCRIPTORS};" in API
+    assert f"| A manifest or dataset.json | {MAX_DOCUMENT_BYTES >> 20} MiB |" in API
 
 
 def test_schema_revision_is_the_newest_migration() -> None:
