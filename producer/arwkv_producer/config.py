@@ -71,7 +71,7 @@ class GenerateConfig(CaptureConfig):
     """Text: files, folders or globs of .jsonl, .json, .parquet, .csv, .arrow and .txt (also .gz), or a Hub dataset's
     name, perhaps `NAME:SUBSET`. Several give tokens in proportion as `a.jsonl:0.7 b.jsonl:0.3`."""
     out: str
-    """The dataset's folder."""
+    """The dataset's folder, or s3://BUCKET/NAME or another store's URI."""
     split: str = "train"
     """Which split of a Hub dataset."""
     field: str = ""

@@ -64,9 +64,11 @@ def dataset_info(
 ) -> DatasetInfo:
     """What dataset.json will say; the dataset that is `present` keeps its samples per part unless told otherwise."""
     capture = capture_info(config, teacher)
-    begun_with = 0 if present is None else present.corpus.samples_per_part
+    if present is not None and not config.samples_per_shard:
+        per_part = present.corpus.samples_per_part
+    else:
+        per_part = samples_per_part(config, capture, teacher.width)
     head_dtype = teacher.head_dtype if teacher.head_dtype == "float32" else teacher_dtype(config, teacher)
-    per_part = config.samples_per_shard or begun_with or samples_per_part(config, capture, teacher.width)
     return DatasetInfo(
         teacher=TeacherInfo(
             model=teacher.name,

@@ -76,17 +76,18 @@ def prepare(config: GenerateConfig) -> list[Job]:
     tokenizer_info = TokenizerInfo(hash=vocabulary_hash(tokenizer.get_vocab()), vocab_size=vocab_size)
     description = _description(config, shares, tokenizer)
     files = tokenizer_files(tokenizer)
-    present = present_info(config.out)
-    teacher_hash = weights_hash(teacher, None if present is None else present.teacher.weights_hash)
+    outs = config.out, config.out.rstrip("/") + "-held-out"
+    present = [present_info(out) for out in outs]
+    teacher_hash = weights_hash(teacher, None if present[0] is None else present[0].teacher.weights_hash)
     return [
         Job(
             teacher,
             corpus,
-            dataset_info(config, teacher, tokenizer_info, corpus, description, teacher_hash, present_info(out)),
+            dataset_info(config, teacher, tokenizer_info, corpus, description, teacher_hash, begun),
             out,
             files,
         )
-        for corpus, out in zip(corpora, (config.out, config.out.rstrip("/") + "-held-out"), strict=True)
+        for corpus, out, begun in zip(corpora, outs, present, strict=True)
         if len(corpus)
     ]
 

@@ -12,6 +12,7 @@ from arwkv_producer.teacher import Teacher
 from arwkv_store import DatasetInfo
 from arwkv_store.errors import UsageError
 from arwkv_store.layout import DATASET_FILE
+from arwkv_store.target import target_of
 
 ROOM_TO_USE = 0.9
 """Share of the free disk that a dataset may take without --fill-disk."""
@@ -59,8 +60,9 @@ def _agreed(question: str) -> bool:
 
 
 def require_writable(out: str) -> None:
-    """Raise UsageError unless a folder can be made, or written in, at `out`."""
+    """Raise UsageError unless a folder can be made, or written in, at `out`, or it is a URI that can be written."""
     if "://" in out:
+        target_of(out)
         return
     path = Path(out).expanduser().absolute()
     existing = next(parent for parent in (path, *path.parents) if parent.exists())

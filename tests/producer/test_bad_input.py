@@ -169,6 +169,13 @@ def test_output_that_is_a_file(producer: Producer, tiny_teacher: Path, tiny_corp
     assert "is a file; name a folder" in said
 
 
+def test_output_at_a_service_is_refused_before_the_text_is_read(producer: Producer, tiny_teacher: Path) -> None:
+    arguments = ["--teacher", str(tiny_teacher), "--data", str(tiny_teacher), "--out", "http://host/v1/datasets/o"]
+    code, said = producer("generate", *arguments)
+    assert code == 2
+    assert "can only be read; name a folder" in said
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_output_that_is_not_writable(producer: Producer, tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
