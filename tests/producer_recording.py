@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from arwkv_producer.corpus import Corpus, CorpusReport
 from arwkv_producer.engine import DISTRIBUTION
 from arwkv_store import Sample, open_dataset
 
@@ -43,3 +44,14 @@ def recorded_rows(sample: Sample) -> dict[str, torch.Tensor]:
         name: torch.from_numpy(state.view(np.int16)).view(torch.bfloat16) for name, state in sample.hidden.items()
     }
     return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()} | states
+
+
+def plain_corpus(samples: int, T: int) -> Corpus:
+    """Samples of T equal tokens, all of which count."""
+    return Corpus(
+        tokens=np.zeros(samples * T, np.int32),
+        loss_mask=np.ones(samples * T, np.bool_),
+        starts=np.arange(samples + 1, dtype=np.int64) * T,
+        sources=["a.txt"] * samples,
+        report=CorpusReport(),
+    )

@@ -14,14 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
 from arwkv_producer import cluster as cluster_module
 from arwkv_producer.account import Account
 from arwkv_producer.config import GenerateConfig
-from arwkv_producer.corpus import Corpus, CorpusReport
 from arwkv_producer.job import Job
 from arwkv_producer.parts import share
 from arwkv_producer.samples import GaveUp
@@ -29,6 +27,7 @@ from arwkv_producer.teacher import Teacher
 from arwkv_store import open_dataset
 from arwkv_store.errors import UsageError
 from producer_captures import MAX_LENGTH, Captures
+from producer_recording import plain_corpus
 from store_examples import example_dataset_info
 
 LOCAL_CLUSTER = Path(__file__).with_name("local_cluster.py")
@@ -198,14 +197,7 @@ def asked(tmp_path: Path) -> GenerateConfig:
 
 
 def job_without_answers(out: Path, samples: int, per_part: int) -> Job:
-    T = 6
-    corpus = Corpus(
-        tokens=np.zeros(samples * T, np.int32),
-        loss_mask=np.ones(samples * T, np.bool_),
-        starts=np.arange(samples + 1, dtype=np.int64) * T,
-        sources=["a.txt"] * samples,
-        report=CorpusReport(),
-    )
+    corpus = plain_corpus(samples, 6)
     info = example_dataset_info(samples=samples, samples_per_part=per_part, layers=())
     return Job(Teacher(model="m", name="m", revision=None, config={}, architecture="-"), corpus, info, str(out))
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from arwkv_producer.account import Account
 from arwkv_producer.config import GenerateConfig
-from arwkv_producer.corpus import Corpus, CorpusReport
 from arwkv_producer.job import Job
 from arwkv_producer.samples import BadCapture, sparse_logits, to_sample
 from arwkv_producer.teacher import Teacher
 from arwkv_producer.teacher_pass import TeacherPass
 from arwkv_store.schema import CaptureInfo
+from producer_recording import plain_corpus
 from store_examples import example_dataset_info
 
 T, K = 6, 4
@@ -112,13 +112,7 @@ class FaultyEngine:
 
 def teacher_pass(faults: dict[int, int], engine: FaultyEngine | None = None) -> TeacherPass:
     samples = 20
-    corpus = Corpus(
-        tokens=np.zeros(samples * T, np.int32),
-        loss_mask=np.ones(samples * T, np.bool_),
-        starts=np.arange(samples + 1, dtype=np.int64) * T,
-        sources=["a.txt"] * samples,
-        report=CorpusReport(),
-    )
+    corpus = plain_corpus(samples, T)
     info = example_dataset_info()
     info = info.model_copy(
         update={

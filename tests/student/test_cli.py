@@ -12,6 +12,7 @@ import pytest
 from arwkv_store.errors import UsageError
 from arwkv_student import cli
 from arwkv_student.settings import EvalSettings, GenerateSettings, TrainSettings
+from student_faults import swap_two_tokens
 
 
 def student(*arguments: str) -> int:
@@ -61,11 +62,7 @@ def test_shards_of_another_tokenizer_are_refused(
     """The tokenizer beside the student decides, whatever its base is called."""
     other = tmp_path / "other"
     shutil.copytree(run, other)
-    tokenizer = json.loads((other / "tokenizer.json").read_text())
-    words = tokenizer["model"]["vocab"]
-    (a, i), (b, j) = list(words.items())[-2:]
-    words[a], words[b] = j, i
-    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    swap_two_tokens(other)
     with pytest.raises(UsageError, match=r"tokenizer of model .*/other \(.* is not the shards'"):
         cli.evaluate(EvalSettings(model=str(other), shards=str(tiny_shards), json=True))
     train = TrainSettings(shards=(str(tiny_shards),), base=str(tiny_teacher), start_from=str(other), stage="distill")

@@ -3,41 +3,27 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from arwkv_api.runs import read_samples
 from arwkv_store import open_dataset
 from arwkv_student.settings import TrainSettings
-from arwkv_student.stage_trainer import RunLog
 from arwkv_student.train import load_student, train
+from student_faults import train_until
 
 
 @torch.no_grad()
 def test_texts_are_each_models_likeliest_tokens_and_survive_a_kill(
-    tiny_shards: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
-    class Killed(Exception):
-        pass
-
-    original = RunLog.on_step_end
-
-    def killed(self: RunLog, args: object, state: object, control: object, **more: object) -> None:
-        original(self, args, state, control, **more)
-        if state.global_step == 3:  # type: ignore[attr-defined] # transformers' TrainerState
-            raise Killed
-
     settings = TrainSettings(
         shards=(str(tiny_shards),), base=str(tiny_teacher), out=tmp_path / "run", stage="distill", head_dim=16, steps=4,
         batch_size=4, distill_lr=3e-3, dtype="fp32", eval_shards=str(tiny_shards), eval_every=1, save_every=2,
         workers=0,
     )  # fmt: skip
     with torch.enable_grad():
-        monkeypatch.setattr(RunLog, "on_step_end", killed)
-        with pytest.raises(Killed):
-            train(settings)
-        monkeypatch.undo()
+        train_until(settings, 3)
         train(settings)
     lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["step"]) for line in lines] == [

@@ -21,6 +21,7 @@ from arwkv_student.run_folder import RunFolder
 from arwkv_student.settings import TrainSettings
 from arwkv_student.stage_trainer import StagePlan, parameter_groups
 from arwkv_student.train import train
+from student_faults import swap_two_tokens, train_until
 
 STEPS = 6
 
@@ -142,25 +143,10 @@ def test_changed_base_or_start_is_refused_and_a_moved_one_is_not(
 
 @pytest.mark.parametrize("stage", ["align", "distill"])
 def test_interrupted_run_continues_bit_for_bit(
-    stage: str, finished: Path, tiny_shards: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, finished: Path, tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
-    from arwkv_student.stage_trainer import RunLog
-
-    class Killed(Exception):
-        pass
-
-    original = RunLog.on_step_end
-
-    def killed(self: RunLog, args: object, state: object, control: object, **more: object) -> None:
-        original(self, args, state, control, **more)
-        if self.plan.name == stage and state.global_step == 5:
-            raise Killed
-
     asked = settings(tiny_shards, tiny_teacher, tmp_path / "run")
-    monkeypatch.setattr(RunLog, "on_step_end", killed)
-    with pytest.raises(Killed):
-        train(asked)
-    monkeypatch.undo()
+    train_until(asked, 5, stage)
     (tmp_path / "run" / stage / "checkpoint-99").mkdir()
     train(asked)
     losses = [line for line in figures(finished) if "loss" in line]
@@ -255,11 +241,7 @@ def test_what_does_not_fit_is_refused(tiny_shards: Path, tiny_teacher: Path, tmp
         train(replace(asked, stage="align", shards=(str(_without_hidden(tiny_shards, tmp_path)),)))
     other = tmp_path / "other"
     shutil.copytree(tiny_teacher, other)
-    tokenizer = json.loads((other / "tokenizer.json").read_text())
-    words = tokenizer["model"]["vocab"]
-    (a, i), (b, j) = list(words.items())[-2:]
-    words[a], words[b] = j, i
-    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    swap_two_tokens(other)
     with pytest.raises(UsageError, match=r"tokenizer of .* is not the shards'"):
         train(replace(asked, base=str(other)))
     wide = tmp_path / "wide"

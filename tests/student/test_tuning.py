@@ -18,6 +18,7 @@ from arwkv_student.settings import TrainSettings
 from arwkv_student.train import load_student, train
 from arwkv_student.tuned_trainer import TunedTrainer
 from arwkv_student.tuning import make_tuner, open_start, read_rows
+from student_faults import train_until
 
 STEPS = 8
 WORDS = ("import os", "def f():", "return 1", "class A:", "for i in x:", "pass", "else:", "try:")
@@ -238,26 +239,11 @@ def test_mask_is_part_of_the_references_key() -> None:
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_interrupted_stage_continues_bit_for_bit(
-    stage: str, student: Path, data: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, student: Path, data: Path, tuned: Path, tmp_path: Path
 ) -> None:
-    from arwkv_student.stage_trainer import RunLog
-
-    class Killed(Exception):
-        pass
-
-    original = RunLog.on_step_end
-
-    def killed(self: RunLog, args: object, state: object, control: object, **more: object) -> None:
-        original(self, args, state, control, **more)
-        if state.global_step == 5:
-            raise Killed
-
     start = student if stage == "sft" else tuned / "sft"
     asked = settings(stage, start, data, tmp_path / "run")
-    monkeypatch.setattr(RunLog, "on_step_end", killed)
-    with pytest.raises(Killed):
-        train(asked)
-    monkeypatch.undo()
+    train_until(asked, 5)
     (tmp_path / "run" / stage / "checkpoint-99").mkdir()
     train(asked)
     assert figures(tmp_path / "run") == [line for line in figures(tuned / stage) if "loss" in line]
