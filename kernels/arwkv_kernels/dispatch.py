@@ -61,17 +61,18 @@ def wkv7(
 def _run(
     backend: str, inputs: WkvInputs, state: Tensor, cu_seqlens: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    if backend == "triton" and inputs.r.is_cuda:
-        from arwkv_kernels.triton.wkv7 import wkv7_triton
-
-        require_offsets(inputs.r.shape[1], cu_seqlens)
-        return wkv7_triton(inputs, state, cu_seqlens, scale)
-    lowest_w = lowest_log_decay(inputs.w)
-    offsets = sequence_offsets(inputs.r.shape[1], cu_seqlens)
+    length = inputs.r.shape[1]
     if backend == "triton":
         from arwkv_kernels.triton.wkv7 import wkv7_triton
 
+        if inputs.r.is_cuda:
+            require_offsets(length, cu_seqlens)
+        else:
+            lowest_log_decay(inputs.w)
+            sequence_offsets(length, cu_seqlens)
         return wkv7_triton(inputs, state, cu_seqlens, scale)
+    lowest_w = lowest_log_decay(inputs.w)
+    offsets = sequence_offsets(length, cu_seqlens)
     if backend == "reference":
         o, final_state = wkv7_reference(inputs, state, offsets, scale)
         return o, final_state.to(state.dtype)
