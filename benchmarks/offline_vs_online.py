@@ -5,8 +5,9 @@
 Student, batch, optimiser and precision are the same in every arm. Live arms read the tokens alone from the same shards,
 run a teacher of 1, 4 or 16 times the student's parameters over them, frozen and held in bf16, and take the KL over the
 whole vocabulary. Arms take turns, a step each, in one process, after an epoch of loading: what an epoch costs, every
-byte verified, is said apart. On a shared machine, compare processor time. Peak memory is that of a process of its own
-for each arm, above what it held before models were made. Weights are random: a step's time does not depend on them.
+byte verified, is said apart. On a shared machine, compare processor time; on a GPU (`--device cuda --scale 4
+--batch-size 64`) wall time. Peak memory is that of a process of its own for each arm, above what it held before models
+were made (on a GPU: of the device). Weights are random: a step's time does not depend on them.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from arwkv_store.command_line import main
 from arwkv_student.config import Preset
 
 # Width of the student, and of live teachers of 1, 4 and 16 times its parameters; all of the same depth.
-STUDENT_WIDTH, LAYERS = 512, 6
+STUDENT_WIDTH = 512
 TEACHER_WIDTHS = {"1": 576, "4": 1152, "16": 2304}
 OFFLINE = "offline"
 
@@ -41,7 +42,13 @@ class OfflineConfig:
     batch_size: int = 8
     """Samples of a step."""
     rounds: int = 10
-    """Steps of each arm, after one to warm up."""
+    """Steps of each arm, after two to warm up."""
+    device: str = "cpu"
+    """Where models and batches are."""
+    scale: int = 1
+    """All widths, times this."""
+    layers: int = 6
+    """Layers of every model."""
     measure_memory_of: str | None = None
     """Run two steps of one arm alone and print its peak memory; the benchmark calls itself with this."""
     json: bool = False
@@ -57,12 +64,13 @@ def compare(config: OfflineConfig) -> dict[str, Any]:
     student = Student.made(config)
     arms = {name: _arm(config, name, student) for name in (OFFLINE, *TEACHER_WIDTHS)}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
-    for turn in range(config.rounds + 1):
+    for turn in range(config.rounds + 2):
         for name, step in arms.items():
             before = _wall_and_processor_s()
             step()
+            _wait(config)
             took = [after - start for after, start in zip(_wall_and_processor_s(), before, strict=True)]
-            if turn:
+            if turn > 1:
                 seconds[name].append((took[0], took[1]))
             print(f"round {turn}: {name}: {took[0]:.2f} s, processor {took[1]:.2f} s", file=sys.stderr)
     result: dict[str, Any] = {"loading_processor_s": loading_s, "arms": {}}
@@ -83,6 +91,13 @@ def compare(config: OfflineConfig) -> dict[str, Any]:
     if not config.json:
         _print(result)
     return result
+
+
+def _wait(config: OfflineConfig) -> None:
+    if config.device != "cpu":
+        import torch
+
+        torch.cuda.synchronize()
 
 
 def _wall_and_processor_s() -> tuple[float, float]:
@@ -142,8 +157,8 @@ class Student:
 
         rows = open_dataset(config.shards, columns=[]).info.vocab_size_padded
         with tempfile.TemporaryDirectory() as folder:
-            _qwen2(rows, STUDENT_WIDTH).save_pretrained(folder)
-            model = untrained_student(open_base(folder), TrainSettings(preset=config.preset), 0)
+            _qwen2(config, rows, STUDENT_WIDTH).save_pretrained(folder)
+            model = untrained_student(open_base(folder), TrainSettings(preset=config.preset), 0).to(config.device)
         choose_trained(model, "preset")
         _say_size("student", model)
         return cls(model, torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-4, fused=True))
@@ -162,12 +177,14 @@ def _arm(config: OfflineConfig, name: str, student: Student) -> Callable[[], Non
     order = iter(OrderSampler(dataset.shard_rows, 1_000_000, 0))
     teacher = None
     if name != OFFLINE:
-        teacher = _qwen2(dataset.info.vocab_size_padded, TEACHER_WIDTHS[name], "bfloat16").eval().requires_grad_(False)
+        teacher = _qwen2(config, dataset.info.vocab_size_padded, TEACHER_WIDTHS[name], "bfloat16")
+        teacher = teacher.eval().requires_grad_(False)
         _say_size(f"teacher, {name}×", teacher)
 
     def step() -> None:
         batch = collate([dataset[next(order)] for _ in range(config.batch_size)])
-        with torch.autocast("cpu", torch.bfloat16):
+        batch = {name: x.to(config.device) for name, x in batch.items()}
+        with torch.autocast(config.device, torch.bfloat16):
             if teacher is None:
                 loss = distill_loss(batch, Objective(vocab_size, compute_dtype=torch.bfloat16))
             else:
@@ -186,19 +203,22 @@ def _say_size(what: str, model: Any) -> None:
     print(f"{what}: {sum(p.numel() for p in model.parameters()):,} parameters", file=sys.stderr)
 
 
-def _qwen2(rows: int, width: int, dtype: str = "float32") -> Any:  # transformers is untyped
+def _qwen2(config: OfflineConfig, rows: int, width: int, dtype: str = "float32") -> Any:  # transformers is untyped
+    import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    config = Qwen2Config(
+    width *= config.scale
+    shape = Qwen2Config(
         vocab_size=rows,
         hidden_size=width,
         intermediate_size=width * 8 // 3,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=config.layers,
         num_attention_heads=width // 64,
         num_key_value_heads=1,
         tie_word_embeddings=True,
     )
-    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.device(config.device):
+        return AutoModelForCausalLM.from_config(shape, dtype=dtype)
 
 
 def _live_kl(teacher_BTV: Any, predicts_BT: Any, vocab_size: int) -> Any:
@@ -230,15 +250,19 @@ def _peak_mb(config: OfflineConfig, name: str) -> float:
     # What is loaded before the models is not theirs.
     for module in ("torch", "transformers.models.qwen2.modeling_qwen2", "arwkv_student.train"):
         importlib.import_module(module)
-    before_mb = _peak_so_far_mb()
+    before_mb = _peak_so_far_mb(config)
     step = _arm(config, name, Student.made(config))
     step()
     step()
-    return _peak_so_far_mb() - before_mb
+    return _peak_so_far_mb(config) - before_mb
 
 
-def _peak_so_far_mb() -> float:
-    """VmHWM: unlike ru_maxrss, it begins anew with the process."""
+def _peak_so_far_mb(config: OfflineConfig) -> float:
+    """The device's; of a CPU VmHWM: unlike ru_maxrss, it begins anew with the process."""
+    if config.device != "cpu":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
     lines = Path("/proc/self/status").read_text().splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
 

@@ -115,7 +115,7 @@ def recipe(config: RecipeConfig) -> dict[str, Any]:
 
 
 def _make_shards(config: RecipeConfig) -> None:
-    from recipe_shards import Kept, Text, equal_bytes, make_datasets
+    from recipe_shards import EXACT, Kept, Text, equal_bytes, make_datasets
 
     chosen = config.out / "equal-bytes.json"
     whole = Kept("top-k", hidden="attention")
@@ -133,7 +133,7 @@ def _make_shards(config: RecipeConfig) -> None:
                 parameters = {name: way.parameter for name, way in equal_bytes(text).items()}
                 chosen.write_text(json.dumps(parameters, indent=2) + "\n")
             ways |= {name: Kept(name, parameter) for name, parameter in json.loads(chosen.read_text()).items()}
-            ways["exact"] = Kept("none", hidden="final")
+            ways["exact"] = EXACT
         make_datasets(text, ways, config.out / "shards")
         held_out = Text.of(teacher, config.heldout_text, config.heldout_tokens, config.context)
         make_datasets(held_out, {heldout: Kept("top-k", 256)}, config.out / "shards")

@@ -1,11 +1,12 @@
 """The datasets of `benchmarks/recipe.py`: one pass of a teacher over the text, kept in every way that is compared.
 
-The captures that are compared at equal bytes take the largest parameter whose logits cost no more than `adaptive` does.
+The captures that are compared at equal bytes take the largest parameter whose logits cost no more than `exact` does:
+the final hidden states, from which the teacher's own head makes every logit again.
 """
 
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,7 @@ from teacher_shards import dataset_info, documents, live_forward, stored_logits,
 
 SAMPLES_PER_PART = 256
 SAMPLES_TO_MEASURE = 16
-# A small teacher is unsure: at 0.98, nearly every position would keep all 64.
-TOP_P, MOST = 0.8, 64
+TOP_P, TOP_K = 0.98, 64
 CODECS = {"top-k": "compact", "adaptive": "compact"}
 
 
@@ -33,7 +33,7 @@ class Kept:
     """One way to keep what the teacher says."""
 
     logits: str
-    parameter: int = MOST
+    parameter: int = TOP_K
     """Entries of top-k and adaptive; draws of sampled and hybrid."""
     head: int = 8
     """Exact entries of hybrid."""
@@ -59,6 +59,9 @@ class Kept:
             hidden_dtype="none" if self.hidden == "none" else "bf16",
             max_length=context,
         )
+
+
+EXACT = Kept("none", hidden="final")
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def bytes_per_token(dataset: Path) -> float:
 
 
 def equal_bytes(text: Text) -> dict[str, Kept]:
-    """`adaptive`, and each other capture with the largest parameter that costs no more bytes."""
+    """Each capture of logits with the largest parameter that costs no more bytes than the final hidden states."""
     with tempfile.TemporaryDirectory() as folder:
 
         def size(way: Kept) -> float:
@@ -142,23 +145,17 @@ def equal_bytes(text: Text) -> dict[str, Kept]:
             create_dataset(out, text.info(way)).write_shard(0, [row["it"] for row in rows])
             return bytes_per_token(out)
 
-        adaptive = Kept("adaptive")
-        budget = size(adaptive)
-        chosen = {"adaptive": adaptive}
-        for logits, parameters in (
-            ("top-k", range(4, MOST + 1, 2)),
-            ("sampled", range(10, 401, 10)),
-            ("hybrid", range(5, 201, 5)),
-        ):
-            fitting = [Kept(logits, parameter) for parameter in _up_to(parameters, logits, size, budget)]
-            chosen[logits] = fitting[-1]
-    return chosen
+        budget = size(EXACT)
+        return {
+            logits: Kept(logits, _largest(range(5, 801, 5), logits, size, budget))
+            for logits in ("top-k", "adaptive", "sampled", "hybrid")
+        }
 
 
-def _up_to(parameters: Sequence[int], logits: str, size: Any, budget: float) -> list[int]:
-    """The parameters whose cost is within the budget, found by halving."""
+def _largest(parameters: Sequence[int], logits: str, size: Callable[[Kept], float], budget: float) -> int:
+    """The largest parameter whose cost is within the budget, found by halving."""
     low, high = 0, len(parameters)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if size(Kept(logits, parameters[middle])) <= budget else (low, middle)
-    return list(parameters[: low + 1])
+    return parameters[low]

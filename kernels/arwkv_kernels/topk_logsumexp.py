@@ -1,4 +1,4 @@
-"""What the producer keeps of a row of logits: the k largest, the normaliser, and the entropy."""
+"""What the producer keeps of a row of logits: the k largest, the normaliser, the entropy, and the mass of the rest."""
 
 from __future__ import annotations
 
@@ -9,35 +9,37 @@ from torch import Tensor
 
 from arwkv_kernels.backends import backend_for
 
-# 64 MiB of fp32 at one time.
-LOGITS_PER_CHUNK = 16 << 20
+# 16 MiB of fp32 at one time, where torch does it.
+LOGITS_PER_CHUNK = 4 << 20
 
 
 class TopK(NamedTuple):
-    """Per row of logits: the k largest in descending order, and the whole row's log-sum-exp and entropy in nats."""
+    """Per row of logits, in nats: the k largest in descending order, and of the whole row log-sum-exp and entropy."""
 
     values_TK: Tensor
     ids_TK: Tensor
     logsumexp_T: Tensor
     entropy_T: Tensor
+    tail_logprob_T: Tensor
+    """log of the mass outside the k: the sum over the other columns, never 1 - P; -inf where there is none."""
 
 
 def topk_logsumexp(logits: Tensor, k: int, *, backend: str = "auto") -> TopK:
-    """Top-k, log-sum-exp and entropy of logits [T, V] (fp32, bf16 or fp16), in fp32; ids are int64. No gradient.
+    """Top-k, log-sum-exp, entropy and tail of logits [T, V] (fp32, bf16 or fp16), in fp32; ids are int64. No gradient.
 
     Log-probabilities are `values_TK - logsumexp_T[:, None]`. Entries of -inf (padded vocabulary rows) count nothing;
-    at least k must be finite. The Triton kernel keeps up to 4096; a larger k runs in torch. Raises ValueError unless
-    1 ≤ k ≤ V.
+    at least k must be finite. A row that holds a NaN or +inf has no log-sum-exp (NaN). The Triton kernels keep up to
+    128 of 262,144 columns; where they cannot, torch does it. Raises ValueError unless 1 ≤ k ≤ V.
     """
     if logits.dim() != 2 or not 1 <= k <= logits.shape[1]:
         raise ValueError(f"topk_logsumexp: logits {tuple(logits.shape)}, k={k}; pass [T, V] with 1 ≤ k ≤ V")
     choice = backend_for(logits, backend=backend, operation="topk_logsumexp")
     logits = logits.detach()
     if choice.name == "triton":
-        from arwkv_kernels.triton.topk_logsumexp import MOST_KEPT, topk_logsumexp_triton
+        from arwkv_kernels.triton.topk_logsumexp import can_keep, topk_logsumexp_triton
 
-    if choice.name == "triton" and k <= MOST_KEPT:
-        return TopK(*topk_logsumexp_triton(logits if logits.stride(1) == 1 else logits.contiguous(), k))
+        if can_keep(k, logits.shape[1]):
+            return TopK(*topk_logsumexp_triton(logits if logits.stride(1) == 1 else logits.contiguous(), k))
     rows = max(1, LOGITS_PER_CHUNK // logits.shape[1])
     pieces = [_in_torch(piece.float(), k) for piece in torch.split(logits, rows)]
     return TopK(*(torch.cat(column) for column in zip(*pieces, strict=True)))
@@ -49,4 +51,4 @@ def _in_torch(logits_tV: Tensor, k: int) -> TopK:
     p_tV = logprobs_tV.exp()
     entropy_t = -torch.where(p_tV > 0, p_tV * logprobs_tV, 0.0).sum(1)
     values_tK, ids_tK = logits_tV.topk(k, dim=1)
-    return TopK(values_tK, ids_tK, logsumexp_t, entropy_t)
+    return TopK(values_tK, ids_tK, logsumexp_t, entropy_t, p_tV.scatter_(1, ids_tK, 0.0).sum(1).log())

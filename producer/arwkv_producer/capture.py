@@ -16,7 +16,8 @@ CAPTURED_ARCHITECTURES = {
 STOCK_ARCHITECTURES = {name: name.replace("For", "OverTokenizerFor") for name in CAPTURED_ARCHITECTURES}
 """The same → our class in `stock_models`."""
 
-LOGITS_CHUNK_BYTES = 1 << 26
+LOGITS_CHUNK_BYTES = 1 << 28
+"""On a GPU each chunk reads the whole head once: with 64 MiB, that would take most of the time."""
 CPU_LOGITS_CHUNK_BYTES = 1 << 24
 """On a CPU the same memory serves every chunk (larger blocks come fresh from the system), near the cache."""
 CPU_LOGITS_CHUNK_ROWS = 128

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from arwkv_kernels import topk_logsumexp
 from arwkv_producer.sampling import draw
 
 # All-gathers a [T, n] fp32 tensor over the tensor-parallel ranks, along the last dimension: [T, R·n].
@@ -57,98 +58,115 @@ def summarise(
     """Keep the top `k`, the exact tail, the entropy and the next token's log-probability of each row of `logits_TV`.
 
     `logits_TV` fp32 holds real tokens' columns only: ids `first_id ..`; its memory is reused. Under tensor parallelism
-    each rank passes its own columns and the same `gather`, all get the same answer, and only 2k + 5 numbers per row
+    each rank passes its own columns and the same `gather`, all get the same answer, and only 2k + 4 numbers per row
     and rank travel. With x the logits, m their maximum and s = Σ exp(x - m): log Z = m + log s and
     H = log s - Σ exp(x - m)(x - m) / s; the tail's mass is Σ over the tokens outside the top k of exp(x - m).
     `draws` needs all the columns, so not together with `gather`.
     """
     assert draws is None or gather is None
     next_T = _next(logits_TV, next_ids_T, first_id)
-    if logits_TV.device.type == "cpu" and draws is None:
-        columns = _compiled(logits_TV, k, next_T, first_id)
+    if draws is not None:
+        columns = _in_torch(logits_TV, k, draws)
+    elif logits_TV.device.type == "cpu":
+        columns = _compiled(logits_TV, k)
     else:
-        columns = _in_torch(logits_TV, k, next_T, first_id, draws)
+        columns = _on_gpu(logits_TV, k)
     if gather is not None:
-        columns = _merge_ranks(columns, k, gather)
-    log_sum_T = columns.sum_T.log()
-    log_z_T = columns.maximum_T + log_sum_T
+        columns, next_T = _merge_ranks(columns, next_T, k, first_id, gather)
     return Distribution(
         ids_TK=columns.ids_TK.int(),
-        logprobs_TK=columns.top_TK - log_z_T,
-        tail_logprob_T=(columns.rest_T.log() - log_sum_T).squeeze(1),
-        entropy_T=(log_sum_T - columns.moment_T / columns.sum_T).clamp_min_(0.0).squeeze(1),
-        true_logprob_T=torch.where(next_ids_T < 0, 0.0, (columns.next_T - log_z_T).squeeze(1)),
+        logprobs_TK=columns.top_TK - columns.log_z_T[:, None],
+        tail_logprob_T=columns.tail_T,
+        entropy_T=columns.entropy_T.clamp_min(0.0),
+        true_logprob_T=torch.where(next_ids_T < 0, 0.0, next_T - columns.log_z_T),
         drawn_TS=columns.drawn_TS.int(),
     )
 
 
 class _Columns(NamedTuple):
-    """One rank's summary of its columns. All are [T, 1] but the last three."""
+    """One rank's summary of its columns, as `Distribution` has it but for the normaliser log Z."""
 
-    maximum_T: Tensor
-    sum_T: Tensor
-    moment_T: Tensor
-    rest_T: Tensor
-    next_T: Tensor
+    log_z_T: Tensor
+    entropy_T: Tensor
+    tail_T: Tensor
     top_TK: Tensor
+    """Logits."""
     ids_TK: Tensor
     drawn_TS: Tensor
 
+    @classmethod
+    def of_sums(
+        cls, sum_T: Tensor, moment_T: Tensor, rest_T: Tensor, top_TK: Tensor, ids_TK: Tensor, drawn_TS: Tensor
+    ) -> "_Columns":
+        """From s = Σ exp(x - m), Σ exp(x - m)(x - m) and the rest's share of s, all [T, 1]."""
+        log_sum_T = sum_T.log()
+        log_z_T, entropy_T = top_TK[:, :1] + log_sum_T, log_sum_T - moment_T / sum_T
+        tail_T = rest_T.log() - log_sum_T
+        return cls(log_z_T.squeeze(1), entropy_T.squeeze(1), tail_T.squeeze(1), top_TK, ids_TK, drawn_TS)
+
 
 def _next(logits_TV: Tensor, next_ids_T: Tensor, first_id: int) -> Tensor:
-    """[T, 1] logit of the token that follows, OUTSIDE_VOCABULARY where it is not among these columns."""
-    here_T = (next_ids_T >= first_id) & (next_ids_T < first_id + logits_TV.shape[1])
-    next_T = logits_TV.gather(1, torch.where(here_T, next_ids_T - first_id, 0)[:, None])
-    return next_T.masked_fill_(~here_T[:, None], OUTSIDE_VOCABULARY)
+    """[T] logit of the token that follows, OUTSIDE_VOCABULARY where it is not among these columns."""
+    at_T = next_ids_T - first_id
+    inside_T = at_T.clamp(0, logits_TV.shape[1] - 1)
+    return torch.where(at_T == inside_T, logits_TV.gather(1, inside_T[:, None]).squeeze(1), OUTSIDE_VOCABULARY)
 
 
-def _compiled(logits_TV: Tensor, k: int, next_T: Tensor, first_id: int) -> _Columns:
+def _compiled(logits_TV: Tensor, k: int) -> _Columns:
     """On a CPU, in two passes over each row where torch takes nine."""
     from arwkv_producer.compiled_summary import summarise_rows
 
-    maximum_T, sum_T, moment_T, rest_T, top_TK, at_TK = summarise_rows(logits_TV, min(k, logits_TV.shape[1]))
-    return _Columns(maximum_T, sum_T, moment_T, rest_T, next_T, top_TK, at_TK.long() + first_id, at_TK[:, :0].long())
+    _, sum_T, moment_T, rest_T, top_TK, ids_TK = summarise_rows(logits_TV, min(k, logits_TV.shape[1]))
+    return _Columns.of_sums(sum_T, moment_T, rest_T, top_TK, ids_TK, ids_TK[:, :0])
 
 
-def _in_torch(logits_TV: Tensor, k: int, next_T: Tensor, first_id: int, draws: Draws | None) -> _Columns:
-    top_TK, at_TK = logits_TV.topk(min(k, logits_TV.shape[1]), dim=-1)
-    maximum_T = top_TK[:, :1]
-    shifted_TV = logits_TV.sub_(maximum_T)
+def _on_gpu(logits_TV: Tensor, k: int) -> _Columns:
+    """By kernels that read the logits once."""
+    top = topk_logsumexp(logits_TV, min(k, logits_TV.shape[1]))
+    return _Columns(top.logsumexp_T, top.entropy_T, top.tail_logprob_T, top.values_TK, top.ids_TK, top.ids_TK[:, :0])
+
+
+def _in_torch(logits_TV: Tensor, k: int, draws: Draws) -> _Columns:
+    top_TK, ids_TK = logits_TV.topk(min(k, logits_TV.shape[1]), dim=-1)
+    shifted_TV = logits_TV.sub_(top_TK[:, :1])
     weights_TV = shifted_TV.exp()
     sum_T = weights_TV.sum(-1, keepdim=True)
     moment_T = shifted_TV.mul_(weights_TV).sum(-1, keepdim=True)
-    drawn_TS = at_TK[:, :0]
-    if draws is not None and not draws.outside_top_k:
+    if draws.outside_top_k:
+        rest_T = weights_TV.scatter_(1, ids_TK, 0.0).sum(-1, keepdim=True)
         drawn_TS = draw(weights_TV, draws.uniforms_TS)
-    rest_T = weights_TV.scatter_(1, at_TK, 0.0).sum(-1, keepdim=True)
-    if draws is not None and draws.outside_top_k:
+    else:
         drawn_TS = draw(weights_TV, draws.uniforms_TS)
-    return _Columns(maximum_T, sum_T, moment_T, rest_T, next_T, top_TK, at_TK + first_id, drawn_TS + first_id)
+        rest_T = weights_TV.scatter_(1, ids_TK, 0.0).sum(-1, keepdim=True)
+    return _Columns.of_sums(sum_T, moment_T, rest_T, top_TK, ids_TK, drawn_TS)
 
 
-def _merge_ranks(own: _Columns, k: int, gather: GatherColumns) -> _Columns:
-    """Combine the ranks' summaries; ids travel bit-cast as fp32 because vLLM's CPU all-gather takes floats only."""
+def _merge_ranks(
+    own: _Columns, own_next_T: Tensor, k: int, first_id: int, gather: GatherColumns
+) -> tuple[_Columns, Tensor]:
+    """Combine the ranks' summaries; ids travel bit-cast as fp32 because vLLM's CPU all-gather takes floats only.
+
+    With w the ranks' shares of the mass, H = Σ w (H_rank - log w).
+    """
     missing = k - own.top_TK.shape[1]
     top_TK = torch.nn.functional.pad(own.top_TK, (0, missing), value=OUTSIDE_VOCABULARY)
-    ids_TK = torch.nn.functional.pad(own.ids_TK, (0, missing), value=0)
-    packed_TN = torch.cat([*own[:5], top_TK, ids_TK.int().view(torch.float32)], dim=-1)
+    ids_TK = torch.nn.functional.pad(own.ids_TK.int() + first_id, (0, missing), value=0)
+    numbers_T4 = torch.stack([own.log_z_T, own.entropy_T, own.tail_T, own_next_T], dim=-1)
+    packed_TN = torch.cat([numbers_T4, top_TK, ids_TK.view(torch.float32)], dim=-1)
     ranks_TRN = gather(packed_TN).view(len(packed_TN), -1, packed_TN.shape[1])
-    local_maximum_TR, local_sum_TR, local_moment_TR, local_rest_TR, next_TR = ranks_TRN[..., :5].unbind(-1)
-    maximum_T = local_maximum_TR.amax(-1, keepdim=True)
-    shift_TR = local_maximum_TR - maximum_T
-    scale_TR = shift_TR.exp()
+    log_z_TR, entropy_TR, tail_TR, next_TR = ranks_TRN[..., :4].unbind(-1)
+    log_z_T = log_z_TR.logsumexp(-1)
+    log_share_TR = log_z_TR - log_z_T[:, None]
 
-    candidates_TN = ranks_TRN[..., 5 : 5 + k].flatten(1)
-    candidate_ids_TN = ranks_TRN[..., 5 + k :].contiguous().view(torch.int32).flatten(1)
+    candidates_TN = ranks_TRN[..., 4 : 4 + k].flatten(1)
+    candidate_ids_TN = ranks_TRN[..., 4 + k :].contiguous().view(torch.int32).flatten(1)
     top_TK, at_TK = candidates_TN.topk(k, dim=-1)
-    unkept_TN = (candidates_TN - maximum_T).exp().scatter(1, at_TK, 0.0)
+    unkept_TN = (candidates_TN - log_z_T[:, None]).scatter(1, at_TK, -torch.inf)
     return _Columns(
-        maximum_T=maximum_T,
-        sum_T=(local_sum_TR * scale_TR).sum(-1, keepdim=True),
-        moment_T=(scale_TR * (local_moment_TR + shift_TR * local_sum_TR)).sum(-1, keepdim=True),
-        rest_T=(local_rest_TR * scale_TR).sum(-1, keepdim=True) + unkept_TN.sum(-1, keepdim=True),
-        next_T=next_TR.amax(-1, keepdim=True),
+        log_z_T=log_z_T,
+        entropy_T=(log_share_TR.exp() * (entropy_TR - log_share_TR)).sum(-1),
+        tail_T=torch.cat([tail_TR + log_share_TR, unkept_TN], dim=-1).logsumexp(-1),
         top_TK=top_TK,
         ids_TK=candidate_ids_TN.gather(1, at_TK),
         drawn_TS=own.drawn_TS,
-    )
+    ), next_TR.amax(-1)

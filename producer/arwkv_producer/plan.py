@@ -45,8 +45,10 @@ def costs(config: CaptureConfig, teacher: Teacher, tokens: int, samples: int, to
 
 def extra_device_bytes(capture: CaptureInfo, teacher: Teacher, step_tokens: int) -> int:
     """Device memory of capture beside the engine's own: one chunk of logits, one step's hidden states."""
-    # fp32 logits, their exponentials and one temporary; a chunk has at least 64 rows.
-    logits = 3 * max(LOGITS_CHUNK_BYTES, 64 * 4 * teacher.head_rows) if capture.logits != "none" else 0
+    # fp32 logits, and either the head's own output or, where draws need them, exponentials and one temporary; a chunk
+    # has at least 64 rows.
+    chunks = {"none": 0, "sampled": 3, "hybrid": 3}.get(capture.logits, 2)
+    logits = chunks * max(LOGITS_CHUNK_BYTES, 64 * 4 * teacher.head_rows)
     kept = step_tokens * ((capture.top_k or 1) * 8 + (capture.samples or 0) * 4 + 12) if logits else 0
     return logits + kept + step_tokens * len(capture.hidden_columns()) * teacher.width * 2
 

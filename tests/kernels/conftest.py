@@ -44,7 +44,8 @@ class Case:
     def results(self, backend: str, scale: float = 1.0) -> dict[str, Tensor]:
         """o, the final state and the gradients of a loss that weighs every element of both differently."""
         o, final = self.run(backend, scale)
-        loss = sum((x.double() * torch.randn(x.shape, generator=seeded(9)).double()).sum() for x in (o, final))
+        weights = (torch.randn(x.shape, generator=seeded(9)).to(x.device) for x in (o, final))
+        loss = sum((x.double() * weight).sum() for x, weight in zip((o, final), weights, strict=True))
         assert isinstance(loss, Tensor)
         gradients = torch.autograd.grad(loss, self.tensors)
         return {"o": o.detach(), "final": final.detach()} | dict(zip(NAMES, gradients, strict=True))

@@ -288,14 +288,40 @@ def test_rows_of_more_candidates_than_a_program_holds_run_in_torch(monkeypatch: 
     torch.testing.assert_close(linear_sparse_kl(hidden, weight, *teacher, backend="triton"), expected)
 
 
-@pytest.mark.parametrize("k", [1, 7, 64])
-def test_topk_logsumexp_matches_torch(k: int) -> None:
-    logits = torch.randn(3, 4500, generator=torch.Generator().manual_seed(k))
-    logits[:, 4400:] = -torch.inf
-    for got, want in zip(
-        topk_logsumexp(logits, k, backend="triton"), topk_logsumexp(logits, k, backend="torch"), strict=True
-    ):
+@pytest.mark.parametrize("columns", [100, 4500, 60_000])
+@pytest.mark.parametrize("k", [1, 7, 64, 100])
+def test_topk_logsumexp_matches_torch(k: int, columns: int) -> None:
+    logits = 3 * torch.randn(3, columns, generator=torch.Generator().manual_seed(k))
+    logits[1, columns // 2 :] -= 200  # nearly all the mass in one half
+    results = (topk_logsumexp(logits, k, backend=backend) for backend in ("triton", "torch"))
+    for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_topk_logsumexp_of_columns_that_are_none_and_of_strided_rows() -> None:
+    logits = torch.randn(2, 9000, generator=torch.Generator().manual_seed(0))
+    logits[:, 10:] = -torch.inf
+    top = topk_logsumexp(logits[:, :8000], 10, backend="triton")
+    assert top.ids_TK.sort(1).values.tolist() == [list(range(10))] * 2
+    assert top.tail_logprob_T.tolist() == [-torch.inf] * 2
+    torch.testing.assert_close(top.logsumexp_T, logits.logsumexp(1))
+
+
+def test_topk_logsumexp_keeps_the_same_of_a_row_alone_as_among_others() -> None:
+    """Also of the many equal logits here."""
+    logits = (2 * torch.randn(3, 5000, generator=torch.Generator().manual_seed(0))).round()
+    together = topk_logsumexp(logits, 64, backend="triton")
+    for row in range(3):
+        for one, among in zip(topk_logsumexp(logits[row : row + 1], 64, backend="triton"), together, strict=True):
+            assert one[0].equal(among[row])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_topk_logsumexp_says_what_is_not_finite(value: float) -> None:
+    logits = torch.randn(2, 5000)
+    logits[1, 4321] = value
+    top = topk_logsumexp(logits, 64, backend="triton")
+    assert top.logsumexp_T.isnan().tolist() == [False, True]
 
 
 @contextlib.contextmanager

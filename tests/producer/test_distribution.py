@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from arwkv_producer import distribution
 from arwkv_producer.distribution import Distribution, summarise
 
 T, V, K = 40, 1031, 16
@@ -67,6 +68,18 @@ def split_over_ranks(logits: Tensor, bounds: list[int], k: int) -> list[Distribu
         summarise(logits[:, start:end].clone(), k, next_ids(), first_id=start, gather=lambda packed: everything)
         for start, end in zip(starts, bounds, strict=True)
     ]
+
+
+def test_a_gpu_is_told_the_same_as_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels' own numerics are tests/kernels'; this is what is made of their answer."""
+    logits = peaked_and_flat_logits()
+    expected = summarise(logits.clone(), K, next_ids())
+    monkeypatch.setattr(distribution, "_compiled", distribution._on_gpu)
+    alone = summarise(logits.clone(), K, next_ids())
+    for kept in (alone, *split_over_ranks(logits, [300, 600, V], K)):
+        assert kept.ids_TK.equal(expected.ids_TK)
+        for name in ("logprobs_TK", "tail_logprob_T", "entropy_T", "true_logprob_T"):
+            torch.testing.assert_close(getattr(kept, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bounds", [[500, V], [300, 600, V], [V - 3, V]], ids=["two", "three", "fewer columns than k"])

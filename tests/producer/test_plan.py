@@ -87,25 +87,27 @@ def test_extra_memory_is_bounded_by_the_step(half_billion: str) -> None:
     assert one["extra_device_bytes"] < 1 << 30
 
 
-@pytest.mark.parametrize(("draws", "outside"), [(0, False), (50, False), (8, True)], ids=["top-k", "sampled", "hybrid"])
+@pytest.mark.parametrize(("logits", "draws"), [("top-k", 0), ("sampled", 50), ("hybrid", 8)])
 def test_extra_memory_is_what_summarising_takes(
-    half_billion: str, monkeypatch: pytest.MonkeyPatch, draws: int, outside: bool
+    half_billion: str, monkeypatch: pytest.MonkeyPatch, logits: str, draws: int
 ) -> None:
     """One chunk of logits on the path that a GPU takes, against the process's own peak."""
-    monkeypatch.setattr(distribution, "_compiled", lambda *given: distribution._in_torch(*given, None))
+    monkeypatch.setattr(distribution, "_compiled", distribution._on_gpu)
     vocabulary = 151_665
-    rows = CaptureSettings(top_k=64, vocab_size=vocabulary).logits_rows(vocabulary, on_cpu=False)
+    monkeypatch.setattr("arwkv_producer.plan.LOGITS_CHUNK_BYTES", 1 << 27)
+    settings = CaptureSettings(top_k=64, vocab_size=vocabulary, logits_chunk_bytes=1 << 27)
+    rows = settings.logits_rows(vocabulary, on_cpu=False)
 
     def summarised() -> None:
         numbers = uniforms(torch.zeros(rows, dtype=torch.int64), torch.arange(rows), draws)
-        chosen = distribution.Draws(numbers, outside) if draws else None
+        chosen = distribution.Draws(numbers, logits == "hybrid") if draws else None
         distribution.summarise(torch.rand(rows, vocabulary), 64, torch.zeros(rows, dtype=torch.int64), draws=chosen)
 
     summarised()
     before = forget_peak()
     summarised()
     taken = peak_bytes() - before
-    planned = plan(PlanConfig(teacher=half_billion, step_tokens=rows))["extra_device_bytes"]
+    planned = plan(PlanConfig(teacher=half_billion, step_tokens=rows, logits=logits))["extra_device_bytes"]
     assert 0.4 * planned < taken <= 1.05 * planned
 
 

@@ -1,7 +1,11 @@
-"""Top-k, log-sum-exp and entropy of rows of logits, reading each logit once.
+"""Top-k, log-sum-exp, entropy and the rest's mass of rows of logits, reading each logit once.
 
-One program per row. Few logits of a block beat the worst of the k kept so far, so they are taken one at a time, largest
-first, into its place; over a whole row of V that is about k·(1 + ln(V/k)) insertions.
+The k largest of a row lie in the k groups with the largest maxima. The first kernel reads the row and leaves, of every
+group of 38 or so logits, the maximum and the sums that the normaliser and the entropy take. The second chooses the
+groups, reads their logits again, and keeps the k largest. Both choices find the k-th largest bit by bit. How a row is
+cut depends on V and k alone: what is kept, of equal logits too, does not depend on the rows beside it.
+
+Legend: T rows, V columns, K kept, G = SPLITS · LANES groups; a group is every LANES-th column of its split.
 """
 
 # mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False
@@ -17,65 +21,158 @@ from torch import Tensor
 
 from arwkv_kernels.triton.launch import device_of
 
-BLOCK = 2048
-WARPS = 4
-# Kept in registers; more do not fit.
-MOST_KEPT = 4096
+LANES = 1024
+DEPTH = 8
+READ_WARPS = 8
+CHOOSE_WARPS = 8
+# The candidates of a row, K groups of them, are held in registers.
+MOST_KEPT = 128
+MOST_CANDIDATES = 4096
 
 
 @triton.jit
-def topk_logsumexp_kernel(
-    logits_ptr, values_ptr, ids_ptr, logsumexp_ptr, entropy_ptr, V, K, stride,
-    KEPT: tl.constexpr, BLOCK: tl.constexpr,
+def _exp_of(x, base):
+    """exp(x - base), 0 where both are -inf."""
+    return tl.exp(tl.where(x == -float("inf"), -float("inf"), x - base))
+
+
+@triton.jit
+def topk_groups_kernel(
+    logits_ptr, highest_ptr, mass_ptr, moment_ptr, V, stride, steps,
+    SPLITS: tl.constexpr, LANES: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Of each group: its maximum m, Σ exp(x - m), Σ exp(x - m)(x - m)."""
+    row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    lane, depth = tl.arange(0, LANES), tl.arange(0, DEPTH)
+    logits_ptr += row * stride
+    highest = tl.full([LANES], -float("inf"), tl.float32)
+    mass = tl.zeros([LANES], tl.float32)
+    moment = tl.zeros([LANES], tl.float32)
+    for step in range(0, steps, DEPTH):
+        at = step + depth
+        columns = (split * steps + at)[:, None] * LANES + lane[None, :]
+        inside = (at < steps)[:, None] & (columns < V)
+        z = tl.load(logits_ptr + columns, mask=inside, other=-float("inf")).to(tl.float32)
+        higher = tl.maximum(highest, tl.max(z, 0))
+        # A NaN is no maximum, but reaches the sums: the row's log-sum-exp says so.
+        base = tl.where(higher == -float("inf"), 0.0, higher)
+        weight = tl.exp(z - base[None, :])
+        fading = tl.exp(highest - base)
+        shift = tl.where(highest == -float("inf"), 0.0, highest - base)
+        moment = fading * (moment + shift * mass) + tl.sum(tl.where(weight > 0, (z - base[None, :]) * weight, 0.0), 0)
+        mass = mass * fading + tl.sum(weight, 0)
+        highest = higher
+    group = row * (SPLITS * LANES) + split * LANES + lane
+    tl.store(highest_ptr + group, highest)
+    tl.store(mass_ptr + group, mass)
+    tl.store(moment_ptr + group, moment)
+
+
+@triton.jit
+def _ordered(x):
+    """uint32 that compare as the floats do; above 0, which stands for what is no entry; NaN lowest."""
+    bits = x.to(tl.uint32, bitcast=True)
+    ordered = tl.where(bits >> 31 == 1, ~bits, bits | 0x80000000)
+    return tl.where(x != x, 1, ordered).to(tl.uint32)
+
+
+@triton.jit
+def _value(ordered):
+    """The float that `_ordered` was given."""
+    bits = tl.where(ordered >> 31 == 1, ordered ^ 0x80000000, ~ordered).to(tl.uint32)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _chosen(keys, K):
+    """Which K are the largest; of equal ones the first. And each chosen one's place among the chosen."""
+    threshold, bit = tl.full([], 0, tl.uint32), tl.full([], 1 << 31, tl.uint32)
+    for _ in range(0, 32):
+        trial = threshold | bit
+        threshold = tl.where(tl.sum((keys >= trial).to(tl.int32), 0) >= K, trial, threshold)
+        bit = bit >> 1
+    above, level = keys > threshold, keys == threshold
+    free = K - tl.sum(above.to(tl.int32), 0)
+    chosen = above | (level & (tl.cumsum(level.to(tl.int32), 0) <= free))
+    return chosen, tl.cumsum(chosen.to(tl.int32), 0) - 1
+
+
+@triton.jit
+def topk_choose_kernel(
+    logits_ptr, highest_ptr, mass_ptr, moment_ptr, groups_ptr,
+    values_ptr, ids_ptr, logsumexp_ptr, entropy_ptr, tail_ptr, V, K, stride, steps,
+    G: tl.constexpr, LANES: tl.constexpr, KEPT: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    logits_ptr += row * stride
-    j, slot = tl.arange(0, BLOCK), tl.arange(0, KEPT)
-    kept = tl.where(slot < K, -float("inf"), float("inf"))
-    kept_ids = tl.full([KEPT], -1, tl.int32)
-    worst = tl.min(kept, 0)
-    highest = tl.full([BLOCK], -float("inf"), tl.float32)
-    mass = tl.zeros([BLOCK], tl.float32)
-    weighted = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, V, BLOCK):
-        inside = first + j < V
-        z = tl.load(logits_ptr + first + j, mask=inside, other=-float("inf")).to(tl.float32)
-        higher = tl.maximum(highest, z)
-        base = tl.where(higher == -float("inf"), 0.0, higher)
-        fading, weight = tl.exp(highest - base), tl.exp(z - base)
-        mass = mass * fading + weight
-        weighted = weighted * fading + tl.where(weight > 0, z * weight, 0.0)
-        highest = higher
-        best = tl.max(z, 0)
-        while best > worst:
-            at = tl.min(tl.where(z == best, j, BLOCK), 0)
-            place = tl.min(tl.where(kept == worst, slot, KEPT), 0)
-            kept = tl.where(slot == place, best, kept)
-            kept_ids = tl.where(slot == place, first + at, kept_ids)
-            z = tl.where(j == at, -float("inf"), z)
-            worst = tl.min(kept, 0)
-            best = tl.max(z, 0)
+    group = tl.arange(0, G)
+    highest = tl.load(highest_ptr + row * G + group)
+    chosen, place = _chosen(_ordered(highest), K)
+    tl.store(groups_ptr + row * K + place, group, mask=chosen)
     top = tl.max(highest, 0)
-    fading = tl.exp(highest - top)
-    total = tl.sum(mass * fading, 0)
-    logsumexp = top + tl.log(total)
-    tl.store(logsumexp_ptr + row, logsumexp)
-    tl.store(entropy_ptr + row, logsumexp - tl.sum(weighted * fading, 0) / total)
-    tl.store(values_ptr + row * K + slot, kept, mask=slot < K)
-    tl.store(ids_ptr + row * K + slot, kept_ids, mask=slot < K)
+    mass = tl.load(mass_ptr + row * G + group) * _exp_of(highest, top)
+    total = tl.sum(mass, 0)
+    rest = tl.sum(tl.where(chosen, 0.0, mass), 0)
+    shift = tl.where(highest == -float("inf"), 0.0, highest - top)
+    moment = tl.load(moment_ptr + row * G + group) * _exp_of(highest, top) + shift * mass
+    entropy = tl.log(total) - tl.sum(moment, 0) / total
+    tl.debug_barrier()
+
+    candidate = tl.arange(0, KEPT * STEPS)
+    which, at = candidate // STEPS, candidate % STEPS
+    own = tl.load(groups_ptr + row * K + which, mask=which < K, other=0)
+    columns = (own // LANES * steps + at) * LANES + own % LANES
+    inside = (which < K) & (at < steps) & (columns < V)
+    z = tl.load(logits_ptr + row * stride + columns, mask=inside, other=-float("inf")).to(tl.float32)
+    # Columns that are none come after those at -inf, which have a place in a row of fewer than K finite logits.
+    kept, slot = _chosen(tl.where(inside, _ordered(z), 0).to(tl.uint32), K)
+    rest += tl.sum(tl.where(kept, 0.0, _exp_of(z, top)), 0)
+    tl.store(values_ptr + row * K + slot, z, mask=kept)
+    tl.store(ids_ptr + row * K + slot, columns, mask=kept)
+    tl.debug_barrier()
+
+    rank = tl.arange(0, KEPT)
+    keys = _ordered(tl.load(values_ptr + row * K + rank, mask=rank < K, other=-float("inf"))).to(tl.uint64)
+    # The smaller column first among equals.
+    pairs = (keys << 32) | (0xFFFFFFFF - tl.load(ids_ptr + row * K + rank, mask=rank < K, other=0).to(tl.uint64))
+    pairs = tl.sort(tl.where(rank < K, pairs, 0), descending=True)
+    tl.debug_barrier()
+    tl.store(values_ptr + row * K + rank, _value((pairs >> 32).to(tl.uint32)), mask=rank < K)
+    tl.store(ids_ptr + row * K + rank, (0xFFFFFFFF - (pairs & 0xFFFFFFFF)).to(tl.int32), mask=rank < K)
+    tl.store(logsumexp_ptr + row, top + tl.log(total))
+    tl.store(entropy_ptr + row, entropy)
+    tl.store(tail_ptr + row, tl.log(rest) - tl.log(total))
 
 
-def topk_logsumexp_triton(logits_TV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `arwkv_kernels.topk_logsumexp`, for logits whose last axis is contiguous."""
+def can_keep(k: int, columns: int) -> bool:
+    """Whether a row's candidates fit into registers."""
+    return k <= MOST_KEPT and triton.next_power_of_2(k) * _cut(k, columns)[2] <= MOST_CANDIDATES
+
+
+def _cut(k: int, columns: int) -> tuple[int, int, int]:
+    """SPLITS, the steps of a split, and the next power of two."""
+    splits = 4 if k <= 64 else 8
+    steps = triton.cdiv(triton.cdiv(columns, LANES), splits)
+    return splits, steps, triton.next_power_of_2(steps)
+
+
+def topk_logsumexp_triton(logits_TV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `arwkv_kernels.topk_logsumexp`, for logits whose last axis is contiguous and a k that `can_keep` takes."""
     T, V = logits_TV.shape
+    splits, steps, padded_steps = _cut(k, V)
+    kept = triton.next_power_of_2(k)
     device = logits_TV.device
-    values_TK = torch.empty(T, k, dtype=torch.float32, device=device)
-    ids_TK = torch.empty(T, k, dtype=torch.int32, device=device)
-    logsumexp_T, entropy_T = (torch.empty(T, dtype=torch.float32, device=device) for _ in range(2))
+    groups = [torch.empty(T, splits * LANES, device=device) for _ in range(3)]
+    groups_TK, ids_TK = (torch.empty(T, k, dtype=torch.int32, device=device) for _ in range(2))
+    values_TK = torch.empty(T, k, device=device)
+    logsumexp_T, entropy_T, tail_T = torch.empty(3, T, device=device)
     with device_of(logits_TV):
-        topk_logsumexp_kernel[(T,)](
-            logits_TV, values_TK, ids_TK, logsumexp_T, entropy_T, V, k, logits_TV.stride(0),
-            KEPT=triton.next_power_of_2(k), BLOCK=BLOCK, num_warps=WARPS,
+        topk_groups_kernel[(T, splits)](
+            logits_TV, *groups, V, logits_TV.stride(0), steps,
+            SPLITS=splits, LANES=LANES, DEPTH=DEPTH, num_warps=READ_WARPS,
         )  # fmt: skip
-    values_TK, order_TK = values_TK.sort(dim=1, descending=True, stable=True)
-    return values_TK, ids_TK.gather(1, order_TK).long(), logsumexp_T, entropy_T
+        topk_choose_kernel[(T,)](
+            logits_TV, *groups, groups_TK, values_TK, ids_TK, logsumexp_T, entropy_T, tail_T,
+            V, k, logits_TV.stride(0), steps,
+            G=splits * LANES, LANES=LANES, KEPT=kept, STEPS=padded_steps, num_warps=CHOOSE_WARPS,
+        )  # fmt: skip
+    return values_TK, ids_TK.long(), logsumexp_T, entropy_T, tail_T
