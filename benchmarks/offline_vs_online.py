@@ -190,7 +190,7 @@ def _arm(config: OfflineConfig, name: str, student: Student) -> Callable[[], Non
             else:
                 with torch.no_grad():
                     live = teacher(batch["input_ids"], use_cache=False).logits
-                loss = _live_kl(live, batch["predicts"], vocab_size)
+                loss = live_kl(live, batch["predicts"], vocab_size)
             student.model(input_ids=batch["input_ids"], head_loss=loss).loss.backward()
         torch.nn.utils.clip_grad_norm_(student.model.parameters(), 1.0)
         student.optimizer.step()
@@ -221,7 +221,7 @@ def _qwen2(config: OfflineConfig, rows: int, width: int, dtype: str = "float32")
         return AutoModelForCausalLM.from_config(shape, dtype=dtype)
 
 
-def _live_kl(teacher_BTV: Any, predicts_BT: Any, vocab_size: int) -> Any:
+def live_kl(teacher_BTV: Any, predicts_BT: Any, vocab_size: int) -> Any:
     """KL(teacher ‖ student) over the whole vocabulary, as recipes with a live teacher take it."""
     import torch
     from torch.nn.functional import kl_div

@@ -1,21 +1,23 @@
 """Presets and ablations on real text, several seeds: how close each comes to its teacher, stage by stage.
 
     python examples/teacher.py --out BASE --hidden-size 128 --layers 3 --max-seconds 900
-    python benchmarks/recipe.py --base BASE --larger runs/teacher --train-text runs/teacher/train.jsonl \
-        --heldout-text runs/teacher/heldout.jsonl --out runs/recipe
+    python benchmarks/recipe.py --base BASE --larger runs/teacher --train-text runs/demo/train.jsonl \
+        --heldout-text runs/demo/heldout.jsonl --out runs/recipe
 
 Every arm is a `student train` of its own folder, so the same command continues where it was stopped. Arms that share
 stage 1 share its run. `stage 2 only` spends the steps of both stages on stage 2; the rows at equal bytes differ in
-nothing but what of the teacher's distribution is stored.
+nothing but what of the teacher's distribution is stored, and `live teacher` stores nothing of it.
 """
 
+import contextlib
 import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from arwkv_store.command_line import main
 from arwkv_student.settings import TrainSettings
@@ -30,6 +32,8 @@ class Arm:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     shards: str = "attention"
     heldout: str = "heldout"
+    live: bool = False
+    """Stage 2 takes the tokens alone from the shards, and the distribution from the teacher itself."""
 
 
 STAGE_1: dict[str, dict[str, Any]] = {
@@ -51,6 +55,7 @@ ARMS = {
     "`rad-rwkv7`, random q/k/v/o": Arm("rad-random", STAGE_1["rad-random"]),
     "`arwkv`, stage 2 only": Arm(None, STAGE_1["arwkv"]),
     "`rad-rwkv7`, stage 2 only": Arm(None, RAD),
+    "`rad-rwkv7`, live teacher": Arm("rad", RAD, live=True),
     "`rad-rwkv7`, exact": Arm("rad", RAD, "exact"),
     "`rad-rwkv7`, adaptive": Arm("rad", RAD, "adaptive"),
     "`rad-rwkv7`, top-k": Arm("rad", RAD, "top-k"),
@@ -148,24 +153,44 @@ def _run(config: RecipeConfig, arm: Arm, seed: int) -> dict[str, float | None]:
     steps = config.steps if arm.stage_1 else 2 * config.steps
     settings = _settings(config, config.out / f"{folder}-seed{seed}", arm.heldout, seed)
     start = None if arm.stage_1 is None else str(config.out / f"align-{arm.stage_1}-seed{seed}")
-    second = _train(
-        dataclasses.replace(
-            settings,
-            **arm.settings,
-            stage="distill",
-            shards=(str(config.out / "shards" / arm.shards),),
-            start_from=start,
-            steps=steps,
-        )
-    )["distill"]["eval"]
+    with _live_teacher(config.base) if arm.live else contextlib.nullcontext():
+        second = _train(
+            dataclasses.replace(
+                settings,
+                **arm.settings,
+                stage="distill",
+                shards=(str(config.out / "shards" / arm.shards),),
+                start_from=start,
+                steps=steps,
+            )
+        )["distill"]["eval"]
     return {
         "fall": first.get("fall"),
         # Another teacher's held-out text says nothing about this one's.
         "kl_1": first.get("kl") if arm.heldout == "heldout" else None,
         "kl_2": second["kl"],
         "ratio": second["perplexity_ratio"],
-        "bytes": bytes_per_token(config.out / "shards" / arm.shards),
+        "bytes": None if arm.live else bytes_per_token(config.out / "shards" / arm.shards),
     }
+
+
+@contextlib.contextmanager
+def _live_teacher(folder: Path) -> Iterator[None]:
+    """Stage 2's loss becomes the KL to this teacher's fp32 logits, over the whole vocabulary."""
+    import torch
+    from transformers import Qwen2ForCausalLM
+
+    from offline_vs_online import live_kl
+
+    teacher = Qwen2ForCausalLM.from_pretrained(folder).eval()
+
+    def loss(batch: Mapping[str, Any], objective: Any) -> Any:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            logits_BTV = teacher(batch["input_ids"], use_cache=False).logits
+        return live_kl(logits_BTV, batch["predicts"], objective.vocab_size)
+
+    with mock.patch("arwkv_student.distill.distill_loss", loss):
+        yield
 
 
 def _align(config: RecipeConfig, kind: str, seed: int) -> dict[str, float]:
