@@ -194,7 +194,7 @@ def _writing(engine: Any, folder: str, layers: tuple[int, ...], options: dict[st
         out = Path(folder) / "shards"
         shutil.rmtree(out, ignore_errors=True)
         mask = np.ones(options["length"], np.bool_)
-        with ShardQueue(create_dataset(str(out), info), lambda manifest: None) as shards:
+        with ShardQueue(create_dataset(str(out), info), lambda manifest: None, writers=2) as shards:
             for part in range(len(prompts) // per_part):
                 ids = range(part * per_part, (part + 1) * per_part)
                 answers = engine.capture([prompts[i] for i in ids], ids)

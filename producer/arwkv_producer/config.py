@@ -37,6 +37,8 @@ class CaptureConfig:
     """The teacher's arithmetic; `auto` is the checkpoint's own. The head always runs in fp32."""
     samples_per_shard: int = 0
     """Samples in one part; 0 chooses so that a part's files stay near 256 MiB, or goes on as the dataset began."""
+    writers: int = 2
+    """Parts that are encoded and written at one time, each by a thread and held in memory."""
     step_tokens: int = 4096
     """Tokens per engine step: more is faster until memory is short."""
     tensor_parallel: int = 1
@@ -55,6 +57,7 @@ class CaptureConfig:
         )
         _require(self.max_length >= 2, f"--max-length {self.max_length}: must be at least 2 tokens")
         _require(self.samples_per_shard >= 0, f"--samples-per-shard {self.samples_per_shard}: must be 0 (auto) or more")
+        _require(self.writers >= 1, f"--writers {self.writers}: must be at least 1")
         _require(self.step_tokens >= 1, f"--step-tokens {self.step_tokens}: must be at least 1")
         _require(self.tensor_parallel >= 1, f"--tensor-parallel {self.tensor_parallel}: must be at least 1")
         _require(

@@ -31,6 +31,8 @@ class Job:
     info: DatasetInfo
     out: str
     tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
+    writers: int = 1
+    """Parts encoded and written at one time."""
 
     def part_samples(self, part: int) -> range:
         """Sample ids of a part: a pure function of the dataset's identity."""
@@ -86,6 +88,7 @@ def prepare(config: GenerateConfig) -> list[Job]:
             dataset_info(config, teacher, tokenizer_info, corpus, description, teacher_hash, begun),
             out,
             files,
+            config.writers,
         )
         for corpus, out, begun in zip(corpora, outs, present, strict=True)
         if len(corpus)

@@ -62,7 +62,7 @@ def commit_parts(work: Work, teacher_pass: TeacherPass, account: Account, stoppi
         work.committed.append(manifest)
         account.committed(work.job.out, manifest)
 
-    with ShardQueue(work.writer, committed) as shards:
+    with ShardQueue(work.writer, committed, work.job.writers) as shards:
         for part in work.parts:
             if stopping():
                 break

@@ -5,7 +5,7 @@ from typing import Any
 from arwkv_producer.capture import LOGITS_CHUNK_BYTES
 from arwkv_producer.config import CaptureConfig, PlanConfig
 from arwkv_producer.identity import capture_info
-from arwkv_producer.sizes import PARTS_IN_MEMORY, SHARD_BYTES, row_bytes, samples_per_part, stored_bytes
+from arwkv_producer.sizes import PARTS_BEFORE_WRITING, SHARD_BYTES, row_bytes, samples_per_part, stored_bytes
 from arwkv_producer.teacher import Teacher, find_teacher
 from arwkv_store.schema import CaptureInfo
 
@@ -37,7 +37,7 @@ def costs(config: CaptureConfig, teacher: Teacher, tokens: int, samples: int, to
         "bytes_per_token_by_column": columns,
         "total_bytes": sum(columns.values()) * tokens,
         "extra_device_bytes": extra_device_bytes(capture, teacher, config.step_tokens),
-        "host_bytes": host_bytes(capture, teacher, per_part),
+        "host_bytes": host_bytes(capture, teacher, per_part, config.writers),
         "seconds": tokens / tokens_per_s if tokens_per_s else None,
         "advice": advice(capture, columns, tokens),
     }
@@ -53,9 +53,10 @@ def extra_device_bytes(capture: CaptureInfo, teacher: Teacher, step_tokens: int)
     return logits + kept + step_tokens * len(capture.hidden_columns()) * teacher.width * 2
 
 
-def host_bytes(capture: CaptureInfo, teacher: Teacher, samples_per_part: int) -> int:
+def host_bytes(capture: CaptureInfo, teacher: Teacher, samples_per_part: int, writers: int) -> int:
     """Memory of what is captured and not yet written, at most: parts of full-length samples."""
-    return PARTS_IN_MEMORY * samples_per_part * capture.max_length * row_bytes(capture, teacher.width)
+    parts = PARTS_BEFORE_WRITING + writers
+    return parts * samples_per_part * capture.max_length * row_bytes(capture, teacher.width)
 
 
 def advice(capture: CaptureInfo, columns: dict[str, float], tokens: int) -> str:

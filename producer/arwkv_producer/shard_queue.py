@@ -1,4 +1,4 @@
-"""Encodes and writes parts on a thread of its own, while the engine captures the next."""
+"""Encodes and writes parts on threads of their own, while the engine captures the next."""
 
 import queue
 import threading
@@ -9,21 +9,27 @@ from typing import Self
 from arwkv_store import Sample, ShardManifest, Writer
 
 PARTS_WAITING = 1
-"""Parts that may wait for the writer. A slow disk then holds the engine back, and memory does not grow."""
+"""Parts that may wait for a writer. A slow disk then holds the engine back, and memory does not grow."""
 
 
 class ShardQueue:
-    """Hand parts over with `put`; `committed` is called (on the writer's thread) after each one's commit.
+    """Hand parts over with `put`; `committed` is called (on a writer's thread, one at a time) after each one's commit.
 
-    A failed write is raised by the next `put`, or on leaving the `with` block, which waits for what was handed over.
+    Each of `writers` threads has a part in hand; compression and files leave Python's lock free most of the time. A
+    failed write is raised by the next `put`, or on leaving the `with` block, which waits for what was handed over.
     """
 
-    def __init__(self, writer: Writer, committed: Callable[[ShardManifest], None]) -> None:
+    def __init__(self, writer: Writer, committed: Callable[[ShardManifest], None], writers: int = 1) -> None:
         self._writer, self._committed = writer, committed
+        self._committing = threading.Lock()
         self._parts: queue.Queue[tuple[int, Sequence[Sample]] | None] = queue.Queue(PARTS_WAITING)
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._write_all, name="shard-writer", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._write_all, name=f"shard-writer-{number}", daemon=True)
+            for number in range(writers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def put(self, part: int, samples: Sequence[Sample]) -> None:
         """Wait for room, then hand over one part."""
@@ -35,7 +41,9 @@ class ShardQueue:
             if self._failure is not None:
                 continue  # keep the queue moving, so that a waiting `put` comes back and raises
             try:
-                self._committed(self._writer.write_shard(*item))
+                manifest = self._writer.write_shard(*item)
+                with self._committing:
+                    self._committed(manifest)
             except BaseException as failure:  # noqa: BLE001  # carried to the main thread, which raises it
                 self._failure = failure
 
@@ -49,7 +57,9 @@ class ShardQueue:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._parts.put(None)
-        self._thread.join()
+        for _ in self._threads:
+            self._parts.put(None)
+        for thread in self._threads:
+            thread.join()
         if error is None:
             self._raise_failure()

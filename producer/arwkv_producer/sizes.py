@@ -21,8 +21,8 @@ STATISTICS_BYTES = 7.0
 """Entropy and the true token's log-probability."""
 TOKEN_BYTES, SAMPLE_BYTES, SHARD_BYTES = 4.2, 64, 4096
 """Of a row's token and mask; beside them of a row, and of a file."""
-PARTS_IN_MEMORY = 3
-"""One being captured, one waiting, one being written."""
+PARTS_BEFORE_WRITING = 2
+"""In memory: one being captured, one waiting, and those being written."""
 
 
 def stored_bytes(capture: CaptureInfo, width: int, vocab_size: int) -> dict[str, float]:

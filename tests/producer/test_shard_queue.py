@@ -54,15 +54,38 @@ def test_a_slow_disk_holds_the_capture_back() -> None:
     assert acknowledged == writer.written == [0, 1, 2, 3, 4]
 
 
-def test_a_failed_write_ends_the_capture() -> None:
+def test_several_writers_have_a_part_each_and_hold_the_capture_back_no_less() -> None:
+    writer, acknowledged, handed_over = SlowWriter(), list[Any](), list[int]()
+
+    def capture() -> None:
+        with ShardQueue(writer, acknowledged.append, writers=3) as shards:  # type: ignore[arg-type]  # for the test
+            for part in range(10):
+                shards.put(part, [])
+                handed_over.append(part)
+
+    thread = threading.Thread(target=capture)
+    thread.start()
+    for _ in range(3):
+        assert writer.begun.acquire(timeout=30)
+    assert not writer.begun.acquire(timeout=0.2), "three have one each"
+    assert len(handed_over) <= 3 + PARTS_WAITING
+    for _ in range(10):
+        writer.allowed.release()
+    thread.join(timeout=30)
+    assert sorted(acknowledged) == sorted(writer.written) == list(range(10))
+
+
+@pytest.mark.parametrize("writers", [1, 3])
+def test_a_failed_write_ends_the_capture(writers: int) -> None:
     handed_over = list[int]()
 
     def capture() -> None:
-        with ShardQueue(FullDisk(), lambda manifest: None) as shards:  # type: ignore[arg-type]  # a writer for the test
+        disk: Any = FullDisk()
+        with ShardQueue(disk, lambda manifest: None, writers) as shards:
             for part in range(100):
                 shards.put(part, [])
                 handed_over.append(part)
 
-    with pytest.raises(TryAgain, match="part 0: no space left"):
+    with pytest.raises(TryAgain, match=r"part \d: no space left"):
         capture()
-    assert len(handed_over) < 10
+    assert len(handed_over) < 20
