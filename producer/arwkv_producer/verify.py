@@ -21,8 +21,12 @@ from arwkv_store import Dataset, DatasetInfo, Sample, open_dataset
 from arwkv_store.errors import CorruptShard, UsageError
 from arwkv_store.vocabulary import vocabulary_hash
 
-TOLERANCE_NATS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
-"""Largest difference of a log-probability that another kernel order explains, by the teacher's arithmetic."""
+TOLERANCE_NATS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3, "quantised": 1.0}
+"""Largest difference of a log-probability that another kernel order explains, by the teacher's arithmetic.
+
+A quantised teacher's is its own: transformers multiplies its weights otherwise than vLLM, and may leave its activations
+whole.
+"""
 CODEC_NATS = {"compact": 0.126, "hybrid": 0.126}
 """What a rounding codec may add."""
 STOCK_TAIL_MASS = 1e-5
@@ -31,7 +35,7 @@ LEAST_TAIL_MASS = 1e-12
 """A tail below this is none."""
 STANDARD_ERRORS = 6.0
 """How far from their expectation a sample's draws may lie."""
-HIDDEN_TOLERANCE = {"float32": 0.01, "float16": 0.03, "bfloat16": 0.08}
+HIDDEN_TOLERANCE = {"float32": 0.01, "float16": 0.03, "bfloat16": 0.08, "quantised": 0.2}
 """Largest relative error (root mean square over a sample) of a hidden state, bf16 storage included."""
 CODEC_HIDDEN = {"fp8": 0.05, "int8": 0.05}
 CHUNK_TOKENS = 128
@@ -97,9 +101,13 @@ class _Rescorer:
     def __init__(self, teacher: Teacher, dataset: Dataset) -> None:
         from transformers import AutoModelForCausalLM
 
-        dtype = getattr(torch, dataset.info.teacher.dtype)
+        self.arithmetic = dataset.info.teacher.dtype
+        dtype = getattr(torch, self.arithmetic)
+        if teacher.config.get("quantization_config"):
+            self.arithmetic = "quantised"
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForCausalLM.from_pretrained(teacher.model, revision=teacher.revision, dtype=dtype).eval()
+        options = {"revision": teacher.revision, "dtype": dtype, **_quantisation(teacher)}
+        model = AutoModelForCausalLM.from_pretrained(teacher.model, **options).eval()
         self._model = _moved(model, self.device, teacher)
         self._states: dict[str, Tensor] = {}
         layers = self._model.model.layers
@@ -128,6 +136,15 @@ class _Rescorer:
         return final_TC @ head_VC.float().T
 
 
+def _quantisation(teacher: Teacher) -> dict[str, Any]:
+    """How transformers is to load it: compressed tensors have to be expanded, or its linear layers refuse them."""
+    if (teacher.config.get("quantization_config") or {}).get("quant_method") != "compressed-tensors":
+        return {}
+    from transformers import CompressedTensorsConfig
+
+    return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+
+
 def _moved(model: Any, device: torch.device, teacher: Teacher) -> Any:
     try:
         return model.to(device)
@@ -141,7 +158,7 @@ def _moved(model: Any, device: torch.device, teacher: Teacher) -> Any:
 def _check_sample(dataset: Dataset, sample: Sample, model: _Rescorer, findings: Findings) -> None:
     states = model.run(sample)
     _check_logits(dataset.info, sample, states["final"], model, findings)
-    _check_hidden(dataset.info, sample, states, findings)
+    _check_hidden(dataset.info, sample, states, model.arithmetic, findings)
 
 
 @dataclass
@@ -188,7 +205,7 @@ def _compare_entries(scored: _Rescored, full_TV: Tensor, rows: Entries, draws: i
 
 
 def _check_logits(info: DatasetInfo, sample: Sample, final_TC: Tensor, model: _Rescorer, findings: Findings) -> None:
-    where, arithmetic = f"sample {sample.sample_id}", TOLERANCE_NATS[info.teacher.dtype]
+    where, arithmetic = f"sample {sample.sample_id}", TOLERANCE_NATS[model.arithmetic]
     nats = arithmetic + CODEC_NATS.get(info.capture.logits_codec, 0.0)
     scored = _rescore(info, sample, final_TC, model)
     if sample.true_logprob is not None and sample.entropy is not None:
@@ -207,12 +224,14 @@ def _check_logits(info: DatasetInfo, sample: Sample, final_TC: Tensor, model: _R
         findings.compare("drawn", abs(float(excess_T.mean())), nats + error, where)
 
 
-def _check_hidden(info: DatasetInfo, sample: Sample, states: dict[str, Tensor], findings: Findings) -> None:
+def _check_hidden(
+    info: DatasetInfo, sample: Sample, states: dict[str, Tensor], arithmetic: str, findings: Findings
+) -> None:
     where = f"sample {sample.sample_id}"
     if set(sample.hidden) != set(hidden_names(info.capture)):
         missing = set(hidden_names(info.capture)) - set(sample.hidden)
         findings.problem(f"{where}: hidden states {sorted(missing)} are missing")
-    relative = HIDDEN_TOLERANCE[info.teacher.dtype] + CODEC_HIDDEN.get(info.capture.hidden_dtype, 0.0)
+    relative = HIDDEN_TOLERANCE[arithmetic] + CODEC_HIDDEN.get(info.capture.hidden_dtype, 0.0)
     for name, stored_TC in sample.hidden.items():
         expected_TC = states[name].cpu()
         error = torch.from_numpy(stored_TC.astype(np.float32)) - expected_TC

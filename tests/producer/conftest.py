@@ -1,10 +1,13 @@
 """Captures made once for all of the producer's tests."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from producer_captures import MAX_LENGTH, Captures, Reference, run_captures
 
@@ -12,7 +15,6 @@ from producer_captures import MAX_LENGTH, Captures, Reference, run_captures
 @pytest.fixture(scope="session")
 def tiny_teacher(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with heads of 32: vLLM's CPU attention has no kernel for heads of 16."""
-    import torch
     from transformers import AutoConfig, Qwen2ForCausalLM
 
     folder = tmp_path_factory.mktemp("teacher") / "tiny-qwen2"
@@ -24,7 +26,37 @@ def tiny_teacher(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def captures(tiny_teacher: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Captures:
+def quantised_teacher(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with weights of 8 bits (a scale a row) and activations too (a scale a token), as compressed tensors."""
+    folder = tmp_path_factory.mktemp("teacher") / "tiny-qwen2-int8"
+    shutil.copytree(tiny_teacher, folder)
+    weights = load_file(folder / "model.safetensors")
+    for name in [name for name in weights if name.endswith("_proj.weight")]:
+        scale = weights[name].abs().amax(1, keepdim=True) / 127
+        weights |= {name: (weights[name] / scale).round().to(torch.int8), f"{name}_scale": scale}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    eight_bits = {"num_bits": 8, "type": "int", "symmetric": True}
+    scheme = {
+        "targets": ["Linear"],
+        "weights": {**eight_bits, "strategy": "channel", "dynamic": False},
+        "input_activations": {**eight_bits, "strategy": "token", "dynamic": True},
+    }
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": scheme},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def captures(
+    tiny_teacher: Path, quantised_teacher: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Captures:
     """The tiny teacher over the tiny corpus, in several ways (see the names)."""
     folder = tmp_path_factory.mktemp("captures")
 
@@ -48,6 +80,7 @@ def captures(tiny_teacher: Path, tiny_corpus: Path, tmp_path_factory: pytest.Tem
         "stock": asked("stock", hidden_states="none", capture_backend="stock"),
         "other_backend": asked("stock", hidden_states="none"),
         "final": asked("final", hidden_states="final", logits="none"),
+        "quantised": asked("quantised", teacher=str(quantised_teacher)),
     }
     return Captures(folder, dict(zip(runs, run_captures(list(runs.values())), strict=True)))
 

@@ -47,6 +47,19 @@ def test_what_was_captured_fits(captures: Captures, tiny_teacher: Path, name: st
     assert all(difference < (0.126 if name == "hybrid" else 0.01) for difference in largest.values())
 
 
+@pytest.mark.filterwarnings("ignore")  # what compressed-tensors and transformers say to one another
+def test_a_quantised_teacher_runs_and_fits_as_far_as_transformers_computes_it_alike(
+    captures: Captures, quantised_teacher: Path
+) -> None:
+    shards = str(captures.folder / "quantised")
+    document = verify(VerifyConfig(shards=shards, teacher=str(quantised_teacher), samples=4))
+    assert 0 < document["largest_differences"]["true_logprob"] < 1.0
+    whole, quantised = captures.open("base"), captures.open("quantised")
+    pairs = [(a.true_logprob, b.true_logprob) for a, b in zip(whole, quantised, strict=True)]
+    differences = np.concatenate([np.abs(a - b) for a, b in pairs if a is not None and b is not None])
+    assert 0 < differences.mean() < 0.1, "its own weights, not another's"
+
+
 def with_logits(change: Callable[[SparseLogits], SparseLogits]) -> Callable[[Sample], Sample]:
     def changed(sample: Sample) -> Sample:
         assert sample.logits is not None
