@@ -50,11 +50,6 @@ class CaptureConfig:
         _require(self.top_k >= 1, f"--top-k {self.top_k}: must be at least 1; use --logits none to keep no tokens")
         _require(0 < self.top_p <= 1, f"--top-p {self.top_p}: must be above 0 and at most 1")
         _require(1 <= self.samples <= 65535, f"--samples {self.samples}: must be from 1 to 65535")
-        _require(
-            self.logits not in ("sampled", "hybrid") or self.tensor_parallel == 1,
-            f"--logits {self.logits} --tensor-parallel {self.tensor_parallel}: drawing needs all columns on one "
-            "device; use --logits top-k or adaptive",
-        )
         _require(self.max_length >= 2, f"--max-length {self.max_length}: must be at least 2 tokens")
         _require(self.samples_per_shard >= 0, f"--samples-per-shard {self.samples_per_shard}: must be 0 (auto) or more")
         _require(self.writers >= 1, f"--writers {self.writers}: must be at least 1")

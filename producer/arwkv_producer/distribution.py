@@ -1,6 +1,7 @@
 """What is kept of a next-token distribution, computed from its logits on the device.
 
-Shapes: T rows (token positions), V vocabulary columns of this rank, K kept candidates, R tensor-parallel ranks.
+Shapes: T rows (token positions), V vocabulary columns of this rank, K kept candidates, S draws, R tensor-parallel
+ranks.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from arwkv_kernels import topk_logsumexp
-from arwkv_producer.sampling import draw
+from arwkv_producer.sampling import draw, split
 
 # All-gathers a [T, n] fp32 tensor over the tensor-parallel ranks, along the last dimension: [T, R·n].
 GatherColumns = Callable[[Tensor], Tensor]
@@ -58,28 +59,38 @@ def summarise(
     """Keep the top `k`, the exact tail, the entropy and the next token's log-probability of each row of `logits_TV`.
 
     `logits_TV` fp32 holds real tokens' columns only: ids `first_id ..`; its memory is reused. Under tensor parallelism
-    each rank passes its own columns and the same `gather`, all get the same answer, and only 2k + 4 numbers per row
-    and rank travel. With x the logits, m their maximum and s = Σ exp(x - m): log Z = m + log s and
-    H = log s - Σ exp(x - m)(x - m) / s; the tail's mass is Σ over the tokens outside the top k of exp(x - m).
-    `draws` needs all the columns, so not together with `gather`.
+    each rank passes its own columns and the same `draws` and `gather`, all get the same answer, and only 2k + 4 numbers
+    per row and rank travel, with S draws S + 1 more. With x the logits, m their maximum and s = Σ exp(x - m):
+    log Z = m + log s and H = log s - Σ exp(x - m)(x - m) / s; the tail's mass is Σ over the tokens outside the top k
+    of exp(x - m).
     """
-    assert draws is None or gather is None
     next_T = _next(logits_TV, next_ids_T, first_id)
     if draws is not None:
-        columns = _in_torch(logits_TV, k, draws)
+        own = _in_torch(logits_TV, k)
     elif logits_TV.device.type == "cpu":
-        columns = _compiled(logits_TV, k)
+        own = _compiled(logits_TV, k)
     else:
-        columns = _on_gpu(logits_TV, k)
+        own = _on_gpu(logits_TV, k)
+    columns = own
     if gather is not None:
-        columns, next_T = _merge_ranks(columns, next_T, k, first_id, gather)
+        columns, next_T = _merge_ranks(own, next_T, k, first_id, gather)
+    drawn_TS = columns.ids_TK[:, :0]
+    if draws is not None:
+        if draws.outside_top_k:
+            _strike_out(own.weights_TV, columns.ids_TK - first_id)
+        if gather is None:
+            drawn_TS = draw(own.weights_TV, draws.uniforms_TS)
+        else:
+            drawn_TS, masses_TR = _draw_over_ranks(own, columns.log_z_T, draws.uniforms_TS, first_id, gather)
+            if draws.outside_top_k:  # no tail where there was none to draw from
+                columns = columns._replace(tail_T=masses_TR.sum(-1).log())
     return Distribution(
         ids_TK=columns.ids_TK.int(),
         logprobs_TK=columns.top_TK - columns.log_z_T[:, None],
         tail_logprob_T=columns.tail_T,
         entropy_T=columns.entropy_T.clamp_min(0.0),
         true_logprob_T=torch.where(next_ids_T < 0, 0.0, next_T - columns.log_z_T),
-        drawn_TS=columns.drawn_TS.int(),
+        drawn_TS=drawn_TS.int(),
     )
 
 
@@ -92,17 +103,18 @@ class _Columns(NamedTuple):
     top_TK: Tensor
     """Logits."""
     ids_TK: Tensor
-    drawn_TS: Tensor
+    weights_TV: Tensor
+    """exp(x - m) of this rank's columns, V = 0 where nothing is drawn."""
 
     @classmethod
     def of_sums(
-        cls, sum_T: Tensor, moment_T: Tensor, rest_T: Tensor, top_TK: Tensor, ids_TK: Tensor, drawn_TS: Tensor
+        cls, sum_T: Tensor, moment_T: Tensor, rest_T: Tensor, top_TK: Tensor, ids_TK: Tensor, weights_TV: Tensor
     ) -> "_Columns":
         """From s = Σ exp(x - m), Σ exp(x - m)(x - m) and the rest's share of s, all [T, 1]."""
         log_sum_T = sum_T.log()
         log_z_T, entropy_T = top_TK[:, :1] + log_sum_T, log_sum_T - moment_T / sum_T
         tail_T = rest_T.log() - log_sum_T
-        return cls(log_z_T.squeeze(1), entropy_T.squeeze(1), tail_T.squeeze(1), top_TK, ids_TK, drawn_TS)
+        return cls(log_z_T.squeeze(1), entropy_T.squeeze(1), tail_T.squeeze(1), top_TK, ids_TK, weights_TV)
 
 
 def _next(logits_TV: Tensor, next_ids_T: Tensor, first_id: int) -> Tensor:
@@ -117,28 +129,25 @@ def _compiled(logits_TV: Tensor, k: int) -> _Columns:
     from arwkv_producer.compiled_summary import summarise_rows
 
     _, sum_T, moment_T, rest_T, top_TK, ids_TK = summarise_rows(logits_TV, min(k, logits_TV.shape[1]))
-    return _Columns.of_sums(sum_T, moment_T, rest_T, top_TK, ids_TK, ids_TK[:, :0])
+    return _Columns.of_sums(sum_T, moment_T, rest_T, top_TK, ids_TK, top_TK[:, :0])
 
 
 def _on_gpu(logits_TV: Tensor, k: int) -> _Columns:
     """By kernels that read the logits once."""
     top = topk_logsumexp(logits_TV, min(k, logits_TV.shape[1]))
-    return _Columns(top.logsumexp_T, top.entropy_T, top.tail_logprob_T, top.values_TK, top.ids_TK, top.ids_TK[:, :0])
+    return _Columns(top.logsumexp_T, top.entropy_T, top.tail_logprob_T, top.values_TK, top.ids_TK, top.values_TK[:, :0])
 
 
-def _in_torch(logits_TV: Tensor, k: int, draws: Draws) -> _Columns:
+def _in_torch(logits_TV: Tensor, k: int) -> _Columns:
+    """With the weights."""
     top_TK, ids_TK = logits_TV.topk(min(k, logits_TV.shape[1]), dim=-1)
     shifted_TV = logits_TV.sub_(top_TK[:, :1])
     weights_TV = shifted_TV.exp()
     sum_T = weights_TV.sum(-1, keepdim=True)
     moment_T = shifted_TV.mul_(weights_TV).sum(-1, keepdim=True)
-    if draws.outside_top_k:
-        rest_T = weights_TV.scatter_(1, ids_TK, 0.0).sum(-1, keepdim=True)
-        drawn_TS = draw(weights_TV, draws.uniforms_TS)
-    else:
-        drawn_TS = draw(weights_TV, draws.uniforms_TS)
-        rest_T = weights_TV.scatter_(1, ids_TK, 0.0).sum(-1, keepdim=True)
-    return _Columns.of_sums(sum_T, moment_T, rest_T, top_TK, ids_TK, drawn_TS)
+    kept_TK = weights_TV.gather(1, ids_TK)
+    rest_T = weights_TV.scatter_(1, ids_TK, 0.0).sum(-1, keepdim=True)
+    return _Columns.of_sums(sum_T, moment_T, rest_T, top_TK, ids_TK, weights_TV.scatter_(1, ids_TK, kept_TK))
 
 
 def _merge_ranks(
@@ -168,5 +177,27 @@ def _merge_ranks(
         tail_T=torch.cat([tail_TR + log_share_TR, unkept_TN], dim=-1).logsumexp(-1),
         top_TK=top_TK,
         ids_TK=candidate_ids_TN.gather(1, at_TK),
-        drawn_TS=own.drawn_TS,
+        weights_TV=own.weights_TV,
     ), next_TR.amax(-1)
+
+
+def _strike_out(weights_TV: Tensor, columns_TK: Tensor) -> None:
+    """Set these columns to 0, those apart that are another rank's."""
+    inside_TK = columns_TK.long().clamp(0, weights_TV.shape[1] - 1)
+    struck_TK = torch.where(columns_TK == inside_TK, 0.0, torch.inf).to(weights_TV.dtype)
+    weights_TV.scatter_reduce_(1, inside_TK, struck_TK, "amin")
+
+
+def _draw_over_ranks(
+    own: _Columns, log_z_T: Tensor, uniforms_TS: Tensor, first_id: int, gather: GatherColumns
+) -> tuple[Tensor, Tensor]:
+    """[T, S] ids, each from the rank whose mass holds its number, and [T, R] these masses: of exp(x) / Z.
+
+    Every rank makes every draw, with the same numbers, and the right one's counts.
+    """
+    scale_T = (own.top_TK[:, 0].double() - log_z_T).exp()
+    masses_TR = gather((own.weights_TV.sum(-1) * scale_T).float()[:, None])
+    rank_TS, within_TS = split(masses_TR, uniforms_TS)
+    own_ids_TS = (draw(own.weights_TV, within_TS) + first_id).int()
+    ids_TRS = gather(own_ids_TS.view(torch.float32)).view(torch.int32).view(len(rank_TS), -1, rank_TS.shape[1])
+    return ids_TRS.gather(1, rank_TS[:, None]).squeeze(1), masses_TR

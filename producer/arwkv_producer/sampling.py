@@ -1,6 +1,6 @@
 """Draws from a next-token distribution that a rerun repeats: random numbers are a function of sample, position, draw.
 
-Shapes: T positions, V vocabulary columns, S draws, G groups of B columns.
+Shapes: T positions, V vocabulary columns, S draws, G groups of B columns, R tensor-parallel ranks.
 """
 
 import torch
@@ -10,6 +10,7 @@ GROUP = 64
 WORK_BYTES = 1 << 26
 """Bound on what drawing allocates at once."""
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, odd; int64 arithmetic wraps around
+_BELOW_ONE = 1.0 - 2.0**-53
 _MIX_1, _MIX_2 = -4658895280553007687, -7723592293110705685
 
 
@@ -33,19 +34,33 @@ def draw(weights_TV: Tensor, uniforms_TS: Tensor) -> Tensor:
     return torch.cat(blocks)
 
 
+def split(masses_TR: Tensor, uniforms_TS: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each rank has some of the columns: [T, S] the rank of each draw, and the number to `draw` with there.
+
+    A rank without mass gets no draw. Where all are without, the rank is valid and means nothing, as the number does.
+    """
+    masses_TR = masses_TR.double()
+    rank_TS, residual_TS = _locate(masses_TR, uniforms_TS)
+    return rank_TS, (residual_TS / masses_TR.gather(1, rank_TS)).clamp_(0.0, _BELOW_ONE)
+
+
 def _draw(weights_TV: Tensor, uniforms_TS: Tensor) -> Tensor:
     missing = -weights_TV.shape[1] % GROUP
     grouped_TGB = torch.nn.functional.pad(weights_TV, (0, missing)).view(len(weights_TV), -1, GROUP)
-    masses_TG = grouped_TGB.sum(-1, dtype=torch.float64)
-    below_TG = masses_TG.cumsum(-1)
-    target_TS = uniforms_TS * below_TG[:, -1:]
-    group_TS = torch.searchsorted(below_TG, target_TS, right=True).clamp_max_(below_TG.shape[1] - 1)
-    residual_TS = target_TS - (below_TG.gather(1, group_TS) - masses_TG.gather(1, group_TS))
+    group_TS, residual_TS = _locate(grouped_TGB.sum(-1, dtype=torch.float64), uniforms_TS)
     inside_TSB = grouped_TGB.gather(1, group_TS[..., None].expand(-1, -1, GROUP)).double()
     at_TS = torch.searchsorted(inside_TSB.cumsum(-1), residual_TS[..., None].contiguous(), right=True).squeeze(-1)
     # Rounding may leave the target just past the group's last weight.
     last_TS = (torch.arange(GROUP, device=weights_TV.device) * (inside_TSB > 0)).amax(-1)
     return group_TS * GROUP + torch.minimum(at_TS, last_TS)
+
+
+def _locate(masses_TG: Tensor, uniforms_TS: Tensor) -> tuple[Tensor, Tensor]:
+    """[T, S] the group (or rank) that holds each number's share of the masses, and what it leaves within that group."""
+    below_TG = masses_TG.cumsum(-1)
+    target_TS = uniforms_TS * below_TG[:, -1:]
+    group_TS = torch.searchsorted(below_TG, target_TS, right=True).clamp_max_(below_TG.shape[1] - 1)
+    return group_TS, target_TS - (below_TG.gather(1, group_TS) - masses_TG.gather(1, group_TS))
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -1,11 +1,17 @@
-"""What is kept of a distribution, against float64 over the full vocabulary; tensor parallelism played by a loop."""
+"""What is kept of a distribution, against float64 over the full vocabulary; tensor parallelism played by threads."""
 
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from arwkv_producer import distribution
-from arwkv_producer.distribution import Distribution, summarise
+from arwkv_producer.distribution import OUTSIDE_VOCABULARY, Distribution, Draws, summarise
+from arwkv_producer.sampling import uniforms
 
 T, V, K = 40, 1031, 16
 
@@ -52,22 +58,24 @@ def test_k_that_covers_the_vocabulary_leaves_no_tail() -> None:
     assert torch.isneginf(kept.tail_logprob_T).all()
 
 
-def split_over_ranks(logits: Tensor, bounds: list[int], k: int) -> list[Distribution]:
-    """Each rank's answer. The gather is played in two passes: first record what every rank sends, then answer it."""
-    sent: list[Tensor] = []
+def split_over_ranks(logits: Tensor, bounds: Sequence[int], k: int, draws: Draws | None = None) -> list[Distribution]:
+    """Each rank's answer, a thread each; `bounds` are the columns where the ranks' shares end."""
+    everyone = threading.Barrier(len(bounds), timeout=60)
+    sent: dict[int, Tensor] = {}
 
-    def record(packed: Tensor) -> Tensor:
-        sent.append(packed)
-        return packed
+    def rank(number: int, start: int, end: int) -> Distribution:
+        def gather(packed: Tensor) -> Tensor:
+            sent[number] = packed
+            everyone.wait()
+            gathered = torch.cat([sent[other] for other in range(len(bounds))], dim=-1)
+            everyone.wait()
+            return gathered
 
-    starts = [0, *bounds[:-1]]
-    for start, end in zip(starts, bounds, strict=True):
-        summarise(logits[:, start:end].clone(), k, next_ids(), first_id=start, gather=record)
-    everything = torch.cat(sent, dim=-1)
-    return [
-        summarise(logits[:, start:end].clone(), k, next_ids(), first_id=start, gather=lambda packed: everything)
-        for start, end in zip(starts, bounds, strict=True)
-    ]
+        share = logits[:, start:end].clone()
+        return summarise(share, k, next_ids(), draws=draws, first_id=start, gather=gather)
+
+    with ThreadPoolExecutor(len(bounds)) as threads:
+        return list(threads.map(rank, range(len(bounds)), [0, *bounds[:-1]], bounds))
 
 
 def test_a_gpu_is_told_the_same_as_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,3 +98,58 @@ def test_ranks_agree_with_one_device(bounds: list[int]) -> None:
         torch.testing.assert_close(kept.ids_TK, alone.ids_TK)
         for name in ("logprobs_TK", "tail_logprob_T", "entropy_T", "true_logprob_T"):
             torch.testing.assert_close(getattr(kept, name), getattr(alone, name), atol=1e-5, rtol=1e-5)
+
+
+def drawn_by(draws_per_row: int, mode: str) -> Draws:
+    return Draws(uniforms(torch.arange(T), torch.zeros(T), draws_per_row), outside_top_k=mode == "hybrid")
+
+
+@pytest.mark.parametrize("mode", ["sampled", "hybrid"])
+@pytest.mark.parametrize("bounds", [[700, V], [100, 600, V]], ids=["two", "three"])
+def test_ranks_draw_from_the_whole_distribution(bounds: list[int], mode: str) -> None:
+    """400,000 draws: the chi-square statistic stays within 5 standard deviations of its mean."""
+    row = torch.randn(V, generator=torch.Generator().manual_seed(8)) * 0.5
+    draws = drawn_by(10_000, mode)
+    first, *others = split_over_ranks(row.expand(T, -1), bounds, K, draws)
+    assert all(other.drawn_TS.equal(first.drawn_TS) for other in others)
+    masses = exact(row).exp()
+    if mode == "hybrid":
+        masses[row.topk(K).indices] = 0.0
+    hits = np.bincount(first.drawn_TS.flatten().numpy(), minlength=V)
+    possible = masses.numpy() > 0
+    assert hits[~possible].sum() == 0
+    expected = (masses / masses.sum()).numpy()[possible] * hits.sum()
+    statistic = ((hits[possible] - expected) ** 2 / expected).sum()
+    freedom = possible.sum() - 1
+    assert abs(statistic - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("mode", ["sampled", "hybrid"])
+@pytest.mark.parametrize("bounds", [[700, V], [100, 600, V], [V - 3, V]], ids=["two", "three", "fewer columns than k"])
+def test_ranks_draw_what_one_device_draws(bounds: list[int], mode: str) -> None:
+    """But for numbers that fall between a token's bounds as the one and the other round them."""
+    logits, draws = peaked_and_flat_logits(), drawn_by(2000, mode)
+    alone = summarise(logits.clone(), K, next_ids(), draws=draws)
+    for kept in split_over_ranks(logits, bounds, K, draws):
+        assert (kept.drawn_TS != alone.drawn_TS).double().mean() < 2e-4
+        assert kept.ids_TK.equal(alone.ids_TK)
+        for name in ("logprobs_TK", "tail_logprob_T", "entropy_T", "true_logprob_T"):
+            torch.testing.assert_close(getattr(kept, name), getattr(alone, name), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["sampled", "hybrid"])
+def test_rank_of_padding_is_never_drawn_from(mode: str) -> None:
+    logits = peaked_and_flat_logits()
+    logits[:, 300:600] = OUTSIDE_VOCABULARY
+    logits[:, 900:] = OUTSIDE_VOCABULARY
+    for kept in split_over_ranks(logits, [300, 600, 900, V], K, drawn_by(2000, mode)):
+        assert set((kept.drawn_TS // 300).unique().tolist()) == {0, 2}
+
+
+def test_top_k_of_all_ranks_that_cover_the_vocabulary_leave_no_tail_to_draw_from() -> None:
+    """As for one device: what was drawn means nothing there, and -inf says so."""
+    logits = peaked_and_flat_logits()[:, : 2 * K]
+    logits[:, K:] = OUTSIDE_VOCABULARY
+    for kept in split_over_ranks(logits, [K - 5, K, 2 * K], K, drawn_by(10, "hybrid")):
+        assert torch.isneginf(kept.tail_logprob_T).all()
+        assert ((kept.drawn_TS >= 0) & (kept.drawn_TS < 2 * K)).all()
