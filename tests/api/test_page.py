@@ -78,8 +78,8 @@ def test_view_is_accessible_fits_and_stays_at_home(
     found = browser.do("axe.run().then(r => r.violations.map(v => [v.id, v.nodes.map(n => n.html.slice(0, 200))]))")
     assert found == []
     assert browser.do("document.documentElement.scrollWidth - innerWidth") <= 0
-    if "absent" not in view:
-        assert browser.faults == []
+    # What is wrong with the view of an absent dataset may be said only when the next is open.
+    assert [fault for fault in browser.faults if "/datasets/absent" not in fault] == []
     assert all(address.startswith((site, "about:", "data:")) for address in browser.asked)
 
 
