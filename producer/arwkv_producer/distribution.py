@@ -171,10 +171,11 @@ def _merge_ranks(
     candidate_ids_TN = ranks_TRN[..., 4 + k :].contiguous().view(torch.int32).flatten(1)
     top_TK, at_TK = candidates_TN.topk(k, dim=-1)
     unkept_TN = (candidates_TN - log_z_T[:, None]).scatter(1, at_TK, -torch.inf)
+    tail_T = torch.cat([tail_TR + log_share_TR, unkept_TN], dim=-1).logsumexp(-1)
     return _Columns(
         log_z_T=log_z_T,
         entropy_T=(log_share_TR.exp() * (entropy_TR - log_share_TR)).sum(-1),
-        tail_T=torch.cat([tail_TR + log_share_TR, unkept_TN], dim=-1).logsumexp(-1),
+        tail_T=tail_T.masked_fill(tail_T < OUTSIDE_VOCABULARY / 2, -torch.inf),  # of columns that are no token's
         top_TK=top_TK,
         ids_TK=candidate_ids_TN.gather(1, at_TK),
         weights_TV=own.weights_TV,
