@@ -46,10 +46,14 @@ class Teacher:
         return int(self.config["vocab_size"])
 
     @property
+    def quantisation(self) -> Mapping[str, Any]:
+        """How the weights are quantised, in the checkpoint's words; empty where they are not."""
+        return self.config.get("quantization_config") or {}
+
+    @property
     def head_dtype(self) -> str:
         """What the head computes in: fp32, but for a quantised head, which vLLM runs in the model's arithmetic only."""
-        quantised = (self.config.get("quantization_config") or {}).get("lm_head")
-        return "model" if quantised else "float32"
+        return "model" if self.quantisation.get("lm_head") else "float32"
 
     @property
     def max_length(self) -> int:

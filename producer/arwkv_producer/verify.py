@@ -101,10 +101,8 @@ class _Rescorer:
     def __init__(self, teacher: Teacher, dataset: Dataset) -> None:
         from transformers import AutoModelForCausalLM
 
-        self.arithmetic = dataset.info.teacher.dtype
-        dtype = getattr(torch, self.arithmetic)
-        if teacher.config.get("quantization_config"):
-            self.arithmetic = "quantised"
+        self.arithmetic = "quantised" if teacher.quantisation else dataset.info.teacher.dtype
+        dtype = getattr(torch, dataset.info.teacher.dtype)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         options = {"revision": teacher.revision, "dtype": dtype, **_quantisation(teacher)}
         model = AutoModelForCausalLM.from_pretrained(teacher.model, **options).eval()
@@ -138,7 +136,7 @@ class _Rescorer:
 
 def _quantisation(teacher: Teacher) -> dict[str, Any]:
     """How transformers is to load it: compressed tensors have to be expanded, or its linear layers refuse them."""
-    if (teacher.config.get("quantization_config") or {}).get("quant_method") != "compressed-tensors":
+    if teacher.quantisation.get("quant_method") != "compressed-tensors":
         return {}
     from transformers import CompressedTensorsConfig
 
