@@ -22,7 +22,7 @@ from arwkv_store import (
     TokenizerInfo,
     create_dataset,
 )
-from arwkv_store.vocabulary import vocabulary_hash
+from arwkv_store.format.vocabulary import vocabulary_hash
 
 VOCAB_SIZE = 256
 LENGTH = 256

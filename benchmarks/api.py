@@ -30,14 +30,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from api_many import many_shards
 from api_postgres import new_database, postgres_server
 from api_serving import serving
-from arwkv_api.catalogue import ShardFilter, find_dataset, list_shards
-from arwkv_api.database import connect
-from arwkv_api.models import ShardPage, shard_summary
-from arwkv_api.scan import scan_root
-from arwkv_api.tables import DatasetRow, ShardRow
-from arwkv_api.timeline import grown, timeline_of
+from arwkv_api.http.models import ShardPage, shard_summary
+from arwkv_api.index.database import connect
+from arwkv_api.index.orm import DatasetRow, ShardRow
+from arwkv_api.index.query import ShardFilter, find_dataset, list_shards
+from arwkv_api.index.scan import scan_root
+from arwkv_api.index.timeline import grown, timeline_of
 from arwkv_store import ShardManifest, open_dataset
-from arwkv_store.layout import data_file_name, manifest_name
+from arwkv_store.format.layout import data_file_name, manifest_name
 from store_examples import example_dataset_info, write_example_dataset
 
 CLIENTS = 8

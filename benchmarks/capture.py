@@ -107,7 +107,7 @@ def _make_model(folder: Path, options: argparse.Namespace) -> Path:
 
 def _serve_arm(arm: str, model: str, folder: str, options: dict[str, Any], connection: Connection) -> None:
     """In the arm's process: start its engine, then run one round per message and answer its seconds."""
-    from arwkv_producer.vllm_setup import prepare_environment
+    from arwkv_producer.teacher.vllm_setup import prepare_environment
 
     prepare_environment(1, False)  # before torch loads: it reads how idle threads wait
     generator = np.random.default_rng(1)
@@ -126,9 +126,9 @@ Run = Callable[[list[Any]], None]
 
 
 def _ours(arm: str, model: str, folder: str, options: dict[str, Any]) -> Run:
-    from arwkv_producer.capture import CaptureSettings
-    from arwkv_producer.engine import TeacherEngine
-    from arwkv_producer.vllm_setup import EngineConfig
+    from arwkv_producer.teacher.capture import CaptureSettings
+    from arwkv_producer.teacher.engine import TeacherEngine
+    from arwkv_producer.teacher.vllm_setup import EngineConfig
 
     layers = tuple(range(options["layers"])) if arm in ("capture top-64 + attention", "end to end") else ()
     top_k = 0 if arm == "prefill" else TOP_K
@@ -153,8 +153,8 @@ def _keep_nothing() -> None:
     """Let the pooler compute logits and look at none of them."""
     import torch
 
-    from arwkv_producer import capture_models
-    from arwkv_producer.distribution import Distribution
+    from arwkv_producer.numerics.distribution import Distribution
+    from arwkv_producer.teacher import capture_models
 
     def summarise(logits: torch.Tensor, k: int, next_ids: torch.Tensor, **others: Any) -> Distribution:
         rows = len(logits)
@@ -168,8 +168,8 @@ def _writing(engine: Any, folder: str, layers: tuple[int, ...], options: dict[st
     """Four parts a round, encoded and written while the next is captured, as the producer does."""
     import shutil
 
-    from arwkv_producer.samples import to_sample
-    from arwkv_producer.shard_queue import ShardQueue
+    from arwkv_producer.run.samples import to_sample
+    from arwkv_producer.run.shard_queue import ShardQueue
     from arwkv_store import CaptureInfo, CorpusInfo, DatasetInfo, TeacherInfo, TokenizerInfo, create_dataset
 
     per_part = max(options["tokens"] // options["length"] // 4, 1)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from arwkv_producer.capture import CaptureSettings
-from arwkv_producer.distribution import summarise
+from arwkv_producer.numerics.distribution import summarise
+from arwkv_producer.teacher.capture import CaptureSettings
 
 TOP_K = 64
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from arwkv_store.command_line import main
+from arwkv_store.commands.command_line import main
 
 HEAD_DIM = 64
 # Beyond this the copies that DynamicCache makes of its cache would not fit beside it.
@@ -94,8 +94,8 @@ def _teacher(config: DecodeConfig) -> Any:  # transformers is untyped
 
 
 def _student(config: DecodeConfig, preset: str) -> Any:
-    from arwkv_student.config import BaseShape, options_as_dict, preset_options
-    from arwkv_student.model import ArwkvConfig, ArwkvForCausalLM
+    from arwkv_student.model.configuration import BaseShape, options_as_dict, preset_options
+    from arwkv_student.model.modeling import ArwkvConfig, ArwkvForCausalLM
 
     shape = _shared_shape(config)
     base = BaseShape(config.hidden_size, shape["num_attention_heads"], config.key_value_heads, HEAD_DIM)
@@ -136,7 +136,7 @@ def _race(config: DecodeConfig, batch: int, context: int) -> dict[str, Any]:
     """Tokens/s of each contestant and the ratios to the teacher."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
-    from arwkv_student.cache import ArwkvCache
+    from arwkv_student.model.cache import ArwkvCache
 
     teacher = _teacher(config)
     shape = (batch, config.key_value_heads, context + config.tokens, HEAD_DIM)

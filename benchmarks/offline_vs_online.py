@@ -22,8 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from arwkv_store.command_line import main
-from arwkv_student.config import Preset
+from arwkv_store.commands.command_line import main
+from arwkv_student.model.configuration import Preset
 
 # Width of the student, and of live teachers of 1, 4 and 16 times its parameters; all of the same depth.
 STUDENT_WIDTH = 512
@@ -126,7 +126,7 @@ def _print(result: dict[str, Any]) -> None:
 def _loading_s(config: OfflineConfig) -> float:
     """Processor seconds to load a batch, in the training process itself, over an epoch in the order of training."""
     from arwkv_store import open_dataset
-    from arwkv_student.data import OrderSampler, collate
+    from arwkv_student.data.collate import OrderSampler, collate
 
     started = time.process_time()
     dataset = open_dataset(config.shards, columns=["logits"])
@@ -150,10 +150,10 @@ class Student:
         import torch
 
         from arwkv_store import open_dataset
-        from arwkv_student.base import open_base
-        from arwkv_student.distill import choose_trained
+        from arwkv_student.bases.checkpoint import open_base
         from arwkv_student.settings import TrainSettings
-        from arwkv_student.train import untrained_student
+        from arwkv_student.training.distill import choose_trained
+        from arwkv_student.training.pipeline import untrained_student
 
         rows = open_dataset(config.shards, columns=[]).info.vocab_size_padded
         with tempfile.TemporaryDirectory() as folder:
@@ -169,8 +169,8 @@ def _arm(config: OfflineConfig, name: str, student: Student) -> Callable[[], Non
     import torch
 
     from arwkv_store import open_dataset
-    from arwkv_student.data import OrderSampler, collate
-    from arwkv_student.losses import Objective, distill_loss
+    from arwkv_student.data.collate import OrderSampler, collate
+    from arwkv_student.losses.objectives import Objective, distill_loss
 
     dataset = open_dataset(config.shards, columns=["logits"] if name == OFFLINE else [])
     vocab_size = dataset.info.tokenizer.vocab_size
@@ -248,7 +248,7 @@ def _in_its_own_process(config: OfflineConfig, name: str) -> float:
 
 def _peak_mb(config: OfflineConfig, name: str) -> float:
     # What is loaded before the models is not theirs.
-    for module in ("torch", "transformers.models.qwen2.modeling_qwen2", "arwkv_student.train"):
+    for module in ("torch", "transformers.models.qwen2.modeling_qwen2", "arwkv_student.training.pipeline"):
         importlib.import_module(module)
     before_mb = _peak_so_far_mb(config)
     step = _arm(config, name, Student.made(config))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from arwkv_store.command_line import main
+from arwkv_store.commands.command_line import main
 from arwkv_student.settings import TrainSettings
 
 
@@ -189,7 +189,7 @@ def _live_teacher(folder: Path) -> Iterator[None]:
             logits_BTV = teacher(batch["input_ids"], use_cache=False).logits
         return live_kl(logits_BTV, batch["predicts"], objective.vocab_size)
 
-    with mock.patch("arwkv_student.distill.distill_loss", loss):
+    with mock.patch("arwkv_student.training.distill.distill_loss", loss):
         yield
 
 
@@ -224,7 +224,7 @@ def _settings(config: RecipeConfig, out: Path, heldout: str, seed: int) -> Train
 
 
 def _train(settings: TrainSettings) -> dict[str, Any]:
-    from arwkv_student.train import train
+    from arwkv_student.training.pipeline import train
 
     stages: dict[str, Any] = train(settings)["stages"]
     return stages

@@ -55,7 +55,7 @@ class Settings:
 
 def codec_figures() -> list[dict[str, Any]]:
     """Bytes per token, KL and speed of every logits codec on the made-up teacher."""
-    from arwkv_store.codecs import logits_compact, logits_exact, logits_raw, logits_sampled
+    from arwkv_store.format.codecs import logits_compact, logits_exact, logits_raw, logits_sampled
     from store_teacher import Teacher, adaptive, kl_nats
 
     teacher = Teacher.made()
@@ -95,8 +95,8 @@ def codec_figures() -> list[dict[str, Any]]:
 
 def hidden_figures(shards: str | None) -> list[dict[str, Any]]:
     """Bytes per value, speed and worst channel error of the hidden-state codecs."""
-    from arwkv_store.codecs import hidden_bf16, hidden_fp8, hidden_int8, hidden_raw
-    from arwkv_store.codecs.rounding import ChannelError
+    from arwkv_store.format.codecs import hidden_bf16, hidden_fp8, hidden_int8, hidden_raw
+    from arwkv_store.format.codecs.rounding import ChannelError
 
     states = real_states(shards) if shards else made_up_states()
     source = "real" if shards else "made up"

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from arwkv_store.command_line import main
+from arwkv_store.commands.command_line import main
 from arwkv_store.errors import ArwkvError
 from corpus import read_corpus, write_jsonl
 from report import write_report

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from arwkv_store.stats import ENTROPY_BIN_NATS
+from arwkv_store.format.statistics import ENTROPY_BIN_NATS
 
 TEACHER_COLOUR, STUDENT_COLOUR = "#8a6d3b", "#1f6feb"
 Record = Mapping[str, Any]

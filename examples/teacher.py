@@ -22,8 +22,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from arwkv_store.command_line import main
-from arwkv_store.progress import Progress
+from arwkv_store.commands.command_line import main
+from arwkv_store.commands.progress import Progress
 from corpus import Corpus, read_corpus
 
 

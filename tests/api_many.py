@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from arwkv_store import ShardManifest
-from arwkv_store.layout import data_file_name, manifest_name
+from arwkv_store.format.layout import data_file_name, manifest_name
 from store_examples import example_dataset_info, write_example_dataset
 
 SAMPLES_PER_PART = 4

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from arwkv_producer.corpus import Corpus, CorpusReport
-from arwkv_producer.engine import DISTRIBUTION
+from arwkv_producer.teacher.engine import DISTRIBUTION
+from arwkv_producer.text.corpus import Corpus, CorpusReport
 from arwkv_store import Sample, open_dataset
 
 

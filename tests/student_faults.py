@@ -10,8 +10,8 @@ from arwkv_student.settings import TrainSettings
 
 def train_until(settings: TrainSettings, step: int, stage: str | None = None) -> None:
     """Train, and die after this step (of this stage), with nothing tidied up."""
-    from arwkv_student.stage_trainer import RunLog
-    from arwkv_student.train import train
+    from arwkv_student.training.pipeline import train
+    from arwkv_student.training.trainer import RunLog
 
     class Killed(Exception):
         pass

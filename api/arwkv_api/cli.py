@@ -3,19 +3,19 @@
 import sys
 
 from arwkv_api.config import KeyConfig, ServeConfig
-from arwkv_store.command_line import main as run_command
+from arwkv_store.commands.command_line import main as run_command
 
 
 def serve(config: ServeConfig) -> None:
     """Index dataset folders and serve them over HTTP, with a page for people."""
-    from arwkv_api.server import run
+    from arwkv_api.http.server import run
 
     run(config)
 
 
 def key(config: KeyConfig) -> dict[str, object]:
     """Make a bearer key, and add its hash to a key file for `api serve --keys`."""
-    from arwkv_api.keys import add_key
+    from arwkv_api.http.keys import add_key
 
     secret = add_key(config.keys, config.name, frozenset(config.scope))
     if not config.json:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from arwkv_producer.config import GenerateConfig, PlanConfig, VerifyConfig
-from arwkv_store import command_line
+from arwkv_store.commands import command_line
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     """Run the teacher over a corpus and write shards; the same command continues where it stopped."""
     if config.dry_run:
         return _dry_run(config)
-    from arwkv_producer.run import generate
+    from arwkv_producer.run.generate import generate
 
     summary = generate(config)
     if not config.json:
@@ -49,7 +49,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
 def plan(config: PlanConfig) -> dict[str, Any]:
     """Say what a capture would cost in bytes, shards and time, from the teacher's config.json alone."""
-    from arwkv_producer.plan import plan, print_plan
+    from arwkv_producer.run.plan import plan, print_plan
 
     document = plan(config)
     if not config.json:
@@ -59,7 +59,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
 
 def verify(config: VerifyConfig) -> dict[str, Any]:
     """Score stored samples again with transformers, and say what does not fit."""
-    from arwkv_producer.verify import verify
+    from arwkv_producer.check.verify import verify
 
     document = verify(config)
     if not config.json:
@@ -70,9 +70,9 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
 
 
 def _dry_run(config: GenerateConfig) -> dict[str, Any]:
-    from arwkv_producer.job import prepare, report_corpus
-    from arwkv_producer.output_folder import missing_room
-    from arwkv_producer.plan import costs, print_plan
+    from arwkv_producer.run.job import prepare, report_corpus
+    from arwkv_producer.run.output_folder import missing_room
+    from arwkv_producer.run.plan import costs, print_plan
 
     documents = {}
     tokens = 0

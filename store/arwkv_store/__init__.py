@@ -1,5 +1,8 @@
 """Teacher outputs as a data set: verified, compressed Arrow shards, written once and read by any number of students."""
 
+from arwkv_store.dataset.reader import Dataset, open_dataset
+from arwkv_store.dataset.sampler import ShardSampler
+from arwkv_store.dataset.writer import Writer, create_dataset
 from arwkv_store.errors import (
     ArwkvError,
     ConfigurationDiffers,
@@ -9,13 +12,10 @@ from arwkv_store.errors import (
     UnsupportedVersion,
     UsageError,
 )
-from arwkv_store.manifest import BatchInfo, FileInfo, ShardManifest
-from arwkv_store.reader import Dataset, open_dataset
-from arwkv_store.sample import Sample, SparseLogits
-from arwkv_store.sampler import ShardSampler
-from arwkv_store.schema import CaptureInfo, CorpusInfo, DatasetInfo, TeacherInfo, TokenizerInfo
-from arwkv_store.stats import DatasetStats, ShardStats
-from arwkv_store.writer import Writer, create_dataset
+from arwkv_store.format.manifest import BatchInfo, FileInfo, ShardManifest
+from arwkv_store.format.sample import Sample, SparseLogits
+from arwkv_store.format.schema import CaptureInfo, CorpusInfo, DatasetInfo, TeacherInfo, TokenizerInfo
+from arwkv_store.format.statistics import DatasetStats, ShardStats
 
 __all__ = [
     "ArwkvError",

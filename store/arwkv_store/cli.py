@@ -5,15 +5,23 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from arwkv_store.command_line import Command
-from arwkv_store.command_line import main as run_commands
-from arwkv_store.config import CopyConfig, ExportConfig, InfoConfig, LsConfig, ReindexConfig, StatsConfig, VerifyConfig
+from arwkv_store.commands.command_line import Command
+from arwkv_store.commands.command_line import main as run_commands
+from arwkv_store.commands.config import (
+    CopyConfig,
+    ExportConfig,
+    InfoConfig,
+    LsConfig,
+    ReindexConfig,
+    StatsConfig,
+    VerifyConfig,
+)
 
 
 def ls(config: LsConfig) -> Mapping[str, Any]:
     """List a dataset's parts, or the datasets in a folder. Example: `store ls ./shards`."""
-    from arwkv_store.listing import list_datasets, list_parts
-    from arwkv_store.tables import print_datasets, print_parts
+    from arwkv_store.commands.ls import list_datasets, list_parts
+    from arwkv_store.commands.printing import print_datasets, print_parts
 
     datasets = list_datasets(config.uri)
     if datasets is not None:
@@ -28,8 +36,8 @@ def ls(config: LsConfig) -> Mapping[str, Any]:
 
 def info(config: InfoConfig) -> Mapping[str, Any]:
     """Show what a dataset is: teacher, capture settings, corpus. Example: `store info ./shards`."""
-    from arwkv_store.reader import open_dataset
-    from arwkv_store.tables import print_info
+    from arwkv_store.commands.printing import print_info
+    from arwkv_store.dataset.reader import open_dataset
 
     dataset = open_dataset(config.uri)
     document = {
@@ -44,8 +52,8 @@ def info(config: InfoConfig) -> Mapping[str, Any]:
 
 def stats(config: StatsConfig) -> Mapping[str, Any]:
     """Show a dataset's statistics, or one part's. Example: `store stats ./shards --part 3`."""
-    from arwkv_store.listing import stats_of
-    from arwkv_store.tables import print_stats
+    from arwkv_store.commands.ls import stats_of
+    from arwkv_store.commands.printing import print_stats
 
     found = stats_of(config.uri, config.part)
     document = {**found.model_dump(mode="json"), "bytes_per_token": found.bytes_per_token}
@@ -56,9 +64,9 @@ def stats(config: StatsConfig) -> Mapping[str, Any]:
 
 def verify(config: VerifyConfig) -> Mapping[str, Any]:
     """Compare every byte with its checksum; exit code 3 if any differs. Example: `store verify ./shards --deep`."""
+    from arwkv_store.commands.printing import print_verdict
+    from arwkv_store.commands.verify import verify_with_progress
     from arwkv_store.errors import CorruptShard, UnsupportedVersion
-    from arwkv_store.tables import print_verdict
-    from arwkv_store.verify import verify_with_progress
 
     verdict = verify_with_progress(config.uri, deep=config.deep, repair=config.repair)
     document = {"uri": config.uri, **dataclasses.asdict(verdict)}
@@ -81,7 +89,7 @@ def verify(config: VerifyConfig) -> Mapping[str, Any]:
 
 def export(config: ExportConfig) -> Mapping[str, Any]:
     """Write a dataset as plain nested lists. Example: `store export ./shards --to parquet --out ./plain`."""
-    from arwkv_store.export import export_parquet
+    from arwkv_store.commands.export import export_parquet
 
     files = []
     for path in export_parquet(config.uri, config.out, columns=config.columns or None):
@@ -93,7 +101,7 @@ def export(config: ExportConfig) -> Mapping[str, Any]:
 
 def copy(config: CopyConfig) -> Mapping[str, Any]:
     """Copy a dataset's committed parts, verified; again to continue. Example: `store copy ./shards s3://bucket/shards`."""
-    from arwkv_store.copy import copy_with_progress
+    from arwkv_store.commands.copy import copy_with_progress
 
     copied = copy_with_progress(config.uri, config.to)
     if not config.json:
@@ -103,7 +111,7 @@ def copy(config: CopyConfig) -> Mapping[str, Any]:
 
 def reindex(config: ReindexConfig) -> Mapping[str, Any]:
     """Have a service read every manifest again. Example: `store reindex http://localhost:8000/v1/datasets/train`."""
-    from arwkv_store.reindex import reindex_served
+    from arwkv_store.commands.reindex import reindex_served
 
     answer = reindex_served(config.uri)
     if not config.json:

@@ -7,17 +7,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arwkv_student.config import PRESETS, TimeMixOptions, preset_options
+from arwkv_student.model.configuration import PRESETS, TimeMixOptions, preset_options
 
 if TYPE_CHECKING:
-    from arwkv_student.model import ArwkvConfig, ArwkvForCausalLM
+    from arwkv_student.model.modeling import ArwkvConfig, ArwkvForCausalLM
 
 __all__ = ["PRESETS", "ArwkvConfig", "ArwkvForCausalLM", "TimeMixOptions", "preset_options"]
 
 
 def __getattr__(name: str) -> Any:  # the type differs by name
     if name in ("ArwkvConfig", "ArwkvForCausalLM"):
-        from arwkv_student import model
+        from arwkv_student.model import modeling as model
 
         return getattr(model, name)
     raise AttributeError(f"module 'arwkv_student' has no attribute {name!r}")
@@ -26,4 +26,4 @@ def __getattr__(name: str) -> Any:  # the type differs by name
 # The console script answers `--help` in under a second, which torch alone would take twice: its commands import the
 # model, and so register it, when they use it. Everyone else gets the registration with the import.
 if Path(sys.argv[0]).name != "student":
-    import arwkv_student.model as _registered  # noqa: F401 -- for the registration
+    import arwkv_student.model.modeling as _registered  # noqa: F401 -- for the registration

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arwkv_store import command_line
+from arwkv_store.commands import command_line
 from arwkv_store.errors import UsageError
 from arwkv_student.settings import EvalSettings, ExportSettings, GenerateSettings, TrainSettings
 
@@ -13,7 +13,7 @@ from arwkv_student.settings import EvalSettings, ExportSettings, GenerateSetting
 def train(settings: TrainSettings) -> dict[str, Any] | None:
     """Train a student from shards: `align`, then `distill`. Of several processes, the first speaks."""
     _prepare()
-    from arwkv_student.train import train as run
+    from arwkv_student.training.pipeline import train as run
 
     result = run(settings)
     if os.environ.get("RANK", "0") != "0":
@@ -36,10 +36,10 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
         if settings.shards:
             raise UsageError("--shards and --tasks or --suite are two evaluations; ask for one at a time")
         return _benchmarks(settings)
-    from arwkv_student.base import open_base
-    from arwkv_student.evaluate import evaluate as run
-    from arwkv_student.shards import open_shards, require_same_tokenizer
-    from arwkv_student.train import accelerator, load_student, require_student, untrained_student, uses_bf16
+    from arwkv_student.bases.checkpoint import open_base
+    from arwkv_student.data.shards import open_shards, require_same_tokenizer
+    from arwkv_student.evaluation.shards import evaluate as run
+    from arwkv_student.training.pipeline import accelerator, load_student, require_student, untrained_student, uses_bf16
 
     if (settings.model is None) == (settings.base is None):
         raise UsageError("name one of --model (a trained student) and --base (the untrained student of that base)")
@@ -67,7 +67,7 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
 
 
 def _benchmarks(settings: EvalSettings) -> dict[str, Any]:
-    from arwkv_student.tasks import evaluate_tasks
+    from arwkv_student.evaluation.tasks import evaluate_tasks
 
     result = evaluate_tasks(settings)
     if not settings.json:
@@ -88,7 +88,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
 def export(settings: ExportSettings) -> dict[str, Any]:
     """Write a folder that others can use."""
     _prepare()
-    from arwkv_student.export import export as run
+    from arwkv_student.export.export import export as run
 
     result = run(settings)
     if not settings.json:

@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arwkv_store.errors import CorruptShard, NotFound, UsageError
-from arwkv_student.cache import ArwkvCache
-from arwkv_student.checkpoint import checkpoint_hash
-from arwkv_student.model import ArwkvForCausalLM
-from arwkv_student.run_folder import put_in_place
+from arwkv_student.model.cache import ArwkvCache
+from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.settings import GenerateSettings
-from arwkv_student.train import accelerator, load_student
+from arwkv_student.training.checkpoint_hash import checkpoint_hash
+from arwkv_student.training.pipeline import accelerator, load_student
+from arwkv_student.training.run_folder import put_in_place
 
 
 def generate(settings: GenerateSettings) -> dict[str, Any]:

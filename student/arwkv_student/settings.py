@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from arwkv_store.errors import UsageError
-from arwkv_student.config import Gate, OutputNorm, Preset, ValueResidual
+from arwkv_student.model.configuration import Gate, OutputNorm, Preset, ValueResidual
 
 Stage = Literal["auto", "align", "distill", "sft", "dpo"]
 

@@ -10,8 +10,8 @@ from fastapi.testclient import TestClient
 from api_eventually import eventually
 from api_postgres import new_database, postgres_server
 from api_serving import serving
-from arwkv_api.app import create_app
 from arwkv_api.config import Settings
+from arwkv_api.http.app import create_app
 from store_examples import example_dataset_info, write_example_dataset
 
 TRAIN_PARTS = 5

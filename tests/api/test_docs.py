@@ -12,13 +12,13 @@ import httpx
 from fastapi.testclient import TestClient
 
 from api_serving import serving
-from arwkv_api.catalogue import MANIFEST_PAGE_BYTES
 from arwkv_api.config import ServeConfig
-from arwkv_api.database import SCHEMA_REVISION
-from arwkv_api.parameters import PAGE_LIMIT
-from arwkv_api.protocol import HEAD_LIMIT_BYTES, HEAD_TIMEOUT_S, OTHER_DESCRIPTORS, SEND_TIMEOUT_S
-from arwkv_api.runs import ANSWER_BYTES, LINE_LIMIT_BYTES
-from arwkv_store.seal import MAX_DOCUMENT_BYTES
+from arwkv_api.http.parameters import PAGE_LIMIT
+from arwkv_api.http.protocol import HEAD_LIMIT_BYTES, HEAD_TIMEOUT_S, OTHER_DESCRIPTORS, SEND_TIMEOUT_S
+from arwkv_api.index.database import SCHEMA_REVISION
+from arwkv_api.index.query import MANIFEST_PAGE_BYTES
+from arwkv_api.views.runs import ANSWER_BYTES, LINE_LIMIT_BYTES
+from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
 from store_examples import write_example_dataset
 
 DOCS = Path(__file__).parents[2] / "docs"

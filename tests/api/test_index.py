@@ -23,11 +23,11 @@ from api_eventually import eventually
 from api_many import many_shards
 from api_serving import serving
 from arwkv_api.config import Settings
-from arwkv_api.database import connect
-from arwkv_api.lease import lease
-from arwkv_api.scan import scan_root
-from arwkv_api.tables import Base, DatasetRow, LeaseRow, ShardRow
-from arwkv_api.timeline import timeline_of
+from arwkv_api.index.database import connect
+from arwkv_api.index.lease import lease
+from arwkv_api.index.orm import Base, DatasetRow, LeaseRow, ShardRow
+from arwkv_api.index.scan import scan_root
+from arwkv_api.index.timeline import timeline_of
 from arwkv_store import TryAgain, open_dataset
 
 SHARDS = 1200
@@ -189,7 +189,7 @@ def test_killed_scan_leaves_a_consistent_index_that_the_next_start_completes(tmp
 
 @pytest.mark.parametrize("cycles", [10, pytest.param(50, marks=pytest.mark.slow)])
 def test_starts_and_stops_leak_neither_descriptors_nor_threads(settings: Settings, cycles: int) -> None:
-    from arwkv_api.app import create_app
+    from arwkv_api.http.app import create_app
 
     def cycle() -> tuple[int, int]:
         with TestClient(create_app(replace(settings, verify_mb_per_s=100.0))) as client:

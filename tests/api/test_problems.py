@@ -4,8 +4,8 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError, TimeoutError
 
-from arwkv_api.compact import accepted_encoding
-from arwkv_api.problems import MEDIA_TYPE, Problem
+from arwkv_api.http.compress import accepted_encoding
+from arwkv_api.http.problems import MEDIA_TYPE, Problem
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_unaccepted_value_is_named_with_its_place(client: TestClient) -> None:
 def test_unexpected_failure_tells_nothing_but_the_request_id(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("arwkv_api.routes.datasets.find_dataset", lambda *_: 1 / 0)
+    monkeypatch.setattr("arwkv_api.http.routes.datasets.find_dataset", lambda *_: 1 / 0)
     answer = client.get("/v1/datasets/train")
     assert answer.status_code == 500
     assert "division" not in answer.text
@@ -62,7 +62,7 @@ def test_index_out_of_reach_is_said_and_may_be_asked_again(
     def failing(*_: object) -> None:
         raise away
 
-    monkeypatch.setattr("arwkv_api.routes.datasets.find_dataset", failing)
+    monkeypatch.setattr("arwkv_api.http.routes.datasets.find_dataset", failing)
     answer = client.get("/v1/datasets/train")
     assert (answer.status_code, answer.headers["content-type"]) == (503, MEDIA_TYPE)
     assert answer.json()["detail"] == "the index is out of reach; try again"

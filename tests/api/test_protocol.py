@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 import uvicorn
 
-from arwkv_api import protocol
-from arwkv_api.protocol import HEAD_LIMIT_BYTES, BoundedHttp
+from arwkv_api.http import protocol
+from arwkv_api.http.protocol import HEAD_LIMIT_BYTES, BoundedHttp
 
 Send = Callable[[dict[str, object]], Awaitable[None]]
 App = Callable[..., Awaitable[None]]

@@ -78,7 +78,7 @@ def test_line_too_long_for_figures_is_passed_over(client: TestClient, run: Path)
 def test_answer_with_figures_is_bounded_and_the_next_goes_on(
     client: TestClient, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("arwkv_api.runs.ANSWER_BYTES", 30)
+    monkeypatch.setattr("arwkv_api.views.runs.ANSWER_BYTES", 30)
     first = client.get(f"{RUN}/metrics").json()
     assert len(first["items"]) == 1
     second = client.get(f"{RUN}/metrics", params={"cursor": first["next_cursor"]}).json()
@@ -96,7 +96,7 @@ def test_folder_that_cannot_be_listed_hides_no_other_run(
             raise PermissionError(13, "Permission denied", str(path))
         return real(path)
 
-    monkeypatch.setattr("arwkv_api.folders.os.scandir", failing)
+    monkeypatch.setattr("arwkv_api.index.folders.os.scandir", failing)
     assert [item["name"] for item in client.get("/v1/runs").json()["items"]] == ["students-one"]
     assert client.get(f"{RUN}/metrics").status_code == 200
 

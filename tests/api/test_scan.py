@@ -16,13 +16,13 @@ from sqlalchemy.orm import Session
 from api_eventually import eventually
 from api_many import many_shards
 from arwkv_api.config import Settings
-from arwkv_api.database import connect
-from arwkv_api.folders import dataset_folders
-from arwkv_api.lease import lease, scanned_within
-from arwkv_api.metrics import LAG_LIMIT_S, scan_lag
-from arwkv_api.scan import scan_root
-from arwkv_api.tables import LeaseRow
-from arwkv_api.verify import Pace, verify_due
+from arwkv_api.index.database import connect
+from arwkv_api.index.folders import dataset_folders
+from arwkv_api.index.lease import lease, scanned_within
+from arwkv_api.index.metrics import LAG_LIMIT_S, scan_lag
+from arwkv_api.index.orm import LeaseRow
+from arwkv_api.index.scan import scan_root
+from arwkv_api.index.scrub import Pace, verify_due
 from store_examples import example_dataset_info, write_example_dataset
 
 Open = Callable[[Settings], TestClient]
@@ -52,7 +52,7 @@ def test_only_a_scan_that_came_to_its_end_counts_as_one(
     scan_root(engine, root, stopping=stopping)
     assert not scanned_within(engine, str(root), 60)
     with monkeypatch.context() as patched:
-        patched.setattr("arwkv_api.scan.dataset_folders", lambda _root: os.scandir("/no/such/folder"))
+        patched.setattr("arwkv_api.index.scan.dataset_folders", lambda _root: os.scandir("/no/such/folder"))
         with pytest.raises(FileNotFoundError):
             scan_root(engine, root)
     assert not scanned_within(engine, str(root), 60)
@@ -68,7 +68,7 @@ def test_root_is_scanned_once_however_many_ask_at_once(
 ) -> None:
     scans: list[Path] = []
     real = dataset_folders
-    monkeypatch.setattr("arwkv_api.scan.dataset_folders", lambda folder: scans.append(folder) or real(folder))
+    monkeypatch.setattr("arwkv_api.index.scan.dataset_folders", lambda folder: scans.append(folder) or real(folder))
     for scanned in range(1, 6):
         if scanned > 1:
             _set_lease(engine, scanned_at_s=1.0)
@@ -89,7 +89,7 @@ def test_root_is_scanned_once_however_many_ask_at_once(
 def test_dataset_that_comes_while_others_are_verified_is_seen(
     settings: Settings, open_client: Open, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("arwkv_api.verify.BATCH_S", 0.1)  # verdicts are written more often than roots are looked at
+    monkeypatch.setattr("arwkv_api.index.scrub.BATCH_S", 0.1)  # verdicts come more often than looks at roots
     many_shards(root / "many", 400)
     client = open_client(replace(settings, scan_interval_s=0.5, verify_mb_per_s=2.0))
     write_example_dataset(root / "later")
@@ -114,8 +114,8 @@ def test_one_bad_dataset_holds_up_no_other(client: TestClient, root: Path, monke
 def test_dataset_whose_reading_fails_says_why_and_recovers(
     engine: Engine, root: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from arwkv_api import scan
-    from arwkv_api.catalogue import find_dataset
+    from arwkv_api.index import scan
+    from arwkv_api.index.query import find_dataset
 
     real = scan.shard_files
 

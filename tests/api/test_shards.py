@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api_eventually import eventually
-from arwkv_api import catalogue
+from arwkv_api.index import query as catalogue
 from arwkv_store import ShardManifest, open_dataset
 
 SHARDS = "/v1/datasets/train/shards"

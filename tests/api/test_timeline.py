@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arwkv_api.timeline import SLOTS, grown, timeline_of
+from arwkv_api.index.timeline import SLOTS, grown, timeline_of
 
 Commits = list[tuple[float, int, int]]
 commits = st.lists(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from arwkv_api.tokenizer import TokenizerDecoder
+from arwkv_api.views.tokenizer import TokenizerDecoder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "api"))
 import sample_dataset

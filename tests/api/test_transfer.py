@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from arwkv_api.problems import RangeNotSatisfiable
-from arwkv_api.ranges import ByteRange, matches, requested_ranges
+from arwkv_api.http.problems import RangeNotSatisfiable
+from arwkv_api.http.ranges import ByteRange, matches, requested_ranges
 from arwkv_store import ShardManifest
 
 DATA = "/v1/datasets/train/shards/0/data"

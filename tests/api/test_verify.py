@@ -13,8 +13,8 @@ from fastapi.testclient import TestClient
 
 from api_eventually import eventually
 from arwkv_api.config import Settings
-from arwkv_api.scan import scan_root
-from arwkv_api.verify import Pace, verify_due
+from arwkv_api.index.scan import scan_root
+from arwkv_api.index.scrub import Pace, verify_due
 
 Open = Callable[[Settings], TestClient]
 SHARDS = "/v1/datasets/train/shards"
@@ -113,7 +113,7 @@ def test_file_that_cannot_be_opened_just_now_condemns_no_shard(
         return real(path, *arguments, **more)
 
     engine, manifest = client.app.state.service.engine, root / "train" / "shards" / "part-000002.json"  # type: ignore[attr-defined]  # typed as any ASGI
-    monkeypatch.setattr("arwkv_api.transfer.os.open", failing)
+    monkeypatch.setattr("arwkv_api.http.transfer.os.open", failing)
     os.utime(manifest)  # to be read anew
     assert scan_root(engine, root, wait_s=60).done
     assert client.get(f"{SHARDS}/2").json()["state"] == "committed"
@@ -135,7 +135,7 @@ def test_error_while_reading_says_nothing_of_the_bytes(
         def readinto(self, buffer: object) -> int:  # type: ignore[override]  # whatever it is given
             raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("arwkv_api.verify.os.fdopen", lambda fd, *_, **__: Dying(fd))
+    monkeypatch.setattr("arwkv_api.index.scrub.os.fdopen", lambda fd, *_, **__: Dying(fd))
     answer = client.post(f"{SHARDS}/1/verify")
     assert answer.status_code == 503
     assert "part-000001.arrow: Input/output error" in answer.json()["detail"]

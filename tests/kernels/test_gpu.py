@@ -57,8 +57,8 @@ def test_every_decay(lowest_w: float, make_case: MakeCase, assert_close: AssertC
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_time_mixer_runs_the_chunk_kernels(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under autocast, against itself in fp32 on a CPU."""
-    time_mix = pytest.importorskip("arwkv_student.time_mix")
-    config = pytest.importorskip("arwkv_student.config")
+    time_mix = pytest.importorskip("arwkv_student.model.time_mix")
+    config = pytest.importorskip("arwkv_student.model.configuration")
     from arwkv_kernels.triton import wkv7 as launches
 
     launched: list[bool] = []

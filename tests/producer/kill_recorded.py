@@ -16,9 +16,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from arwkv_producer import run
 from arwkv_producer.config import GenerateConfig
-from arwkv_producer.job import prepare
+from arwkv_producer.run import generate as run
+from arwkv_producer.run.job import prepare
 from producer_recording import RecordedEngine
 
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import arwkv_producer.run
-from arwkv_producer.backend import start_engine
+import arwkv_producer.run.generate
 from arwkv_producer.config import GenerateConfig
-from arwkv_producer.run import generate
+from arwkv_producer.run.backend import start_engine
+from arwkv_producer.run.generate import generate
 from arwkv_store.errors import ArwkvError
 
 
@@ -40,7 +40,7 @@ def run(fields: dict[str, Any]) -> dict[str, Any]:
         for path in Path(fields["out"]).glob(f"shards/part-{fields.pop('lost_part'):06d}.*"):
             path.unlink()
     start = start_engine if not fields.pop("shuffled", False) else lambda *given: Shuffled(start_engine(*given))
-    arwkv_producer.run.start_engine = start  # type: ignore[assignment]  # an engine in front of the engine
+    arwkv_producer.run.generate.start_engine = start  # type: ignore[assignment]  # an engine in front of the engine
     try:
         return generate(GenerateConfig(**{**fields, "data": tuple(fields["data"])}))
     except ArwkvError as error:

@@ -15,8 +15,8 @@ import pytest
 
 from arwkv_producer.cli import generate, main
 from arwkv_producer.config import GenerateConfig
-from arwkv_producer.output_folder import require_room
-from arwkv_producer.teacher import find_teacher
+from arwkv_producer.run.output_folder import require_room
+from arwkv_producer.teacher.teacher import find_teacher
 from arwkv_store.errors import UsageError
 
 Producer = Callable[..., tuple[int, str]]

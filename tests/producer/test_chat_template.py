@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from arwkv_producer import chat_template
-from arwkv_producer.conversations import chat_documents
-from arwkv_producer.documents import Record
+from arwkv_producer.text import chat_template
+from arwkv_producer.text.conversations import chat_documents
+from arwkv_producer.text.documents import Record
 from arwkv_store.errors import UsageError
 
 HEADER = "{% if add_generation_prompt %}<|assistant|>{% endif %}"

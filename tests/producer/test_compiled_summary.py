@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from arwkv_producer.compiled_summary import summarise_rows
-from arwkv_producer.distribution import summarise
+from arwkv_producer.numerics.compiled_summary import summarise_rows
+from arwkv_producer.numerics.distribution import summarise
 
 
 def check(logits: torch.Tensor, k: int) -> None:

@@ -13,9 +13,9 @@ import pyarrow.parquet
 import pytest
 
 from arwkv_producer.cli import gathered
-from arwkv_producer.conversations import Document, chat_documents, plain_documents
-from arwkv_producer.corpus import Corpus, tokenise
-from arwkv_producer.documents import HubDataset, Record, find_shares, find_sources, read_records
+from arwkv_producer.text.conversations import Document, chat_documents, plain_documents
+from arwkv_producer.text.corpus import Corpus, tokenise
+from arwkv_producer.text.documents import HubDataset, Record, find_shares, find_sources, read_records
 from arwkv_store.errors import NotFound, UsageError
 
 CHAT_TEMPLATE = (

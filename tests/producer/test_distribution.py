@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from arwkv_producer import distribution
-from arwkv_producer.distribution import OUTSIDE_VOCABULARY, Distribution, Draws, summarise
-from arwkv_producer.sampling import uniforms
+from arwkv_producer.numerics import distribution
+from arwkv_producer.numerics.distribution import OUTSIDE_VOCABULARY, Distribution, Draws, summarise
+from arwkv_producer.numerics.sampling import uniforms
 
 T, V, K = 40, 1031, 16
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from arwkv_producer import backend
 from arwkv_producer.config import GenerateConfig
-from arwkv_producer.engine_faults import EngineFailed, engine_faults
+from arwkv_producer.run import backend
+from arwkv_producer.teacher.engine_faults import EngineFailed, engine_faults
 from arwkv_store.errors import UsageError
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from arwkv_producer.handover import HandoverFolder
+from arwkv_producer.teacher.handover import HandoverFolder
 
 
 def test_what_a_dead_producer_left_is_removed_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:

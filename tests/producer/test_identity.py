@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from arwkv_producer.config import GenerateConfig
-from arwkv_producer.identity import recorded_command
-from arwkv_producer.job import prepare
-from arwkv_producer.teacher import Teacher, find_teacher, weights_hash
+from arwkv_producer.run.identity import recorded_command
+from arwkv_producer.run.job import prepare
+from arwkv_producer.teacher.teacher import Teacher, find_teacher, weights_hash
 from arwkv_store import create_dataset
 
 CONFIG = {"architectures": ["Qwen2ForCausalLM"], "hidden_size": 8, "rope_theta": 1e6, "transformers_version": "5"}

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arwkv_producer import run
 from arwkv_producer.config import GenerateConfig
+from arwkv_producer.run import generate as run
 from arwkv_store import open_dataset
 from producer_captures import MAX_LENGTH, Captures
 from producer_recording import RecordedEngine

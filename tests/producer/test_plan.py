@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from arwkv_producer import distribution
-from arwkv_producer.capture import CaptureSettings
 from arwkv_producer.config import PlanConfig
-from arwkv_producer.output_folder import present_info
-from arwkv_producer.plan import plan
-from arwkv_producer.sampling import uniforms
-from arwkv_producer.sizes import SHARD_BYTES, logits_bytes, stored_bytes
+from arwkv_producer.numerics import distribution
+from arwkv_producer.numerics.sampling import uniforms
+from arwkv_producer.run.output_folder import present_info
+from arwkv_producer.run.plan import plan
+from arwkv_producer.run.sizes import SHARD_BYTES, logits_bytes, stored_bytes
+from arwkv_producer.teacher.capture import CaptureSettings
 from process_memory import forget_peak, peak_bytes
 from producer_captures import Captures
 from store_examples import example_dataset_info
@@ -94,7 +94,7 @@ def test_extra_memory_is_what_summarising_takes(
     """One chunk of logits on the path that a GPU takes, against the process's own peak."""
     monkeypatch.setattr(distribution, "_compiled", distribution._on_gpu)
     vocabulary = 151_665
-    monkeypatch.setattr("arwkv_producer.plan.LOGITS_CHUNK_BYTES", 1 << 27)
+    monkeypatch.setattr("arwkv_producer.run.plan.LOGITS_CHUNK_BYTES", 1 << 27)
     settings = CaptureSettings(top_k=64, vocab_size=vocabulary, logits_chunk_bytes=1 << 27)
     rows = settings.logits_rows(vocabulary, on_cpu=False)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arwkv_producer import identity
+from arwkv_producer.run import identity
 from producer_captures import Captures
 
 

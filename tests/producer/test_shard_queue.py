@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from arwkv_producer.shard_queue import PARTS_WAITING, ShardQueue
+from arwkv_producer.run.shard_queue import PARTS_WAITING, ShardQueue
 from arwkv_store.errors import TryAgain
 
 

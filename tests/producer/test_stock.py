@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from arwkv_producer.config import GenerateConfig
-from arwkv_producer.stock_engine import tail_logprob
-from arwkv_producer.vllm_setup import VERIFIED_VLLM, unverified
+from arwkv_producer.teacher.stock_engine import tail_logprob
+from arwkv_producer.teacher.vllm_setup import VERIFIED_VLLM, unverified
 from arwkv_store.errors import UsageError
 from producer_captures import Captures
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from arwkv_producer.account import Account
 from arwkv_producer.config import GenerateConfig
-from arwkv_producer.job import Job
-from arwkv_producer.samples import BadCapture, sparse_logits, to_sample
-from arwkv_producer.teacher import Teacher
-from arwkv_producer.teacher_pass import TeacherPass
-from arwkv_store.schema import CaptureInfo
+from arwkv_producer.run.account import Account
+from arwkv_producer.run.job import Job
+from arwkv_producer.run.samples import BadCapture, sparse_logits, to_sample
+from arwkv_producer.run.teacher_pass import TeacherPass
+from arwkv_producer.teacher.teacher import Teacher
+from arwkv_store.format.schema import CaptureInfo
 from producer_recording import plain_corpus
 from store_examples import example_dataset_info
 
@@ -127,7 +127,7 @@ def teacher_pass(faults: dict[int, int], engine: FaultyEngine | None = None) -> 
 def test_a_call_makes_no_more_rows_than_memory_is_meant_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of these samples are 4 candidates of 8 bytes, 12 of statistics, 5 of token and mask."""
     for bytes_allowed, calls in ((2 * T * 49, [[0, 1], [2, 3], [4]]), (1, [[0], [1], [2], [3], [4]])):
-        monkeypatch.setattr("arwkv_producer.teacher_pass.CALL_BYTES", bytes_allowed)
+        monkeypatch.setattr("arwkv_producer.run.teacher_pass.CALL_BYTES", bytes_allowed)
         engine = FaultyEngine({})
         teacher_pass({}, engine).capture_part(0)
         assert engine.calls == calls

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from arwkv_api.tokenizer import decoder_for
+from arwkv_api.views.tokenizer import decoder_for
 from producer_captures import Captures
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from arwkv_producer.check.rescored_logits import entries, surprise
+from arwkv_producer.check.verify import verify
 from arwkv_producer.config import VerifyConfig
-from arwkv_producer.rescored_logits import entries, surprise
-from arwkv_producer.verify import verify
 from arwkv_store import DatasetInfo, Sample, SparseLogits, create_dataset
 from arwkv_store.errors import CorruptShard
-from arwkv_store.schema import CaptureInfo
+from arwkv_store.format.schema import CaptureInfo
 from producer_captures import Captures, Reference
 
 

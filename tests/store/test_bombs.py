@@ -12,9 +12,12 @@ import pyarrow as pa
 import pytest
 import zstandard
 
-from arwkv_store import CorruptShard, Sample, open_dataset, rows, seal, shard_file, writer
-from arwkv_store.codecs import frames, logits_exact
-from arwkv_store.seal import sealed, unsealed
+from arwkv_store import CorruptShard, Sample, open_dataset
+from arwkv_store.arrow import rows, shard_file
+from arwkv_store.dataset import writer
+from arwkv_store.format import seal
+from arwkv_store.format.codecs import frames, logits_exact
+from arwkv_store.format.seal import sealed, unsealed
 from store_examples import example_dataset_info, write_example_dataset
 
 HUGE = 256 << 20

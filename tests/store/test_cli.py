@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from arwkv_store import cli, open_dataset
-from arwkv_store.seal import sealed, unsealed
+from arwkv_store.format.seal import sealed, unsealed
 from store_examples import assert_same_sample, write_example_dataset
 
 Run = Any

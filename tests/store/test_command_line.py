@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import tyro
 
-from arwkv_store.command_line import main
+from arwkv_store.commands.command_line import main
 from arwkv_store.errors import CorruptShard, TryAgain, UsageError
 
 

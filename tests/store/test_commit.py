@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from arwkv_store import TryAgain, commit, create_dataset, open_dataset
+from arwkv_store import TryAgain, create_dataset, open_dataset
+from arwkv_store.places import commit
 from store_examples import assert_same_sample, example_dataset_info, example_samples, write_example_dataset
 
 RECORDED = ("fsync", "replace", "link", "unlink", "open")

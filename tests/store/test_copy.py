@@ -7,7 +7,7 @@ import pytest
 
 from arwkv_store import ConfigurationDiffers, CorruptShard, create_dataset, open_dataset
 from arwkv_store.cli import main
-from arwkv_store.copy import copy_dataset
+from arwkv_store.commands.copy import copy_dataset
 from store_examples import assert_same_sample, example_dataset_info, example_samples, write_example_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")

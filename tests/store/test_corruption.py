@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from arwkv_store import CorruptShard, NotFound, Sample, UnsupportedVersion, open_dataset, rows
-from arwkv_store.seal import sealed, unsealed
+from arwkv_store import CorruptShard, NotFound, Sample, UnsupportedVersion, open_dataset
+from arwkv_store.arrow import rows
+from arwkv_store.format.seal import sealed, unsealed
 from process_memory import forget_peak, peak_bytes
 from store_examples import assert_same_sample, example_dataset_info, write_example_dataset
 

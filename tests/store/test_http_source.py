@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from arwkv_store import CorruptShard, NotFound, TryAgain, UsageError, open_dataset, reader, retry
-from arwkv_store.cache import FileCache
-from arwkv_store.copy import copy_dataset
-from arwkv_store.verify import verify_dataset
+from arwkv_store import CorruptShard, NotFound, TryAgain, UsageError, open_dataset
+from arwkv_store.commands.copy import copy_dataset
+from arwkv_store.commands.verify import verify_dataset
+from arwkv_store.dataset import reader
+from arwkv_store.places import retry
+from arwkv_store.places.cache import FileCache
 from store_examples import assert_same_sample, example_dataset_info, read_sample_id, write_example_dataset
 from store_server import Fault, served
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from arwkv_store import Sample, cli, create_dataset, export
+from arwkv_store import Sample, cli, create_dataset
+from arwkv_store.commands import export
 from store_examples import example_dataset_info, example_samples, write_example_dataset
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from arwkv_store import CorruptShard, open_dataset, rows, writer
-from arwkv_store.codecs import logits_exact
-from arwkv_store.seal import sealed, unsealed
+from arwkv_store import CorruptShard, open_dataset
+from arwkv_store.arrow import rows
+from arwkv_store.dataset import writer
+from arwkv_store.format.codecs import logits_exact
+from arwkv_store.format.seal import sealed, unsealed
 from store_examples import example_dataset_info, write_example_dataset
 from store_server import served
 

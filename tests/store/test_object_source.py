@@ -12,8 +12,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from arwkv_store import CorruptShard, NotFound, TryAgain, UsageError, open_dataset, retry
-from arwkv_store.verify import verify_dataset
+from arwkv_store import CorruptShard, NotFound, TryAgain, UsageError, open_dataset
+from arwkv_store.commands.verify import verify_dataset
+from arwkv_store.places import retry
 from store_examples import assert_same_sample, write_example_dataset
 from store_hub import hub_of
 from store_s3 import s3_running, use_s3

@@ -9,7 +9,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from arwkv_store import ConfigurationDiffers, TryAgain, create_dataset, object_target, open_dataset, retry
+from arwkv_store import ConfigurationDiffers, TryAgain, create_dataset, open_dataset
+from arwkv_store.places import object_target, retry
 from store_examples import assert_same_sample, example_dataset_info, example_samples
 
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")

@@ -2,8 +2,8 @@ import io
 
 import pytest
 
-from arwkv_store import progress
-from arwkv_store.progress import Progress
+from arwkv_store.commands import progress
+from arwkv_store.commands.progress import Progress
 
 
 def test_off_a_terminal_prints_a_line_at_the_end_only() -> None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from arwkv_store import NotFound, UsageError, retry
-from arwkv_store.reindex import reindex_served
+from arwkv_store import NotFound, UsageError
+from arwkv_store.commands.reindex import reindex_served
+from arwkv_store.places import retry
 from store_examples import write_example_dataset
 from store_server import served
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arwkv_store import Sample, UsageError, create_dataset, open_dataset, reader
+from arwkv_store import Sample, UsageError, create_dataset, open_dataset
+from arwkv_store.dataset import reader
 from store_examples import (
     assert_same_sample,
     example_dataset_info,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from arwkv_store import Sample, ShardStats, open_dataset
-from arwkv_store.stats import sample_stats
+from arwkv_store.format.statistics import sample_stats
 from store_examples import example_dataset_info, example_samples, write_example_dataset
 
 

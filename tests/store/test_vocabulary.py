@@ -1,4 +1,4 @@
-from arwkv_store.vocabulary import vocabulary_hash
+from arwkv_store.format.vocabulary import vocabulary_hash
 
 
 def test_order_of_the_mapping_does_not_matter_and_a_moved_id_does() -> None:

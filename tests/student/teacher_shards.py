@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-from arwkv_producer.samples import hybrid_logits, sampled_logits, sparse_logits
-from arwkv_producer.sampling import draw, uniforms
-from arwkv_producer.teacher import find_teacher, weights_hash
+from arwkv_producer.numerics.sampling import draw, uniforms
+from arwkv_producer.run.samples import hybrid_logits, sampled_logits, sparse_logits
+from arwkv_producer.teacher.teacher import find_teacher, weights_hash
 from arwkv_store import (
     CaptureInfo,
     CorpusInfo,
@@ -23,7 +23,7 @@ from arwkv_store import (
     TokenizerInfo,
     create_dataset,
 )
-from arwkv_store.vocabulary import vocabulary_hash
+from arwkv_store.format.vocabulary import vocabulary_hash
 
 SAMPLES_PER_PART = 4
 

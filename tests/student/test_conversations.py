@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from arwkv_store.errors import NotFound, UsageError
-from arwkv_student.conversations import IGNORED, examples, pairs, read_records
+from arwkv_student.data.conversations import IGNORED, examples, pairs, read_records
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|endoftext|>\n{% endfor %}"

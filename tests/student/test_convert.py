@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from arwkv_store.errors import NotFound, UsageError
-from arwkv_student.base import open_base
-from arwkv_student.convert import convert, student_config
+from arwkv_student.bases.checkpoint import open_base
+from arwkv_student.bases.convert import convert, student_config
 
 
 def without_attention(teacher: Path, out: Path) -> Path:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from arwkv_student.data import OrderSampler
+from arwkv_student.data.collate import OrderSampler
 
 ROWS = [7, 4, 9]
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from arwkv_student.settings import TrainSettings
-from arwkv_student.train import train as train_here
+from arwkv_student.training.pipeline import train as train_here
 
 STEPS = 6
 
@@ -42,7 +42,7 @@ LAUNCH = """
 import os, sys
 stop_after = int(sys.argv[1])
 from arwkv_student.cli import main
-from arwkv_student.stage_trainer import RunLog
+from arwkv_student.training.trainer import RunLog
 def on_substep(self, args, state, control, **_):
     if stop_after and state.global_step == stop_after:
         os._exit(9)

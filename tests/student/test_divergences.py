@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from arwkv_store import open_dataset
-from arwkv_student.data import collate
-from arwkv_student.divergences import DIVERGENCES, adaptive_kl, exact_kl, forward_kl, sparse_divergence
-from arwkv_student.losses import Objective, distill_loss
+from arwkv_student.data.collate import collate
+from arwkv_student.losses.divergences import DIVERGENCES, adaptive_kl, exact_kl, forward_kl, sparse_divergence
+from arwkv_student.losses.objectives import Objective, distill_loss
 
 V, C = 500, 12
 

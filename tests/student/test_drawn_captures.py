@@ -12,11 +12,11 @@ from transformers import Qwen2ForCausalLM
 
 from arwkv_store import Sample, open_dataset
 from arwkv_store.errors import UsageError
-from arwkv_student.data import collate
-from arwkv_student.evaluate import evaluate
-from arwkv_student.losses import Objective, distill_loss
+from arwkv_student.data.collate import collate
+from arwkv_student.evaluation.shards import evaluate
+from arwkv_student.losses.objectives import Objective, distill_loss
 from arwkv_student.settings import TrainSettings
-from arwkv_student.train import load_student, train
+from arwkv_student.training.pipeline import load_student, train
 
 V, C, T = 40, 8, 6
 

@@ -9,8 +9,8 @@ import torch
 
 from arwkv_store import open_dataset
 from arwkv_store.errors import UsageError
-from arwkv_student.data import OrderSampler
-from arwkv_student.draws import ContextSchedule, DrawSampler, cut
+from arwkv_student.data.collate import OrderSampler
+from arwkv_student.data.mixture import ContextSchedule, DrawSampler, cut
 
 ROWS = [[7, 4, 9], [30]]
 

@@ -10,11 +10,11 @@ import torch
 
 from arwkv_store import open_dataset
 from arwkv_store.errors import UsageError
-from arwkv_student.base import open_base
-from arwkv_student.convert import convert, copy_tokenizer, student_config
-from arwkv_student.export import export
+from arwkv_student.bases.checkpoint import open_base
+from arwkv_student.bases.convert import convert, copy_tokenizer, student_config
+from arwkv_student.export.export import export
 from arwkv_student.settings import ExportSettings, TrainSettings
-from arwkv_student.train import train
+from arwkv_student.training.pipeline import train
 
 WITHOUT_OUR_PACKAGES = """
 import sys

@@ -7,12 +7,12 @@ from safetensors.torch import load_file, save_file
 from test_model import student, tokens_BT
 
 from arwkv_store.errors import CorruptShard, UsageError
-from arwkv_student.base import open_base
-from arwkv_student.cache import ArwkvCache
-from arwkv_student.convert import convert, copy_tokenizer, student_config
+from arwkv_student.bases.checkpoint import open_base
+from arwkv_student.bases.convert import convert, copy_tokenizer, student_config
 from arwkv_student.generate import generate
+from arwkv_student.model.cache import ArwkvCache
 from arwkv_student.settings import GenerateSettings
-from arwkv_student.train import load_student
+from arwkv_student.training.pipeline import load_student
 
 KINDS = [("arwkv", ()), ("rad-rwkv7", ()), ("arwkv", (1,)), ("rad-rwkv7", (0, 2))]
 

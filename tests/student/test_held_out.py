@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-from arwkv_api.runs import read_samples
+from arwkv_api.views.runs import read_samples
 from arwkv_store import open_dataset
 from arwkv_student.settings import TrainSettings
-from arwkv_student.train import load_student, train
+from arwkv_student.training.pipeline import load_student, train
 from student_faults import train_until
 
 

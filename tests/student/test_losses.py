@@ -8,12 +8,12 @@ from teacher_shards import live_forward
 from transformers import Qwen2ForCausalLM
 
 from arwkv_store import open_dataset
-from arwkv_student.align import align_outputs
-from arwkv_student.base import open_base
-from arwkv_student.convert import convert, student_config
-from arwkv_student.data import collate
-from arwkv_student.losses import Objective, align_loss_L, distill_loss, error_and_size_2L
-from arwkv_student.model import ArwkvForCausalLM
+from arwkv_student.bases.checkpoint import open_base
+from arwkv_student.bases.convert import convert, student_config
+from arwkv_student.data.collate import collate
+from arwkv_student.losses.objectives import Objective, align_loss_L, distill_loss, error_and_size_2L
+from arwkv_student.model.modeling import ArwkvForCausalLM
+from arwkv_student.training.align import align_outputs
 
 ROWS = [0, 3, 5, 9]
 

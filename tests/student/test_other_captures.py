@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from arwkv_store import open_dataset
-from arwkv_student.align import align_outputs
-from arwkv_student.base import open_base
-from arwkv_student.base_attention import BaseAttention
-from arwkv_student.convert import convert, student_config
-from arwkv_student.data import collate
-from arwkv_student.losses import Objective, align_loss_L, distill_loss
+from arwkv_student.bases.attention import BaseAttention
+from arwkv_student.bases.checkpoint import open_base
+from arwkv_student.bases.convert import convert, student_config
+from arwkv_student.data.collate import collate
+from arwkv_student.losses.objectives import Objective, align_loss_L, distill_loss
 from arwkv_student.settings import TrainSettings
-from arwkv_student.train import train
+from arwkv_student.training.align import align_outputs
+from arwkv_student.training.pipeline import train
 
 
 def settings(shards: Path, base: Path, out: Path) -> TrainSettings:

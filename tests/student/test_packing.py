@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from arwkv_store import open_dataset
-from arwkv_student.align import align_outputs
-from arwkv_student.base import BaseCheckpoint, open_base
-from arwkv_student.base_attention import BaseAttention
-from arwkv_student.convert import convert, student_config
-from arwkv_student.data import collate
-from arwkv_student.draws import cut
-from arwkv_student.losses import Objective, align_loss_L, distill_loss
-from arwkv_student.model import ArwkvForCausalLM
+from arwkv_student.bases.attention import BaseAttention
+from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
+from arwkv_student.bases.convert import convert, student_config
+from arwkv_student.data.collate import collate
+from arwkv_student.data.mixture import cut
+from arwkv_student.losses.objectives import Objective, align_loss_L, distill_loss
+from arwkv_student.model.modeling import ArwkvForCausalLM
+from arwkv_student.training.align import align_outputs
 
 DOCUMENTS = [(0, 48), (3, 7), (5, 33), (9, 20)]
 """Samples, and how many tokens of each."""

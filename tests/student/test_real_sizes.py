@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from arwkv_store import CaptureInfo, DatasetInfo, TeacherInfo, open_dataset
 from arwkv_store.errors import UsageError
-from arwkv_student.base import BaseCheckpoint, open_base
-from arwkv_student.convert import student_config
-from arwkv_student.model import ArwkvForCausalLM
-from arwkv_student.shards import require_fitting_head, require_fitting_hidden_states, require_same_tokenizer
+from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
+from arwkv_student.bases.convert import student_config
+from arwkv_student.data.shards import require_fitting_head, require_fitting_hidden_states, require_same_tokenizer
+from arwkv_student.model.modeling import ArwkvForCausalLM
 
 COMMON = {
     "model_type": "qwen2", "vocab_size": 152064, "num_key_value_heads": 8, "max_position_embeddings": 131072,

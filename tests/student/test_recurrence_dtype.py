@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from arwkv_student import time_mix
-from arwkv_student.config import BaseShape, preset_options
+from arwkv_student.model import time_mix
+from arwkv_student.model.configuration import BaseShape, preset_options
 
 HALF = (torch.bfloat16, torch.float16)
 

@@ -15,7 +15,7 @@ from arwkv_store import create_dataset, open_dataset
 from arwkv_store.errors import UsageError
 from arwkv_student import cli
 from arwkv_student.settings import TrainSettings
-from arwkv_student.train import load_student, train
+from arwkv_student.training.pipeline import load_student, train
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_from_32b_in_one_command(
 def test_weighted_sets_continue_bit_for_bit(
     tiny_shards: Path, wide_shards: dict[str, str], tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from arwkv_student.stage_trainer import RunLog
+    from arwkv_student.training.trainer import RunLog
 
     settings = replace(
         asked((str(tiny_shards), wide_shards["logits"]), tiny_teacher, tmp_path / "whole"),

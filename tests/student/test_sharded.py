@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from arwkv_student import sharded
-from arwkv_student.base import open_base
-from arwkv_student.convert import convert, student_config
+from arwkv_student.bases.checkpoint import open_base
+from arwkv_student.bases.convert import convert, student_config
+from arwkv_student.training import fsdp as sharded
 
 
 def test_layers_go_to_the_device_one_by_one(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,10 +38,10 @@ def test_trainer_leaves_placement_to_shard(
     from transformers import Trainer
 
     from arwkv_store import open_dataset
-    from arwkv_student import stage_trainer
-    from arwkv_student.run_folder import RunFolder
     from arwkv_student.settings import TrainSettings
-    from arwkv_student.train import make_trainer, plan_stage, untrained_student
+    from arwkv_student.training import trainer as stage_trainer
+    from arwkv_student.training.pipeline import make_trainer, plan_stage, untrained_student
+    from arwkv_student.training.run_folder import RunFolder
 
     moved: list[nn.Module] = []
     monkeypatch.setattr(Trainer, "_move_model_to_device", lambda _, model, __: moved.append(model))

@@ -8,11 +8,11 @@ from transformers import AutoTokenizer
 
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_student import cli
-from arwkv_student.base import open_base
-from arwkv_student.convert import convert, copy_tokenizer, student_config
+from arwkv_student.bases.checkpoint import open_base
+from arwkv_student.bases.convert import convert, copy_tokenizer, student_config
+from arwkv_student.evaluation.tasks import SUITES, evaluate_tasks
 from arwkv_student.settings import EvalSettings
-from arwkv_student.tasks import SUITES, evaluate_tasks
-from arwkv_student.train import load_student
+from arwkv_student.training.pipeline import load_student
 
 QUESTIONS = [
     {"question": "import", "choices": [" os", " class def", " return x"], "answer": 0},

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from arwkv_student.config import BaseShape, preset_options
-from arwkv_student.time_mix import TimeMix, TimeMixContext
+from arwkv_student.model.configuration import BaseShape, preset_options
+from arwkv_student.model.time_mix import TimeMix, TimeMixContext
 
 
 @pytest.mark.slow  # compiles

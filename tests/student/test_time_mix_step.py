@@ -2,9 +2,9 @@ import pytest
 import torch
 from test_model import VARIANTS, student, tokens_BT
 
-import arwkv_student.time_mix as time_mix
-from arwkv_student.model import ArwkvForCausalLM
-from arwkv_student.time_mix_step import can_step
+import arwkv_student.model.time_mix as time_mix
+from arwkv_student.model.cpu_step import can_step
+from arwkv_student.model.modeling import ArwkvForCausalLM
 
 
 def decoded(model: ArwkvForCausalLM, tokens: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

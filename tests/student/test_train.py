@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from api_serving import serving
 from arwkv_store.errors import ConfigurationDiffers, NotFound, UsageError
-from arwkv_student.base import open_base
-from arwkv_student.convert import convert, student_config
-from arwkv_student.run_folder import RunFolder
+from arwkv_student.bases.checkpoint import open_base
+from arwkv_student.bases.convert import convert, student_config
 from arwkv_student.settings import TrainSettings
-from arwkv_student.stage_trainer import StagePlan, parameter_groups
-from arwkv_student.train import train
+from arwkv_student.training.pipeline import train
+from arwkv_student.training.run_folder import RunFolder
+from arwkv_student.training.trainer import StagePlan, parameter_groups
 from student_faults import swap_two_tokens, train_until
 
 STEPS = 6
@@ -273,7 +273,7 @@ def test_shards_of_an_unknown_version_are_refused(
     tiny_shards: Path, tiny_teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from arwkv_store.errors import UnsupportedVersion
-    from arwkv_store.seal import sealed, unsealed
+    from arwkv_store.format.seal import sealed, unsealed
 
     copy = tmp_path / "future"
     shutil.copytree(tiny_shards, copy)

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from arwkv_store import open_dataset
-from arwkv_student.base import open_base
+from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.settings import TrainSettings
-from arwkv_student.train import plan_stage, train, untrained_student
+from arwkv_student.training.pipeline import plan_stage, train, untrained_student
 
 
 def asked(shards: Path, base: Path, out: Path) -> TrainSettings:

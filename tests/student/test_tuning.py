@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from arwkv_store.errors import ConfigurationDiffers, CorruptShard, NotFound, UsageError
-from arwkv_student.base import open_base
-from arwkv_student.convert import convert, copy_tokenizer, student_config
-from arwkv_student.run_folder import RunFolder
+from arwkv_student.bases.checkpoint import open_base
+from arwkv_student.bases.convert import convert, copy_tokenizer, student_config
 from arwkv_student.settings import TrainSettings
-from arwkv_student.train import load_student, train
-from arwkv_student.tuned_trainer import TunedTrainer
-from arwkv_student.tuning import make_tuner, open_start, read_rows
+from arwkv_student.training.pipeline import load_student, train
+from arwkv_student.training.run_folder import RunFolder
+from arwkv_student.training.tuned_trainer import TunedTrainer
+from arwkv_student.training.tuning import make_tuner, open_start, read_rows
 from student_faults import train_until
 
 STEPS = 8
@@ -185,7 +185,7 @@ def test_dpo_loss_is_that_of_unpadded_log_probabilities(tuned: Path, student: Pa
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many pairs each computation of reference log-probabilities had."""
-    from arwkv_student.preference import PreferenceTrainer
+    from arwkv_student.training.dpo import PreferenceTrainer
 
     computed: list[int] = []
     original = PreferenceTrainer._reference_logps
@@ -227,8 +227,8 @@ def test_reference_is_computed_once_and_anew_when_anything_differs(
 
 
 def test_mask_is_part_of_the_references_key() -> None:
-    from arwkv_student.conversations import Pair
-    from arwkv_student.preference import ReferenceKey, as_rows
+    from arwkv_student.data.conversations import Pair
+    from arwkv_student.training.dpo import ReferenceKey, as_rows
 
     key = ReferenceKey("checkpoint", "template", "truncation", "fp32")
     one, other = (key.of(as_rows([Pair(*ids)])) for ids in (([1, 2], [3], [4]), ([1], [2, 3], [2, 4])))

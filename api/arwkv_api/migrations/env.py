@@ -1,8 +1,8 @@
-"""How alembic reaches the index: through the connection that `arwkv_api.database` holds open."""
+"""How alembic reaches the index: through the connection that `arwkv_api.index.database` holds open."""
 
 from alembic import context
 
-from arwkv_api.tables import Base
+from arwkv_api.index.orm import Base
 
 connection = context.config.attributes["connection"]
 context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from arwkv_store import UsageError, create_dataset, open_dataset
-from arwkv_store.codecs import hidden_bf16, hidden_fp8, hidden_int8, hidden_raw
-from arwkv_store.codecs.frames import BadCell
-from arwkv_store.codecs.rounding import ChannelError, to_bf16
+from arwkv_store.format.codecs import hidden_bf16, hidden_fp8, hidden_int8, hidden_raw
+from arwkv_store.format.codecs.frames import BadCell
+from arwkv_store.format.codecs.rounding import ChannelError, to_bf16
 from store_examples import assert_same_array, example_dataset_info, example_samples, write_example_dataset
 
 

@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from arwkv_store import SparseLogits, UsageError
-from arwkv_store.codecs import logits_compact, logits_exact, logits_raw, logits_sampled
-from arwkv_store.codecs.frames import BadCell
+from arwkv_store.format.codecs import logits_compact, logits_exact, logits_raw, logits_sampled
+from arwkv_store.format.codecs.frames import BadCell
 from store_examples import assert_same_array
 
 VOCAB_SIZES = [2, 500, 65_536, 65_537, 152_064, 262_145, 1_000_000]

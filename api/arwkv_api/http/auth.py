@@ -1,0 +1,39 @@
+"""Who may do what: bearer keys with scopes, where any key is set."""
+
+from fastapi import Request, Security
+from fastapi.security import HTTPBearer
+
+from arwkv_api.http.keys import Scope, find_key
+from arwkv_api.http.problems import Forbidden, Unauthorized
+from arwkv_api.http.service import Service
+
+
+class _Requires(HTTPBearer):
+    """Lets a request pass whose key has the scope, and everyone where the service has no keys (it is on loopback then).
+
+    Declaration and check are one dependency, as each takes its time with every request.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        description = "A key made by `api key`, or the one given as --api-key."
+        super().__init__(scheme_name="HTTPBearer", description=description, auto_error=False)
+        self._scope = scope
+
+    async def __call__(self, request: Request) -> None:
+        service: Service = request.app.state.service
+        if service.keyring.locked:
+            given = await super().__call__(request)
+            if given is None and self._scope == "read" and service.settings.public_read:
+                return
+            if given is None:
+                raise Unauthorized("no key given; send the header Authorization: Bearer KEY")
+            key = find_key(service.keyring.current(), given.credentials)
+            if key is None:
+                raise Unauthorized("this key is not known; ask the operator for one, made by `api key`")
+            request.scope["key_name"] = key.name
+            if self._scope not in key.scopes:
+                raise Forbidden(f"this key may not {self._scope}; ask the operator for one with scope {self._scope!r}")
+
+
+Read = Security(_Requires("read"))
+Write = Security(_Requires("write"))

@@ -1,0 +1,38 @@
+"""The keys in force: the operator's own, and those of the key file as it is now."""
+
+import logging
+import time
+from pathlib import Path
+
+from arwkv_api.http.keys import Key, digest_of, load_keys
+from arwkv_store.errors import UsageError
+
+log = logging.getLogger("arwkv_api.keys")
+
+# How long a key that was deleted from the file may still work.
+LOOK_EVERY_S = 1.0
+
+
+class Keyring:
+    """Follows the key file, so that keys come and go without a restart."""
+
+    def __init__(self, api_key: str | None, path: Path | None) -> None:
+        self._own = (Key("operator", frozenset({"read", "write"}), digest_of(api_key)),) if api_key else ()
+        self._path = path
+        self._from_file = load_keys(path) if path is not None else ()
+        self._looked_at_s = time.monotonic()
+
+    @property
+    def locked(self) -> bool:
+        """True where callers need a key, also when the key file is empty."""
+        return bool(self._own) or self._path is not None
+
+    def current(self) -> tuple[Key, ...]:
+        """Every key that is accepted now. A file that cannot be read any more leaves the keys as they were."""
+        if self._path is not None and time.monotonic() - self._looked_at_s > LOOK_EVERY_S:
+            self._looked_at_s = time.monotonic()
+            try:
+                self._from_file = load_keys(self._path)
+            except UsageError as error:
+                log.error("%s", error)
+        return (*self._own, *self._from_file)

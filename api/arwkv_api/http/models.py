@@ -1,0 +1,162 @@
+"""What the service answers: the JSON of lists, datasets, shards, previews and runs."""
+
+from datetime import UTC, datetime
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Row
+
+from arwkv_api.index.orm import NOT_KNOWN, DatasetRow, ShardRow
+from arwkv_store.format.schema import DatasetInfo
+
+DatasetState = Literal["ready", "missing", "unreadable", "withdrawn"]
+ShardStateName = Literal["committed", "missing", "corrupt"]
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class DatasetSummary(_Answer):
+    """One dataset at a glance."""
+
+    name: str = Field(examples=["train"])
+    state: DatasetState
+    problem: str | None = Field(description="why the state is not `ready`")
+    teacher: str = Field(examples=["Qwen/Qwen2.5-7B-Instruct"])
+    parts: int = Field(description="shards that a complete dataset has")
+    shards: int = Field(description="shards committed so far")
+    faulty_shards: int = Field(description="shards that vanished or fail their manifest")
+    verified_shards: int = Field(description="committed shards whose files were read through and found sound")
+    samples: int
+    tokens: int
+    size_bytes: int
+    created_at: datetime
+    updated_at: datetime
+    revision: int = Field(description="grows with every change of the dataset's shards")
+
+
+class Dataset(DatasetSummary):
+    """One dataset with its identity, as dataset.json has it; null where that cannot be read."""
+
+    info: DatasetInfo | None
+
+
+class DatasetPage(_Answer):
+    items: list[DatasetSummary]
+    next_cursor: str | None = Field(description="give as `cursor` for the next page; null at the end")
+
+
+class Shard(_Answer):
+    """One shard. Times are when its manifest was committed."""
+
+    part: int
+    state: ShardStateName
+    problem: str | None
+    samples: int
+    tokens: int
+    size_bytes: int
+    first_sample_id: int
+    last_sample_id: int
+    entropy_mean: float | None = Field(description="nats, mean over tokens")
+    tail_mass_mean: float | None = Field(description="teacher's mass outside the stored entries, mean over tokens")
+    committed_at: datetime
+    verified_at: datetime | None = Field(description="when the service last read its files through; null: not yet")
+    manifest: str | None = Field(None, description="raw manifest, with `include=manifest` only")
+
+
+class ShardPage(_Answer):
+    items: list[Shard]
+    next_cursor: str | None
+
+
+class TimelinePoint(_Answer):
+    """Totals of all shards committed up to `at`."""
+
+    at: datetime
+    shards: int
+    tokens: int
+    size_bytes: int
+
+
+class Timeline(_Answer):
+    points: list[TimelinePoint]
+
+
+class Registration(BaseModel):
+    """A dataset to index now, by its folder's name under one of the roots."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(min_length=1, max_length=255, examples=["train"])
+
+
+class Health(_Answer):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(_Answer):
+    """Ready once the index is reachable and every root was looked at."""
+
+    ready: bool
+    database: str
+    datasets: int
+    scan_lag_s: float | None = Field(
+        description="seconds since the longest-waiting root was looked at; null before that"
+    )
+
+
+def moment(seconds: float) -> datetime:
+    """Seconds since the epoch as a time in UTC."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def dataset_summary(row: Row[Any]) -> DatasetSummary:
+    """The list's view of a row."""
+    return DatasetSummary(**_summary(row))
+
+
+def dataset_detail(row: DatasetRow, info: DatasetInfo | None) -> Dataset:
+    """The full view of a row; `info` is its parsed identity."""
+    return Dataset(**_summary(row), info=info)
+
+
+def shard_summary(row: ShardRow | Row[Any], manifest: bytes | None = None) -> Shard:
+    """The list's view of a shard, with its raw manifest where given."""
+    return Shard(
+        part=row.part,
+        state=cast(ShardStateName, row.state),
+        problem=row.problem,
+        samples=row.samples,
+        tokens=row.tokens,
+        size_bytes=row.size_bytes,
+        first_sample_id=row.first_sample_id,
+        last_sample_id=row.last_sample_id,
+        entropy_mean=_known(row.entropy_mean),
+        tail_mass_mean=_known(row.tail_mass_mean),
+        committed_at=moment(row.committed_at_s),
+        verified_at=moment(row.verified_at_s) if row.verified_at_s else None,
+        manifest=None if manifest is None else manifest.decode("utf-8", "replace"),
+    )
+
+
+def _known(figure: float) -> float | None:
+    return None if figure == NOT_KNOWN else figure
+
+
+def _summary(row: DatasetRow | Row[Any]) -> dict[str, Any]:  # values of the models' fields, checked when they are made
+    return {
+        "name": row.name,
+        "state": row.state,
+        "problem": row.problem,
+        "teacher": row.teacher,
+        "parts": row.parts,
+        "shards": row.shards,
+        "faulty_shards": row.faulty_shards,
+        "verified_shards": row.verified_shards,
+        "samples": row.samples,
+        "tokens": row.tokens,
+        "size_bytes": row.size_bytes,
+        "created_at": moment(row.created_at_s),
+        "updated_at": moment(row.updated_at_s),
+        "revision": row.revision,
+    }

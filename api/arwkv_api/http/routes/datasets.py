@@ -1,0 +1,146 @@
+"""Datasets: the list, one of them, its identity and statistics; registering and withdrawing."""
+
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy.orm import Session
+
+from arwkv_api.http.auth import Read, Write
+from arwkv_api.http.models import (
+    Dataset,
+    DatasetPage,
+    DatasetState,
+    Registration,
+    Timeline,
+    dataset_detail,
+    dataset_summary,
+)
+from arwkv_api.http.parameters import WITHOUT_NUL, Cursor, DatasetName, DatasetSort, Limit
+from arwkv_api.http.problems import answers
+from arwkv_api.http.service import Service, ServiceDep
+from arwkv_api.index import query as catalogue
+from arwkv_api.index.indexing import forget_shards
+from arwkv_api.index.lease import lease
+from arwkv_api.index.orm import DatasetRow
+from arwkv_api.index.query import DatasetFilter, dataset_figures, find_dataset
+from arwkv_api.index.scan import scan_root
+from arwkv_api.index.timeline import timeline_of
+from arwkv_store.errors import NotFound, TryAgain
+from arwkv_store.format.schema import DatasetInfo
+from arwkv_store.format.statistics import DatasetStats
+
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+# How long a request waits for a scan that is under way before it answers "try again".
+SCAN_WAIT_S = 10.0
+
+
+@router.get("", dependencies=[Read], responses=answers())
+def list_datasets(
+    service: ServiceDep,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    sort: Annotated[DatasetSort, Query(description="key to sort by; `-` in front reverses")] = "name",
+    contains: Annotated[
+        str | None, Query(max_length=255, pattern=WITHOUT_NUL, description="part of the name, any case")
+    ] = None,
+    teacher: Annotated[
+        str | None, Query(max_length=255, pattern=WITHOUT_NUL, description="the teacher's exact name")
+    ] = None,
+    state: Annotated[DatasetState | None, Query(description="only datasets in this state")] = None,
+) -> DatasetPage:
+    """Datasets under the roots, withdrawn ones apart."""
+    with Session(service.engine) as session:
+        wanted = DatasetFilter(contains, teacher, state)
+        rows, following = catalogue.list_datasets(session, service.settings.roots, wanted, sort, cursor, limit)
+        return DatasetPage(items=[dataset_summary(row) for row in rows], next_cursor=following)
+
+
+@router.post("", dependencies=[Write], status_code=201, responses=answers(404))
+def register_dataset(service: ServiceDep, registration: Registration, request: Request, response: Response) -> Dataset:
+    """Index a folder under the roots now instead of at the next scan; a withdrawn dataset comes back."""
+    request.scope["dataset"] = registration.name
+    catalogue.require_servable(registration.name)
+    with Session(service.engine) as session:
+        _scan_now(service, registration.name)
+        row = find_dataset(session, service.settings.roots, registration.name)
+        if row.state == "missing":
+            raise NotFound(f"{row.problem}; put it under a root first")
+        response.headers["Location"] = f"/v1/datasets/{quote(row.name, safe='')}"
+        return dataset_detail(row, _info(row))
+
+
+@router.get("/{name}", dependencies=[Read], responses=answers(404))
+def get_dataset(service: ServiceDep, name: DatasetName) -> Dataset:
+    """One dataset with its identity."""
+    with Session(service.engine) as session:
+        row = find_dataset(session, service.settings.roots, name)
+        return dataset_detail(row, _info(row))
+
+
+@router.delete("/{name}", dependencies=[Write], status_code=204, responses=answers(404))
+def withdraw_dataset(service: ServiceDep, name: DatasetName) -> None:
+    """Stop serving a dataset. Its files stay; POST /v1/datasets brings it back."""
+    with Session(service.engine) as session:
+        root = find_dataset(session, service.settings.roots, name).root
+    with lease(service.engine, root, SCAN_WAIT_S) as held:
+        if held is None:
+            raise TryAgain(f"dataset {name!r}: its root is being scanned; ask again in a moment")
+        with Session(service.engine) as session, session.begin():
+            held.renew(session)
+            row = find_dataset(session, service.settings.roots, name)
+            forget_shards(session, row)
+            row.state = "withdrawn"
+
+
+@router.post("/{name}/reindex", dependencies=[Write], responses=answers(404))
+def reindex_dataset(service: ServiceDep, name: DatasetName) -> Dataset:
+    """Forget what is known of the dataset's shards and read every manifest again."""
+    with Session(service.engine) as session:
+        find_dataset(session, service.settings.roots, name)
+        session.rollback()
+        _scan_now(service, name)
+        row = find_dataset(session, service.settings.roots, name)
+        return dataset_detail(row, _info(row))
+
+
+@router.get("/{name}/manifest", dependencies=[Read], responses=answers(404), response_class=Response)
+def dataset_manifest(service: ServiceDep, name: DatasetName) -> Response:
+    """The raw bytes of dataset.json."""
+    with Session(service.engine) as session:
+        row = find_dataset(session, service.settings.roots, name)
+        if not row.identity:
+            raise NotFound(f"dataset {name!r}: {row.problem}; restore its dataset.json")
+        return Response(row.identity, media_type="application/json")
+
+
+@router.get("/{name}/stats", dependencies=[Read], responses=answers(404), response_model=DatasetStats)
+def dataset_stats(service: ServiceDep, name: DatasetName) -> Response:
+    """Statistics over all committed shards."""
+    with Session(service.engine) as session:
+        figures = DatasetRow.stats, DatasetRow.parts
+        stats, parts = dataset_figures(session, service.settings.roots, name, *figures)
+    return Response(stats or DatasetStats(parts=parts).model_dump_json(), media_type="application/json")
+
+
+@router.get("/{name}/timeline", dependencies=[Read], responses=answers(404))
+def dataset_timeline(
+    service: ServiceDep,
+    name: DatasetName,
+    points: Annotated[int, Query(description="most points to answer", ge=2, le=1000)] = 200,
+) -> Timeline:
+    """How shards, tokens and bytes grew over time."""
+    with Session(service.engine) as session:
+        (growth,) = dataset_figures(session, service.settings.roots, name, DatasetRow.growth)
+    return Timeline(points=timeline_of(growth, points))
+
+
+def _info(row: DatasetRow) -> DatasetInfo | None:
+    return DatasetInfo.from_bytes(row.identity, row.name) if row.identity else None
+
+
+def _scan_now(service: Service, name: str) -> None:
+    """Read dataset `name` anew from whichever root has it."""
+    for root in service.settings.roots:
+        if not scan_root(service.engine, root, wait_s=SCAN_WAIT_S, anew=name).done:
+            raise TryAgain(f"{root.name}: another scan is under way; ask again in a moment")

@@ -1,0 +1,94 @@
+"""Training runs and their figures."""
+
+from contextlib import suppress
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import BaseModel, Field
+
+from arwkv_api.http.auth import Read
+from arwkv_api.http.models import moment
+from arwkv_api.http.parameters import PAGE_LIMIT, Cursor
+from arwkv_api.http.problems import answers
+from arwkv_api.http.service import ServiceDep
+from arwkv_api.index.folders import METRICS, run_folders
+from arwkv_api.views.runs import find_run, read_figures, read_samples
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"])
+RunName = Annotated[str, Path(max_length=1000, description="the run's name", examples=["demo-student"])]
+
+
+class Run(BaseModel):
+    """A run at a glance."""
+
+    name: str = Field(examples=["demo-student"])
+    updated_at: datetime = Field(description="when its last line of figures was written")
+    size_bytes: int = Field(description="of its metrics.jsonl")
+
+
+class RunList(BaseModel):
+    items: list[Run]
+
+
+class RunFigures(BaseModel):
+    """Lines of a run's metrics.jsonl."""
+
+    items: list[dict[str, Any]] = Field(examples=[[{"stage": "align", "step": 10, "loss": 1.25}]])
+    next_cursor: str = Field(description="give as `cursor` to get only what was written since")
+    restarted: bool = Field(description="the file was begun anew since `cursor`: forget the lines from before")
+
+
+class RunSample(BaseModel):
+    """One text, and what teacher and student say to it."""
+
+    prompt: str = Field(examples=["def __init__(self, "])
+    teacher: str = Field(examples=["name):"])
+    student: str = Field(examples=["value):"])
+    stage: str | None = Field(examples=["distill"])
+    step: int | None = Field(examples=[2000])
+
+
+class RunSamples(BaseModel):
+    """Lines of a run's samples.jsonl, newest first."""
+
+    items: list[RunSample]
+
+
+@router.get("", dependencies=[Read], responses=answers())
+def list_runs(
+    service: ServiceDep,
+    limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT, description="most runs to answer")] = PAGE_LIMIT,
+) -> RunList:
+    """Runs under the roots and the folders given as --runs, newest first."""
+    runs = []
+    for name, folder in run_folders(service.run_roots).items():
+        with suppress(FileNotFoundError):  # went between listing and looking
+            status = (folder / METRICS).lstat()
+            runs.append(Run(name=name, updated_at=moment(status.st_mtime), size_bytes=status.st_size))
+    return RunList(items=sorted(runs, key=lambda run: run.updated_at, reverse=True)[:limit])
+
+
+@router.get("/{name}/metrics", dependencies=[Read], responses=answers(404), response_model=RunFigures)
+def run_metrics(
+    service: ServiceDep,
+    name: RunName,
+    cursor: Cursor = None,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="most lines to answer")] = 10_000,
+) -> Response:
+    """The run's figures, all of them or those written since `cursor`."""
+    figures = read_figures(find_run(service.run_roots, name), cursor, limit)
+    rest = RunFigures(items=[], next_cursor=figures.next_cursor, restarted=figures.restarted).model_dump_json()
+    body = rest.encode().replace(b"[]", b"[" + b",".join(figures.items) + b"]", 1)
+    return Response(body, media_type="application/json")
+
+
+@router.get("/{name}/samples", dependencies=[Read], responses=answers(404))
+def run_samples(
+    service: ServiceDep,
+    name: RunName,
+    limit: Annotated[int, Query(ge=1, le=1000, description="most samples to answer")] = 20,
+) -> RunSamples:
+    """What teacher and student make of the same prompts, side by side; empty where the run wrote none."""
+    samples = read_samples(find_run(service.run_roots, name), limit)
+    return RunSamples(items=[RunSample(**sample) for sample in samples])

@@ -1,0 +1,108 @@
+"""Running the application: one process or several on one socket, from the first line to a clean end."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.supervisors import Multiprocess
+
+from arwkv_api.config import ServeConfig, Settings
+from arwkv_api.http.access_log import configure_logging
+from arwkv_api.http.app import create_app, settings_to_environment
+from arwkv_api.http.keyring import Keyring
+from arwkv_api.http.protocol import BoundedHttp, raise_descriptor_limit
+from arwkv_api.index.database import connect
+from arwkv_store.errors import UsageError
+
+# Connections that wait for a worker to take them.
+BACKLOG = 2048
+
+
+def run(config: ServeConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then let running transfers finish. Raises UsageError where it cannot start."""
+    settings = config.settings()
+    configure_logging(settings.log_format)
+    raise_descriptor_limit()
+    listening = _bind(config.host, config.port)
+    url = _url(config.host, listening)
+    # What cannot be opened is said here, once, and not by each worker again and again.
+    app = _application(settings, config.workers)
+    # uvicorn raises the signal that stopped it once more when it is done; by then it has been answered.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    if app is not None:
+        _Server(_uvicorn(app, config), url, config.json).run([listening])
+        return
+    settings_to_environment(settings)
+    with tempfile.TemporaryDirectory(prefix="arwkv-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        _announce(url, config.json)
+        Multiprocess(_uvicorn("arwkv_api.http.app:create_app_from_environment", config), sockets=[listening]).run()
+
+
+def _application(settings: Settings, workers: int) -> FastAPI | None:
+    """The application; None where workers make their own, of what is found to be usable here."""
+    if workers == 1:
+        return create_app(settings)
+    Keyring(settings.api_key, settings.keys)
+    connect(settings.database).dispose()
+    return None
+
+
+def _uvicorn(app: FastAPI | str, config: ServeConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        factory=isinstance(app, str),
+        http=BoundedHttp,
+        ws="none",
+        workers=config.workers,
+        log_config=None,
+        timeout_graceful_shutdown=config.shutdown_timeout_s,
+        server_header=False,
+        backlog=BACKLOG,
+        # Behind a proxy its operator says so; nobody else's headers decide who a caller is.
+        proxy_headers=False,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens, once it does."""
+
+    def __init__(self, config: uvicorn.Config, url: str, as_json: bool) -> None:
+        super().__init__(config)
+        self._url, self._as_json = url, as_json
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            _announce(self._url, self._as_json)
+
+
+def _announce(url: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"url": url, "pid": os.getpid()}), flush=True)
+    else:
+        print(f"serving {url}  (page {url}/, documentation {url}/docs); Ctrl-C ends it", file=sys.stderr, flush=True)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise UsageError(f"--host {host} --port {port}: {error.strerror}; choose another, or --port 0") from error
+    listening.listen(BACKLOG)
+    listening.set_inheritable(True)
+    return listening
+
+
+def _url(host: str, listening: socket.socket) -> str:
+    port = listening.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

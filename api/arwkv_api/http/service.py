@@ -1,0 +1,97 @@
+"""What a running application holds: its index, its settings, and the thread that looks at the roots."""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy import Engine
+
+from arwkv_api.config import Settings
+from arwkv_api.http.answers import Answers
+from arwkv_api.http.keyring import Keyring
+from arwkv_api.index.lease import pause_s
+from arwkv_api.index.looks import Looks
+from arwkv_api.index.scan import scan_root
+from arwkv_api.index.scrub import Pace, verify_due
+from arwkv_api.views.preview import Previews
+
+log = logging.getLogger("arwkv_api.service")
+
+# Every so many looks, files are compared even in folders whose own time has not changed.
+DEEP_LOOK_INTERVALS = 10
+
+
+@dataclass
+class Service:
+    """One per application. `start` and `stop` bound the scanning thread's life."""
+
+    engine: Engine
+    settings: Settings
+    keyring: Keyring
+    answers: Answers = field(default_factory=Answers)
+    previews: Previews = field(default_factory=Previews)
+    scanned_once: threading.Event = field(default_factory=threading.Event)
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    @property
+    def run_roots(self) -> tuple[Path, ...]:
+        """Where runs are looked for."""
+        return (*self.settings.runs, *self.settings.roots)
+
+    def start(self) -> None:
+        """Begin to look at the roots and to verify what is there, in the background."""
+        self._threads.append(threading.Thread(target=self._scan_until_stopped, name="scan", daemon=True))
+        if self.settings.verify_mb_per_s > 0:
+            self._threads.append(threading.Thread(target=self._verify_until_stopped, name="verify", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End the background threads after what they are at, and close the index."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+        self.engine.dispose()
+
+    def _scan_until_stopped(self) -> None:
+        looks = Looks(DEEP_LOOK_INTERVALS * self.settings.scan_interval_s)
+        fresh_s = self.settings.scan_interval_s * 0.8
+        while not self._stopping.is_set():
+            wait_s = self.settings.scan_interval_s
+            for root in self.settings.roots:
+                began = time.monotonic()
+                try:
+                    scan_root(self.engine, root, fresh_s=fresh_s, looks=looks, stopping=self._stopping)
+                except Exception:  # the thread must outlive any one look, or the index stands still
+                    log.exception("scan of %s failed; it is tried again", root)
+                    wait_s = max(wait_s, pause_s(time.monotonic() - began))
+            self.scanned_once.set()
+            self._stopping.wait(wait_s)
+
+    def _verify_until_stopped(self) -> None:
+        pace = Pace(self.settings.verify_mb_per_s * 1e6, self._stopping)
+        passed: dict[Path, int] = {}
+        while not self._stopping.is_set():
+            more = False
+            for root in self.settings.roots:
+                try:
+                    here, passed[root] = verify_due(self.engine, str(root), pace, passed.get(root, 0))
+                    more |= here
+                except Exception:  # as above
+                    log.exception("verification under %s failed; it is tried again", root)
+            if not more:
+                self._stopping.wait(self.settings.scan_interval_s)
+
+
+async def service_of(request: Request) -> Service:
+    """The application's service. Async, as a hop to another thread would cost more than this does."""
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(service_of)]

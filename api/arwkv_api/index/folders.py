@@ -1,0 +1,127 @@
+"""What lies under the roots: dataset folders, their shards' names and fingerprints, and runs. Reads names, not data."""
+
+import hashlib
+import logging
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, part_stem
+
+log = logging.getLogger("arwkv_api.folders")
+
+METRICS = "metrics.jsonl"
+_SHARD_FILE = re.compile(r"part-(\d{6}|[1-9]\d{6,14})\.(json|arrow|hidden\.arrow)")
+NAME_LIMIT_CHARACTERS = 255
+# How deep below a root a run's metrics may lie: ROOT/experiment/run/metrics.jsonl.
+RUN_DEPTH = 3
+# Listing pauses for others who wait for this process's interpreter: requests are answered by its other threads.
+BREATH_FILES = 200
+BREATH_S = 0.002
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """One committed part: its manifest's time, and a fingerprint that changes when any of its files does."""
+
+    part: int
+    committed_at_s: float
+    fingerprint: str
+
+
+def is_servable_name(name: str) -> bool:
+    """True for a folder name that can stand in a URL and in the index: printable text, not hidden."""
+    return 0 < len(name) <= NAME_LIMIT_CHARACTERS and name.isprintable() and not name.startswith(".")
+
+
+def dataset_folders(root: Path) -> Iterator[tuple[str, Path]]:
+    """Name and folder of each dataset: `root` itself, or the folders in it that hold a dataset.json.
+
+    Symbolic links are not followed: what they point to can be named as a root of its own.
+    """
+    if _is_file(root / DATASET_FILE):
+        yield root.name, root
+        return
+    with os.scandir(root) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if (
+                entry.is_dir(follow_symlinks=False)
+                and is_servable_name(entry.name)
+                and _is_file(Path(entry) / DATASET_FILE)
+            ):
+                yield entry.name, Path(entry)
+
+
+def shard_files(folder: Path) -> dict[int, ShardFiles]:
+    """The parts of a dataset that have a manifest, by number. A dataset without its folder `shards` has none yet."""
+    found: dict[int, list[tuple[str, os.stat_result]]] = {}
+    shards = folder / "shards"
+    if shards.is_symlink() or not shards.is_dir():
+        return {}
+    with os.scandir(shards) as entries:
+        for number, entry in enumerate(entries):
+            if number % BREATH_FILES == BREATH_FILES - 1:
+                time.sleep(BREATH_S)
+            if (match := _SHARD_FILE.fullmatch(entry.name)) is not None:
+                try:
+                    found.setdefault(int(match[1]), []).append((match[2], entry.stat(follow_symlinks=False)))
+                except FileNotFoundError:
+                    continue  # went between listing and looking; the next look settles it
+    return {part: shard for part, files in found.items() if (shard := _shard(part, sorted(files))) is not None}
+
+
+def part_files(folder: Path, part: int) -> ShardFiles | None:
+    """The same of one part alone; None where it has no manifest. Raises OSError where that cannot be told."""
+    files = []
+    for kind in ("arrow", "hidden.arrow", "json"):
+        try:
+            files.append((kind, (folder / SHARDS_FOLDER / f"{part_stem(part)}.{kind}").lstat()))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return None if (folder / SHARDS_FOLDER).is_symlink() else _shard(part, files)
+
+
+def run_folders(roots: tuple[Path, ...]) -> dict[str, Path]:
+    """Folders that hold a metrics.jsonl, by name: the path below their root, with `-` between its parts."""
+    runs: dict[str, Path] = {}
+    for root in roots:
+        for folder in _folders_below(root, RUN_DEPTH):
+            if _is_file(folder / METRICS):
+                inner = folder.relative_to(root).parts
+                runs.setdefault("-".join(inner) if inner else root.name, folder)
+    return dict(sorted(runs.items()))
+
+
+def _folders_below(folder: Path, depth: int) -> Iterator[Path]:
+    yield folder
+    if depth == 0 or _is_file(folder / DATASET_FILE):
+        return
+    try:
+        with os.scandir(folder) as entries:
+            below = [
+                Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False) and is_servable_name(entry.name)
+            ]
+    except OSError as error:  # one folder that cannot be listed hides no run but its own
+        log.info("%s: %s; no runs are looked for there", folder, error.strerror)
+        return
+    for inner in below:
+        yield from _folders_below(inner, depth - 1)
+
+
+def _shard(part: int, files: list[tuple[str, os.stat_result]]) -> ShardFiles | None:
+    manifest = next((status for kind, status in files if kind == "json"), None)
+    if manifest is None:
+        return None
+    seen = repr([(kind, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ino) for kind, status in files])
+    return ShardFiles(part, manifest.st_mtime, hashlib.blake2b(seen.encode(), digest_size=16).hexdigest())
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (OSError, ValueError):
+        return False

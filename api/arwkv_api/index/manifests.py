@@ -1,0 +1,151 @@
+"""What the store has committed, as the index takes it in: verified documents, or the reason why they cannot be used."""
+
+import errno
+import hashlib
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+
+from arwkv_api.http.transfer import open_inside, read_inside
+from arwkv_api.index.folders import ShardFiles
+from arwkv_store.errors import ArwkvError, CorruptShard, NotFound, TryAgain
+from arwkv_store.format.layout import DATASET_FILE, manifest_name
+from arwkv_store.format.manifest import FileInfo, ShardManifest
+from arwkv_store.format.schema import DatasetInfo
+from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
+
+# What the system says of a file that is not there, or is none. Whatever else it says (too many open files, a stale
+# handle, a disk or server that is away) may pass, and tells nothing of the bytes.
+NO_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
+# What a BIGINT column keeps.
+LARGEST_INTEGER = (1 << 63) - 1
+
+
+class ShardState(StrEnum):
+    """`committed` is served; `missing` had a manifest and lost it; `corrupt` fails its own manifest."""
+
+    COMMITTED = "committed"
+    MISSING = "missing"
+    CORRUPT = "corrupt"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A dataset.json: the raw bytes and what they say."""
+
+    raw: bytes
+    mtime_ns: int
+    info: DatasetInfo
+
+    @property
+    def dataset_hash(self) -> str:
+        """The hash by which the shards' manifests name their dataset."""
+        return hashlib.sha256(self.raw).hexdigest()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One part as found: its manifest's raw bytes, and the parsed manifest unless that cannot be used."""
+
+    files: ShardFiles
+    raw: bytes
+    manifest: ShardManifest | None
+    problem: str | None
+
+    @property
+    def state(self) -> ShardState:
+        return ShardState.COMMITTED if self.problem is None else ShardState.CORRUPT
+
+
+def read_identity(folder: Path) -> Identity:
+    """Read and verify a dataset's identity. Raises OSError, CorruptShard or UnsupportedVersion."""
+    raw, status = read_inside(folder, DATASET_FILE, MAX_DOCUMENT_BYTES)
+    where = f"{folder.name}/{DATASET_FILE}"
+    info = DatasetInfo.from_bytes(raw, where)
+    if info.corpus.parts > LARGEST_INTEGER:
+        raise CorruptShard(f"{where}: corpus.parts {info.corpus.parts} is not below 2^63; make the dataset again")
+    return Identity(raw, status.st_mtime_ns, info)
+
+
+def read_shard(folder: Path, files: ShardFiles, dataset_hash: str) -> Shard:
+    """Read and verify one manifest, and that its data files are there in full size; a bad shard is an answer.
+
+    Raises TryAgain where a file cannot be read just now.
+    """
+    raw = b""
+    where = manifest_name(files.part)
+    try:
+        raw, _ = read_inside(folder / "shards", where, MAX_DOCUMENT_BYTES)
+        manifest = ShardManifest.from_bytes(raw, where)
+        _require_same_dataset(manifest, files.part, dataset_hash, where)
+        for kind in manifest.files:
+            _require_full_size(folder, manifest, kind)
+    except OSError as error:
+        return Shard(files, raw, None, str(unreadable(error, where)))
+    except ArwkvError as error:
+        return Shard(files, raw, None, str(error))
+    return Shard(files, raw, manifest, None)
+
+
+@lru_cache(maxsize=1024)
+def parse_manifest(raw: bytes) -> ShardManifest:
+    """A manifest that was verified when it was indexed."""
+    return ShardManifest.from_bytes(raw, "index")
+
+
+def open_data(folder: Path, manifest: ShardManifest, kind: str) -> tuple[int, FileInfo]:
+    """A descriptor of the part's file `rows` or `hidden`, which is of the size that the manifest says.
+
+    Raises NotFound where the part has no such file, CorruptShard where it is gone or has another size, and TryAgain
+    where it cannot be opened just now.
+    """
+    info = manifest.files.get(kind)
+    if info is None:
+        raise NotFound(f"file={kind!r}: part {manifest.part} has only {', '.join(manifest.files)}")
+    try:
+        fd = open_inside(folder / "shards", info.name)
+    except OSError as error:
+        raise unreadable(error, info.name) from error
+    size_bytes = os.fstat(fd).st_size
+    if size_bytes != info.size_bytes:
+        os.close(fd)
+        raise CorruptShard(f"{info.name}: {size_bytes} bytes, {info.size_bytes} were committed; make the part again")
+    return fd, info
+
+
+def _require_same_dataset(manifest: ShardManifest, part: int, dataset_hash: str, where: str) -> None:
+    if manifest.part != part:
+        raise CorruptShard(f"{where}: says that it is part {manifest.part}; it was renamed, make the part again")
+    if manifest.dataset_hash != dataset_hash:
+        raise CorruptShard(f"{where}: belongs to dataset {manifest.dataset_hash[:12]}, this is {dataset_hash[:12]}")
+    numbers = (manifest.rows, manifest.tokens, manifest.first_sample_id, manifest.last_sample_id, manifest.size_bytes)
+    if not all(0 <= number <= LARGEST_INTEGER for number in numbers):
+        raise CorruptShard(f"{where}: counts {numbers} are not all between 0 and 2^63; make the part again")
+
+
+def _require_full_size(folder: Path, manifest: ShardManifest, kind: str) -> None:
+    info = manifest.files[kind]
+    path = folder / "shards" / info.name
+    size_bytes = path.lstat().st_size
+    if size_bytes != info.size_bytes or path.is_symlink():
+        raise CorruptShard(f"{info.name}: {size_bytes} bytes on disk, {info.size_bytes} committed; make the part again")
+
+
+def one_line(error: Exception) -> str:
+    """An expected error in words that name no folder outside the dataset."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{Path(os.fsdecode(error.filename)).name}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def unreadable(error: OSError, name: str) -> CorruptShard:
+    """What is wrong with file `name`, or the one that the error names. Raises TryAgain where the error may pass."""
+    name = Path(os.fsdecode(error.filename)).name if error.filename else name
+    reason = error.strerror or str(error).removeprefix(f"{name}: ")
+    if error.errno not in NO_FILE:
+        raise TryAgain(
+            f"{name}: {reason}; try again, and see to the disk or the service's limits if it stays"
+        ) from error
+    return CorruptShard(f"{name}: {reason}; make the part again")

@@ -1,0 +1,97 @@
+"""Keyset pagination: a page is found by the last row's sort value, so that page 10,000 costs what page 1 costs."""
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, Select, literal, tuple_
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from arwkv_api.http.problems import BadCursor
+
+CURSOR_LIMIT_CHARACTERS = 1000
+# What both databases keep in a BIGINT column; a cursor with more was not ours.
+INTEGER_LIMIT = 1 << 63
+
+# Columns of any type: the type of a sort column is the caller's knowledge.
+Column = InstrumentedAttribute[Any]
+
+
+@dataclass(frozen=True)
+class Order:
+    """A column to sort by, the way, and the unique column that breaks ties."""
+
+    name: str
+    column: Column
+    descending: bool
+    tie_break: Column
+
+    @classmethod
+    def parse(cls, sort: str, columns: Mapping[str, Column], tie_break: Column) -> "Order":
+        """Understand `name` or `-name`, where `name` is one of `columns`."""
+        return cls(sort, columns[sort.removeprefix("-")], sort.startswith("-"), tie_break)
+
+    def page(self, query: Select[Any], cursor: str | None, limit: int) -> Select[Any]:
+        """`query` in this order, after `cursor`, with one row more than `limit`, to tell if a page follows."""
+        way = [self.column.desc(), self.tie_break.desc()] if self.descending else [self.column, self.tie_break]
+        if cursor is not None:
+            query = query.where(self._after(*self._decode(cursor)))
+        return query.order_by(*way).limit(limit + 1)
+
+    def fetch(
+        self,
+        session: Session,
+        query: Select[Any],
+        cursor: str | None,
+        limit: int,
+        fitting: Callable[[Sequence[Row[Any]]], int] = len,
+    ) -> tuple[Sequence[Row[Any]], str | None]:
+        """The page's rows and the cursor of the next page, or None at the end.
+
+        `fitting` says how many of the rows found fit the page; it is at least one where there is any.
+        """
+        rows = session.execute(self.page(query, cursor, limit)).all()
+        fit = min(fitting(rows), limit)
+        if len(rows) <= fit:
+            return rows, None
+        last = rows[fit - 1]
+        return rows[:fit], self._encode(getattr(last, self.column.key), getattr(last, self.tie_break.key))
+
+    def _after(self, value: Any, tie: Any) -> ColumnElement[bool]:
+        # Compared as a row: both databases find such a place in the index of the order at once.
+        row = tuple_(self.column, self.tie_break)
+        place = tuple_(literal(value, self.column.type), literal(tie, self.tie_break.type))
+        return row < place if self.descending else row > place
+
+    def _encode(self, value: Any, tie: Any) -> str:
+        text = json.dumps([self.name, value, tie], separators=(",", ":"))
+        return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    def _decode(self, cursor: str) -> tuple[Any, Any]:
+        message = f"cursor={cursor[:40]!r}: not a cursor of this list in this order; start again without a cursor"
+        if len(cursor) > CURSOR_LIMIT_CHARACTERS or not cursor.isascii():
+            raise BadCursor(message)
+        try:
+            decoded = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
+        except (binascii.Error, ValueError, RecursionError):
+            raise BadCursor(message) from None
+        if not isinstance(decoded, list) or len(decoded) != 3 or decoded[0] != self.name:
+            raise BadCursor(message)
+        _, value, tie = decoded
+        if not (_fits(self.column, value) and _fits(self.tie_break, tie)):
+            raise BadCursor(message)
+        return value, tie
+
+
+def _fits(column: Column, value: object) -> bool:
+    expected = column.type.python_type
+    if expected is str:
+        return isinstance(value, str) and "\0" not in value and value.isprintable()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if expected is int:
+        return isinstance(value, int) and -INTEGER_LIMIT <= value < INTEGER_LIMIT
+    return abs(value) < INTEGER_LIMIT

@@ -1,0 +1,183 @@
+"""Looking at the folders and bringing the index up to date: datasets and shards that came, changed or went."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.orm import Session
+
+from arwkv_api.index.folders import ShardFiles, dataset_folders, shard_files
+from arwkv_api.index.indexing import (
+    forget,
+    mark_missing,
+    mark_unreadable,
+    mark_vanished,
+    store_identity,
+    store_shards,
+)
+from arwkv_api.index.lease import Lease, LeaseLost, lease, scanned_within
+from arwkv_api.index.looks import Looks, shards_time_ns
+from arwkv_api.index.manifests import Shard, one_line, read_identity, read_shard
+from arwkv_api.index.orm import DatasetRow, ShardRow
+from arwkv_store.errors import ArwkvError, TryAgain
+from arwkv_store.format.layout import DATASET_FILE
+
+log = logging.getLogger("arwkv_api.scan")
+
+BATCH_SHARDS = 500
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one scan did. `done` is False where another process was at it, or had just been."""
+
+    done: bool
+    datasets: int = 0
+    changed_shards: int = 0
+
+
+def scan_root(
+    engine: Engine,
+    root: Path,
+    *,
+    wait_s: float = 0.0,
+    fresh_s: float = 0.0,
+    anew: str | None = None,
+    looks: Looks | None = None,
+    stopping: threading.Event | None = None,
+) -> Report:
+    """Index what is new, changed or gone under `root`.
+
+    Leaves it to another process that is at it (after waiting `wait_s` for it) or was within the last `fresh_s`. Dataset
+    `anew` is read as if never seen before, and served again if it was withdrawn. `looks` spares listing folders that
+    have not changed. Ends after the batch at hand once `stopping` is set; the next scan goes on from there. A dataset
+    that cannot be read is marked so, and holds up no other. Raises OSError where the root itself cannot be listed.
+    """
+    if fresh_s and scanned_within(engine, str(root), fresh_s):
+        return Report(done=False)
+    with lease(engine, str(root), wait_s) as held:
+        # Asked again, as another process may have scanned between the first question and this one's turn.
+        if held is None or (fresh_s and scanned_within(engine, str(root), fresh_s)):
+            return Report(done=False)
+        began = time.monotonic()
+        folders = dict(dataset_folders(root)) if root.is_dir() else {}
+        with Session(engine) as session, session.begin():
+            mark_missing(session, held, present=set(folders))
+            if anew in folders:
+                forget(session, held, anew)
+        scan = _Scan(engine, held, looks, stopping)
+        changed = [scan.dataset(name, folder) for name, folder in folders.items()]
+        if stopping is None or not stopping.is_set():
+            with Session(engine) as session, session.begin():
+                held.scanned(session, time.monotonic() - began)
+    return Report(True, len(folders), sum(changed))
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What looking at one dataset after the other takes."""
+
+    engine: Engine
+    held: Lease
+    looks: Looks | None
+    stopping: threading.Event | None
+
+    def dataset(self, name: str, folder: Path) -> int:
+        """Bring one dataset up to date, or show why it cannot be read; returns how many shards had changed."""
+        try:
+            return self._update(name, folder)
+        except (LeaseLost, OperationalError, InterfaceError):
+            raise  # the dataset is not to blame
+        except (OSError, ArwkvError) as error:
+            problem = one_line(error)
+        except Exception as error:  # whatever is wrong with this dataset, the others are not to wait for it
+            log.exception("scan of dataset %s failed; it is tried again", name)
+            problem = f"{name}: {type(error).__name__} while it was indexed; the service's log has more"
+        with Session(self.engine) as session, session.begin():
+            mark_unreadable(session, self.held, name, folder, problem)
+        return 0
+
+    def _update(self, name: str, folder: Path) -> int:
+        row = self._row(name)
+        identity = None
+        if row is None or row.root != self.held.root or not _is_current(row, folder):
+            identity = read_identity(folder)
+        elif row.state == "withdrawn" or (self.looks is not None and self.looks.unchanged(folder)):
+            return 0
+        time_ns = shards_time_ns(folder)
+        # Listed before anything is written: a dataset is not ready while its shards cannot be seen.
+        found = shard_files(folder)
+        if identity is not None:
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                self.held.renew(session)
+                row = store_identity(session, self.held, name, folder, identity)
+        if row is None or row.state == "withdrawn":
+            return 0
+        read, changed = self._shards(row, folder, found)
+        if read and self.looks is not None:
+            self.looks.saw(folder, time_ns)
+        return changed
+
+    def _row(self, name: str) -> DatasetRow | None:
+        with Session(self.engine, expire_on_commit=False) as session:
+            return session.scalar(select(DatasetRow).where(DatasetRow.name == name))
+
+    def _shards(self, row: DatasetRow, folder: Path, found: dict[int, ShardFiles]) -> tuple[bool, int]:
+        """Index the shards that changed; whether all of them could be read, and how many had changed."""
+        with Session(self.engine) as session:
+            columns = select(ShardRow.part, ShardRow.fingerprint).where(ShardRow.dataset_id == row.id)
+            known = dict(session.execute(columns).all())
+        changed = [files for part, files in sorted(found.items()) if known.get(part) != files.fingerprint]
+        vanished = [part for part, fingerprint in known.items() if part not in found and fingerprint]
+        if sum(files.part in known for files in changed) > BATCH_SHARDS:
+            # To take so many out of the totals one batch at a time would cost more than to begin anew.
+            with Session(self.engine) as session, session.begin():
+                forget(session, self.held, row.name)
+            return False, self._update(row.name, folder)
+        unread = 0
+        for batch in _batches(changed):
+            if self.stopping is not None and self.stopping.is_set():
+                return False, 0
+            shards = _read(row, folder, batch)
+            unread += len(batch) - len(shards)
+            with Session(self.engine) as session, session.begin():
+                self.held.renew(session)
+                store_shards(session, row.id, shards, replaced=any(files.part in known for files in batch))
+        if vanished:
+            with Session(self.engine) as session, session.begin():
+                self.held.renew(session)
+                mark_vanished(session, row.id, vanished)
+        if changed or vanished:
+            log.info("%s: %d shards read, %d vanished", row.name, len(changed) - unread, len(vanished))
+        return not unread, len(changed) - unread + len(vanished)
+
+
+def _is_current(row: DatasetRow, folder: Path) -> bool:
+    """True where the dataset's identity is indexed as it is now."""
+    if row.state not in ("ready", "withdrawn"):
+        return False
+    status = (folder / DATASET_FILE).lstat()
+    return (status.st_mtime_ns, str(folder)) == (row.identity_mtime_ns, row.folder)
+
+
+def _read(row: DatasetRow, folder: Path, batch: Sequence[ShardFiles]) -> list[Shard]:
+    """The batch's shards but those that cannot be read just now, which the next look tries again."""
+    shards = []
+    for files in batch:
+        try:
+            shards.append(read_shard(folder, files, row.dataset_hash))
+        except TryAgain as error:
+            log.warning("%s: %s", row.name, error)
+    return shards
+
+
+def _batches(files: Sequence[ShardFiles]) -> Iterator[list[ShardFiles]]:
+    rest = iter(files)
+    while batch := list(islice(rest, BATCH_SHARDS)):
+        yield batch

@@ -1,0 +1,218 @@
+"""Reading shards' files through, at a steady pace, to find what names, sizes and times do not tell: changed bytes."""
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, Row, select
+from sqlalchemy.orm import Session
+
+from arwkv_api.index.folders import part_files
+from arwkv_api.index.indexing import refresh_totals, store_shards
+from arwkv_api.index.lease import Lease, LeaseLost, lease
+from arwkv_api.index.manifests import ShardState, open_data, parse_manifest, read_shard, unreadable
+from arwkv_api.index.metrics import VERIFICATIONS, VERIFIED_BYTES
+from arwkv_api.index.orm import DatasetRow, ManifestRow, ShardRow
+from arwkv_store.errors import CorruptShard, NotFound, TryAgain
+from arwkv_store.format.manifest import ShardManifest
+
+log = logging.getLogger("arwkv_api.verify")
+
+CHUNK_BYTES = 1 << 20
+# A file counts as this many bytes at least: opening many small ones takes time, too.
+LEAST_BYTES = 1 << 16
+# Verdicts are written down after so many shards, or so long.
+BATCH_SHARDS, BATCH_S = 64, 2.0
+# How long a verdict holds for files that have not changed since.
+HOLDS_S = 7 * 86_400.0
+# How long to wait for a scan of the same root before its verdicts are written.
+SCAN_WAIT_S = 10.0
+RENEW_EVERY_S = 5.0
+
+Read = Callable[[int], None]
+"""Told of each so many bytes that were read."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with a shard, None for a sound one. It holds for the files of this fingerprint."""
+
+    dataset_id: int
+    shard_id: int
+    fingerprint: str
+    fault: str | None
+
+
+@dataclass
+class Pace:
+    """Keeps reading to `bytes_per_s` by waiting, no longer than until `stopping`."""
+
+    bytes_per_s: float
+    stopping: threading.Event
+    _ahead_s: float = field(default=0.0, init=False)
+
+    def __call__(self, size_bytes: int) -> None:
+        self._ahead_s += size_bytes / self.bytes_per_s
+        if self._ahead_s > 0.05:
+            self.stopping.wait(self._ahead_s)
+            self._ahead_s = 0.0
+
+
+def fault_of(folder: Path, manifest: ShardManifest, read: Read) -> str | None:
+    """What is wrong with the part's files, every byte of which is read and hashed; None where nothing is.
+
+    Raises TryAgain where a file cannot be read just now, which says nothing of its bytes.
+    """
+    try:
+        for kind in manifest.files:
+            _require_committed_bytes(folder, manifest, kind, read)
+    except CorruptShard as error:
+        return str(error)
+    return None
+
+
+def verify_shard(engine: Engine, dataset: DatasetRow, part: int) -> None:
+    """Read one shard through now, manifest and data, whatever was found before, and write the verdict down.
+
+    Raises NotFound where its manifest is gone, and TryAgain where a file cannot be read just now or while a scan of its
+    root goes on.
+    """
+    folder = Path(dataset.folder)
+    try:
+        files = part_files(folder, part)
+    except OSError as error:
+        raise unreadable(error, f"part {part}") from error
+    if files is None:
+        raise NotFound(f"dataset {dataset.name!r}: part {part}: its manifest is gone; make the part again")
+    found = read_shard(folder, files, dataset.dataset_hash)
+    fault = found.problem if found.manifest is None else fault_of(folder, found.manifest, lambda _size: None)
+    with lease(engine, dataset.root, SCAN_WAIT_S) as held:
+        if held is None:
+            raise TryAgain(f"dataset {dataset.name!r}: its root is being scanned; ask again in a moment")
+        with Session(engine) as session, session.begin():
+            held.renew(session)
+            this = (ShardRow.dataset_id == dataset.id, ShardRow.part == part)
+            if session.execute(select(ShardRow.fingerprint, ShardRow.state).where(*this)).first() != (
+                files.fingerprint,
+                ShardState.COMMITTED,
+            ):
+                store_shards(session, dataset.id, [found], replaced=True)
+            shard_id = session.execute(select(ShardRow.id).where(*this)).scalar_one()
+            _record_dataset(session, dataset.id, [Verdict(dataset.id, shard_id, files.fingerprint, fault)])
+
+
+def verify_due(engine: Engine, root: str, pace: Pace, passed: int = 0) -> tuple[bool, int]:
+    """Verify some shards under `root`, those never looked at first.
+
+    Whether more may be due here and now, and how many shards could not be read just now: they stay at the head of the
+    order, so that the next call of this pass is given their number as `passed`.
+    """
+    if not _due(engine, root, passed, limit=1):
+        return False, 0
+    with lease(engine, f"verify {root}", 0.0) as held:
+        if held is None:
+            return False, 0
+        verdicts: list[Verdict] = []
+        reading = _Reading(pace, engine, held)
+        for shard in _due(engine, root, passed, limit=BATCH_SHARDS):
+            try:
+                fault = fault_of(Path(shard.folder), parse_manifest(shard.raw), reading)
+                verdicts.append(Verdict(shard.dataset_id, shard.id, shard.fingerprint, fault))
+            except LeaseLost:
+                raise
+            except TryAgain as error:
+                log.warning("%s: %s", Path(shard.folder).name, error)
+                passed += 1
+            if pace.stopping.is_set():
+                return False, 0
+            if time.monotonic() - reading.began_s > BATCH_S:
+                break
+        return _record(engine, root, verdicts), passed
+
+
+@dataclass
+class _Reading:
+    """Keeps the pace, and every so often renews the lease in a transaction of its own. Raises LeaseLost."""
+
+    pace: Pace
+    engine: Engine
+    held: Lease
+    began_s: float = field(default_factory=time.monotonic, init=False)
+    _renewed_s: float = field(default_factory=time.monotonic, init=False)
+
+    def __call__(self, size_bytes: int) -> None:
+        self.pace(size_bytes)
+        if time.monotonic() - self._renewed_s > RENEW_EVERY_S:
+            with Session(self.engine) as session, session.begin():
+                self.held.renew(session)
+            self._renewed_s = time.monotonic()
+
+
+def _require_committed_bytes(folder: Path, manifest: ShardManifest, kind: str, read: Read) -> None:
+    fd, info = open_data(folder, manifest, kind)
+    digest, buffer = hashlib.sha256(), bytearray(CHUNK_BYTES)
+    read(max(0, LEAST_BYTES - info.size_bytes))
+    try:
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            while size_bytes := file.readinto(buffer):
+                digest.update(memoryview(buffer)[:size_bytes])
+                VERIFIED_BYTES.inc(size_bytes)
+                read(size_bytes)
+    except OSError as error:
+        raise unreadable(error, info.name) from error
+    if digest.hexdigest() != info.sha256:
+        raise CorruptShard(
+            f"{info.name}: SHA-256 {digest.hexdigest()[:16]}…, committed as {info.sha256[:16]}…; make the part again"
+        )
+
+
+def _due(engine: Engine, root: str, passed: int, limit: int) -> list[Row[Any]]:
+    """Committed shards of `root` that were not verified lately, the longest unseen first, after `passed` of them."""
+    query = (
+        select(ShardRow.id, ShardRow.dataset_id, ShardRow.fingerprint, DatasetRow.folder, ManifestRow.raw)
+        .join(DatasetRow, DatasetRow.id == ShardRow.dataset_id)
+        .join(ManifestRow, ManifestRow.shard_id == ShardRow.id)
+        .where(DatasetRow.root == root, DatasetRow.state == "ready", ShardRow.state == ShardState.COMMITTED)
+        .where(ShardRow.verified_at_s < time.time() - HOLDS_S)
+        .order_by(ShardRow.verified_at_s)
+        .offset(passed)
+        .limit(limit)
+    )
+    with Session(engine) as session:
+        return list(session.execute(query))
+
+
+def _record(engine: Engine, root: str, verdicts: Sequence[Verdict]) -> bool:
+    """Write verdicts down; False while a scan of the root goes on."""
+    with lease(engine, root, SCAN_WAIT_S) as held:
+        if held is None:
+            return False
+        with Session(engine) as session, session.begin():
+            held.renew(session)
+            for dataset_id in {verdict.dataset_id for verdict in verdicts}:
+                _record_dataset(session, dataset_id, [v for v in verdicts if v.dataset_id == dataset_id])
+    return True
+
+
+def _record_dataset(session: Session, dataset_id: int, verdicts: Sequence[Verdict]) -> None:
+    row, now, ill = session.get_one(DatasetRow, dataset_id), time.time(), False
+    for verdict in verdicts:
+        # A shard that was read anew meanwhile has another fingerprint, and is verified again.
+        shard = session.get(ShardRow, verdict.shard_id)
+        if shard is None or shard.fingerprint != verdict.fingerprint:
+            continue
+        VERIFICATIONS.labels("corrupt" if verdict.fault else "sound").inc()
+        row.verified_shards += not shard.verified_at_s
+        shard.verified_at_s = now
+        if verdict.fault:
+            shard.state, shard.problem, ill = ShardState.CORRUPT, verdict.fault, True
+            log.warning("%s: part %d: %s", row.name, shard.part, verdict.fault)
+    row.revision += 1
+    if ill:
+        refresh_totals(session, dataset_id)

@@ -1,0 +1,120 @@
+"""Training runs: folders with a metrics.jsonl, read as they grow."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic_core import to_json
+
+from arwkv_api.http.problems import BadCursor
+from arwkv_api.http.transfer import open_inside
+from arwkv_api.index.folders import METRICS, run_folders
+from arwkv_store.errors import NotFound
+
+# Longest line that is taken for a line of figures.
+LINE_LIMIT_BYTES = 1 << 20
+# An answer with figures ends after the line with which it grows beyond this.
+ANSWER_BYTES = 8 << 20
+SAMPLES = "samples.jsonl"
+SAMPLES_LIMIT_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Lines of figures as JSON, the place after them, and whether the file was begun anew since the cursor's."""
+
+    items: list[bytes]
+    next_cursor: str
+    restarted: bool
+
+
+def find_run(folders: tuple[Path, ...], name: str) -> Path:
+    """The folder of the run called `name`. Raises NotFound."""
+    found = run_folders(folders).get(name)
+    if found is None:
+        raise NotFound(f"run {name[:100]!r}: no such folder with a {METRICS}; GET /v1/runs lists what is")
+    return found
+
+
+def read_figures(folder: Path, cursor: str | None, limit: int) -> Figures:
+    """Up to `limit` lines after `cursor`. A last line that is still being written is left for the next time.
+
+    Raises BadCursor, and NotFound where the file went away.
+    """
+    file_id, offset = _parse(cursor)
+    try:
+        fd = open_inside(folder, METRICS)
+    except OSError as error:
+        raise NotFound(f"run {folder.name!r}: {METRICS}: {error.strerror or error}") from error
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        restarted = cursor is not None and (file_id != status.st_ino or offset > status.st_size)
+        offset = 0 if restarted else offset
+        file.seek(offset)
+        items: list[bytes] = []
+        size_bytes = 0
+        while len(items) < limit and size_bytes < ANSWER_BYTES and (line := _line(file)) is not None:
+            offset = file.tell()
+            if (figures := _object(line)) is not None and (text := _as_json(figures)) is not None:
+                items.append(text)
+                size_bytes += len(text)
+    return Figures(items, f"{status.st_ino}-{offset}", restarted)
+
+
+def _line(file: BinaryIO) -> bytes | None:
+    """The next line, empty where it is too long to be one of figures; None where it is still being written."""
+    line = piece = file.readline(LINE_LIMIT_BYTES)
+    while len(piece) == LINE_LIMIT_BYTES and not piece.endswith(b"\n"):
+        line, piece = b"", file.readline(LINE_LIMIT_BYTES)
+    return line if piece.endswith(b"\n") else None
+
+
+def read_samples(folder: Path, limit: int) -> list[dict[str, Any]]:
+    """The newest `limit` lines of the run's samples.jsonl, newest first; none where it has no such file.
+
+    A line is an object with the texts `prompt`, `teacher` and `student`, and may have `stage` and `step`.
+    """
+    try:
+        fd = open_inside(folder, SAMPLES)
+    except OSError:
+        return []
+    with os.fdopen(fd, "rb") as file:
+        file.seek(max(os.fstat(fd).st_size - SAMPLES_LIMIT_BYTES, 0))
+        lines = [sample for line in file.read(SAMPLES_LIMIT_BYTES).splitlines() if (sample := _sample(line))]
+    return lines[: -limit - 1 : -1]
+
+
+def _sample(line: bytes) -> dict[str, Any] | None:
+    sample = _object(line) or {}
+    step, stage = sample.get("step"), sample.get("stage")
+    texts = {name: sample.get(name) for name in ("prompt", "teacher", "student")}
+    if not all(isinstance(text, str) for text in texts.values()) or _as_json(sample) is None:
+        return None
+    return {**texts, "step": step if type(step) is int else None, "stage": stage if isinstance(stage, str) else None}
+
+
+def _as_json(value: dict[str, Any]) -> bytes | None:
+    """The object as it can be sent; None for one that is no text (half a surrogate pair) or too deep."""
+    try:
+        return to_json(value, inf_nan_mode="null")
+    except ValueError:
+        return None
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(line, parse_constant=lambda _name: None)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+def _parse(cursor: str | None) -> tuple[int, int]:
+    if cursor is None:
+        return 0, 0
+    file_id, _, offset = cursor.partition("-")
+    if not (file_id.isdecimal() and offset.isdecimal() and len(cursor) <= 40 and cursor.isascii()):
+        raise BadCursor(f"cursor={cursor[:40]!r}: not a cursor of a run's metrics; start again without one")
+    return int(file_id), int(offset)

@@ -1,0 +1,258 @@
+"""Score some stored samples again with transformers, and name what does not fit.
+
+Shapes: T tokens (of a sample, or of a chunk of it), V head rows (padding included), C model width.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from arwkv_producer.check.rescored_logits import Entries, differences, entries, surprise
+from arwkv_producer.config import VerifyConfig
+from arwkv_producer.run.identity import hidden_names
+from arwkv_producer.teacher.teacher import Teacher, chosen_layers, find_teacher
+from arwkv_producer.text.tokenizer import load_tokenizer
+from arwkv_store import Dataset, DatasetInfo, Sample, open_dataset
+from arwkv_store.errors import CorruptShard, UsageError
+from arwkv_store.format.vocabulary import vocabulary_hash
+
+TOLERANCE_NATS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3, "quantised": 1.0}
+"""Largest difference of a log-probability that another kernel order explains, by the teacher's arithmetic.
+
+A quantised teacher's is its own: transformers multiplies its weights otherwise than vLLM, and may leave its activations
+whole.
+"""
+CODEC_NATS = {"compact": 0.126, "hybrid": 0.126}
+"""What a rounding codec may add."""
+STOCK_TAIL_MASS = 1e-5
+"""What rounding may make of the tail that vLLM's own prompt_logprobs leave: 1 - P."""
+LEAST_TAIL_MASS = 1e-12
+"""A tail below this is none."""
+STANDARD_ERRORS = 6.0
+"""How far from their expectation a sample's draws may lie."""
+HIDDEN_TOLERANCE = {"float32": 0.01, "float16": 0.03, "bfloat16": 0.08, "quantised": 0.2}
+"""Largest relative error (root mean square over a sample) of a hidden state, bf16 storage included."""
+CODEC_HIDDEN = {"fp8": 0.05, "int8": 0.05}
+CHUNK_TOKENS = 128
+"""Tokens whose distributions are compared at a time."""
+
+
+@dataclass
+class Findings:
+    """The largest difference seen of each quantity, and what is wrong in words."""
+
+    differences: dict[str, float] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def compare(self, name: str, difference: float, tolerance: float, where: str, hint: str = "") -> None:
+        self.differences[name] = max(self.differences.get(name, 0.0), difference)
+        if not difference <= tolerance:
+            self.problem(f"{where}: {name} differs by {difference:.3g} (at most {tolerance:.3g} expected){hint}")
+
+    def problem(self, text: str) -> None:
+        if text not in self.problems:
+            self.problems.append(text)
+
+
+def verify(config: VerifyConfig) -> dict[str, Any]:
+    """Compare stored samples with the teacher in transformers. Raises CorruptShard where one differs."""
+    dataset = open_dataset(config.shards)
+    teacher = find_teacher(config.teacher)
+    findings = Findings()
+    _check_identity(config, dataset, teacher, findings)
+    chosen = sorted(random.Random(config.seed).sample(range(len(dataset)), min(config.samples, len(dataset))))
+    samples = [dataset[index] for index in chosen]
+    _check_masks(dataset, samples, findings)
+    if not findings.problems:
+        model = _Rescorer(teacher, dataset)
+        for sample in samples:
+            _check_sample(dataset, sample, model, findings)
+    if findings.problems:
+        more = f" (and {len(findings.problems) - 1} more)" if len(findings.problems) > 1 else ""
+        raise CorruptShard(f"{config.shards}: {findings.problems[0]}{more}; capture the dataset again")
+    return {"dataset": config.shards, "samples": len(samples), "largest_differences": findings.differences}
+
+
+def _check_identity(config: VerifyConfig, dataset: Dataset, teacher: Teacher, findings: Findings) -> None:
+    info = dataset.info
+    if vocabulary_hash(load_tokenizer(teacher).get_vocab()) != info.tokenizer.hash:
+        findings.problem(f"the tokenizer of {teacher.name} is not the one the text was tokenised with")
+    if teacher.layers != info.teacher.num_hidden_layers or teacher.width != info.teacher.hidden_size:
+        findings.problem(f"{teacher.name} is not the teacher: its shape is {teacher.layers} layers of {teacher.width}")
+    expected = chosen_layers(config.layers, info.capture.hidden_states, teacher.layers) if config.layers else None
+    if expected is not None and info.capture.layers != expected:
+        missing = sorted(set(expected) - set(info.capture.layers))
+        findings.problem(f"hidden states of layers {missing} are missing: it holds {list(info.capture.layers)}")
+
+
+def _check_masks(dataset: Dataset, samples: list[Sample], findings: Findings) -> None:
+    if "chat template" in dataset.info.corpus.description and all(sample.loss_mask.all() for sample in samples):
+        findings.problem("the loss mask counts every token of a chat corpus: prompts would be learned too")
+
+
+class _Rescorer:
+    """The teacher in transformers, in its captured arithmetic with an fp32 head."""
+
+    def __init__(self, teacher: Teacher, dataset: Dataset) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.arithmetic = "quantised" if teacher.quantisation else dataset.info.teacher.dtype
+        dtype = getattr(torch, dataset.info.teacher.dtype)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        options = {"revision": teacher.revision, "dtype": dtype, **_quantisation(teacher)}
+        model = AutoModelForCausalLM.from_pretrained(teacher.model, **options).eval()
+        self._model = _moved(model, self.device, teacher)
+        self._states: dict[str, Tensor] = {}
+        layers = self._model.model.layers
+        for number, layer in enumerate(layers):
+            layer.self_attn.register_forward_hook(self._keep_output(f"attn.{number}"))
+            layer.register_forward_pre_hook(self._keep_input(f"boundary.{number}"))
+        self._model.model.norm.register_forward_pre_hook(self._keep_input(f"boundary.{len(layers)}"))
+
+    def _keep_output(self, name: str) -> Any:
+        return lambda module, arguments, output: self._states.__setitem__(name, output[0][0].float())
+
+    def _keep_input(self, name: str) -> Any:
+        return lambda module, arguments: self._states.__setitem__(name, arguments[0][0].float())
+
+    @torch.inference_mode()
+    def run(self, sample: Sample) -> dict[str, Tensor]:
+        """The sample's hidden states by name, fp32; `final` [T, C] is what the head reads."""
+        tokens = torch.from_numpy(sample.tokens.astype(np.int64))[None].to(self.device)
+        self._states["final"] = self._model.model(tokens).last_hidden_state[0].float()
+        return self._states
+
+    @torch.inference_mode()
+    def logits(self, final_TC: Tensor) -> Tensor:
+        """[T, V] over every head row, fp32."""
+        head_VC: Tensor = self._model.lm_head.weight
+        return final_TC @ head_VC.float().T
+
+
+def _quantisation(teacher: Teacher) -> dict[str, Any]:
+    """How transformers is to load it: compressed tensors have to be expanded, or its linear layers refuse them."""
+    if teacher.quantisation.get("quant_method") != "compressed-tensors":
+        return {}
+    from transformers import CompressedTensorsConfig
+
+    return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+
+
+def _moved(model: Any, device: torch.device, teacher: Teacher) -> Any:
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"--teacher {teacher.name}: its weights do not fit on {device} beside what is there; free the GPU, or set "
+            "CUDA_VISIBLE_DEVICES= (to nothing) to score on the CPU"
+        ) from error
+
+
+def _check_sample(dataset: Dataset, sample: Sample, model: _Rescorer, findings: Findings) -> None:
+    states = model.run(sample)
+    _check_logits(dataset.info, sample, states["final"], model, findings)
+    _check_hidden(dataset.info, sample, states, model.arithmetic, findings)
+
+
+@dataclass
+class _Rescored:
+    """What the teacher says of a sample's distributions, a chunk of positions after another."""
+
+    true: list[Tensor] = field(default_factory=list)
+    """Log-probability of each next token; [T - 1] in all."""
+    padded: list[Tensor] = field(default_factory=list)
+    """The same over every head row."""
+    entropy: list[Tensor] = field(default_factory=list)
+    largest: dict[str, float] = field(default_factory=dict)
+    """Differences of what is stored, by name."""
+    surprises: list[Tensor] = field(default_factory=list)
+    """[2, T] in all: excess and variance of what was drawn."""
+    impossible: int | None = None
+    """A drawn token that has no probability."""
+
+
+def _rescore(info: DatasetInfo, sample: Sample, final_TC: Tensor, model: _Rescorer) -> _Rescored:
+    scored = _Rescored()
+    stored = None if sample.logits is None else entries(sample.logits, info.capture)
+    least_mass = STOCK_TAIL_MASS if sample.entropy is None else LEAST_TAIL_MASS
+    for start in range(0, len(final_TC), CHUNK_TOKENS):
+        logits_TV = model.logits(final_TC[start : start + CHUNK_TOKENS]).double()
+        full_TV = logits_TV[:, : info.tokenizer.vocab_size].log_softmax(-1)
+        next_ids = torch.from_numpy(sample.tokens[start + 1 : start + CHUNK_TOKENS + 1].astype(np.int64))
+        scored.true.append(_followed(full_TV, next_ids))
+        scored.padded.append(_followed(logits_TV.log_softmax(-1), next_ids))
+        scored.entropy.append(-(full_TV.exp() * full_TV).sum(-1).cpu())
+        if stored is not None:
+            rows = stored.rows(start, start + CHUNK_TOKENS, full_TV.device)
+            _compare_entries(scored, full_TV, rows, info.capture.samples or 0, least_mass)
+    return scored
+
+
+def _compare_entries(scored: _Rescored, full_TV: Tensor, rows: Entries, draws: int, least_mass: float) -> None:
+    for name, difference in differences(full_TV, rows, least_mass).items():
+        scored.largest[name] = max(scored.largest.get(name, 0.0), difference)
+    if draws:
+        excess_T, variance_T, impossible = surprise(full_TV, rows, draws)
+        scored.surprises.append(torch.stack([excess_T, variance_T]).cpu())
+        scored.impossible = impossible if scored.impossible is None else scored.impossible
+
+
+def _check_logits(info: DatasetInfo, sample: Sample, final_TC: Tensor, model: _Rescorer, findings: Findings) -> None:
+    where, arithmetic = f"sample {sample.sample_id}", TOLERANCE_NATS[model.arithmetic]
+    nats = arithmetic + CODEC_NATS.get(info.capture.logits_codec, 0.0)
+    scored = _rescore(info, sample, final_TC, model)
+    if sample.true_logprob is not None and sample.entropy is not None:
+        true, entropy = torch.cat(scored.true), torch.cat(scored.entropy)
+        difference = _largest(true - torch.from_numpy(sample.true_logprob))
+        hint = "".join(_explanations(sample, true, torch.cat(scored.padded), difference))
+        findings.compare("true_logprob", difference, arithmetic, where, hint)
+        findings.compare("entropy", _largest(entropy - torch.from_numpy(sample.entropy)), nats, where)
+    for name, difference in scored.largest.items():
+        findings.compare(name, difference, nats, where)
+    if scored.impossible is not None:
+        findings.problem(f"{where}: token {scored.impossible} was drawn, whose probability is 0")
+    if scored.surprises:
+        excess_T, variance_T = torch.cat(scored.surprises, dim=1)
+        error = STANDARD_ERRORS * float(variance_T.sum().sqrt()) / len(excess_T)
+        findings.compare("drawn", abs(float(excess_T.mean())), nats + error, where)
+
+
+def _check_hidden(
+    info: DatasetInfo, sample: Sample, states: dict[str, Tensor], arithmetic: str, findings: Findings
+) -> None:
+    where = f"sample {sample.sample_id}"
+    if set(sample.hidden) != set(hidden_names(info.capture)):
+        missing = set(hidden_names(info.capture)) - set(sample.hidden)
+        findings.problem(f"{where}: hidden states {sorted(missing)} are missing")
+    relative = HIDDEN_TOLERANCE[arithmetic] + CODEC_HIDDEN.get(info.capture.hidden_dtype, 0.0)
+    for name, stored_TC in sample.hidden.items():
+        expected_TC = states[name].cpu()
+        error = torch.from_numpy(stored_TC.astype(np.float32)) - expected_TC
+        findings.compare(name, float(error.norm() / expected_TC.norm()), relative, where)
+
+
+def _explanations(sample: Sample, true: Tensor, padded: Tensor, difference: float) -> Iterator[str]:
+    """Which of the usual mistakes would make the stored true-token log-probabilities fit; `true` and `padded` [T - 1]:
+    over the tokenizer's vocabulary, and over every head row."""
+    assert sample.true_logprob is not None
+    stored = torch.from_numpy(sample.true_logprob)
+    if len(stored) > 2:
+        shifts = (_largest(true[1:] - stored[:-1]), _largest(true[:-1] - stored[1:]))
+        if min(shifts) < difference / 10:
+            yield "; positions are shifted by one"
+    if _largest(padded - stored) < difference / 10:
+        yield "; it was normalised over the head's padding rows"
+
+
+def _followed(full_TV: Tensor, next_ids: Tensor) -> Tensor:
+    """Log-probability of each next token, as many as there are; on the CPU."""
+    return full_TV[: len(next_ids)].gather(1, next_ids.to(full_TV.device)[:, None]).squeeze(1).cpu()
+
+
+def _largest(difference: Tensor) -> float:
+    return float(difference.abs().max()) if difference.numel() else 0.0

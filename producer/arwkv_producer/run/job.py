@@ -1,0 +1,146 @@
+"""Everything that can be checked and computed before the teacher's weights load."""
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from arwkv_producer.config import GenerateConfig
+from arwkv_producer.run.identity import dataset_info, require_fitting
+from arwkv_producer.run.output_folder import present_info, require_room, require_writable
+from arwkv_producer.teacher.capture import CaptureSettings
+from arwkv_producer.teacher.teacher import Teacher, find_teacher, require_weights, weights_hash
+from arwkv_producer.text.conversations import chat_documents, plain_documents
+from arwkv_producer.text.corpus import Corpus, tokenise
+from arwkv_producer.text.documents import HubDataset, Share, find_shares, read_records
+from arwkv_producer.text.tokenizer import load_tokenizer, real_vocab_size, tokenizer_files
+from arwkv_store import DatasetInfo
+from arwkv_store.errors import UsageError
+from arwkv_store.format.schema import TokenizerInfo
+from arwkv_store.format.vocabulary import vocabulary_hash
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, checked: what to capture, of what, into which dataset."""
+
+    teacher: Teacher
+    corpus: Corpus
+    info: DatasetInfo
+    out: str
+    tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
+    writers: int = 1
+    """Parts encoded and written at one time."""
+
+    def part_samples(self, part: int) -> range:
+        """Sample ids of a part: a pure function of the dataset's identity."""
+        per_part = self.info.corpus.samples_per_part
+        return range(part * per_part, min((part + 1) * per_part, len(self.corpus)))
+
+    def part_tokens(self, part: int) -> int:
+        samples = self.part_samples(part)
+        return int(self.corpus.starts[samples.stop] - self.corpus.starts[samples.start])
+
+    def capture_settings(self) -> CaptureSettings:
+        """What the worker is told."""
+        capture = self.info.capture
+        return CaptureSettings(
+            top_k=capture.top_k or (1 if capture.samples else 0),
+            draws=capture.samples or 0,
+            draws_outside_top_k=capture.logits == "hybrid",
+            vocab_size=self.info.tokenizer.vocab_size,
+            attention_layers=capture.layers if capture.hidden_states == "attention" else (),
+            boundary_layers=capture.layers if capture.hidden_states == "boundaries" else (),
+            final=capture.hidden_states == "final",
+        )
+
+
+def prepare(config: GenerateConfig) -> list[Job]:
+    """Check teacher, flags, output and text, cheapest first; answers the main dataset's job, then the held-out one's.
+
+    Raises UsageError or NotFound; writes nothing.
+    """
+    teacher = find_teacher(config.teacher)
+    shares = find_shares(config.data, config.split)
+    require_writable(config.out)
+    tokenizer = load_tokenizer(teacher)
+    vocab_size = real_vocab_size(tokenizer)
+    require_fitting(config, teacher, vocab_size)
+    require_weights(teacher)
+    corpora = _read(config, shares, tokenizer)
+    if len(corpora[0]) == 0:
+        sources = sum(len(share.sources) for share in shares)
+        raise UsageError(f"--data {' '.join(config.data)}: no text in {sources} sources; name some that hold text")
+    if not config.fill_disk and not config.dry_run:
+        require_room(config, teacher, sum(len(corpus.tokens) for corpus in corpora))
+    tokenizer_info = TokenizerInfo(hash=vocabulary_hash(tokenizer.get_vocab()), vocab_size=vocab_size)
+    description = _description(config, shares, tokenizer)
+    files = tokenizer_files(tokenizer)
+    outs = config.out, config.out.rstrip("/") + "-held-out"
+    present = [present_info(out) for out in outs]
+    teacher_hash = weights_hash(teacher, None if present[0] is None else present[0].teacher.weights_hash)
+    return [
+        Job(
+            teacher,
+            corpus,
+            dataset_info(config, teacher, tokenizer_info, corpus, description, teacher_hash, begun),
+            out,
+            files,
+            config.writers,
+        )
+        for corpus, out, begun in zip(corpora, outs, present, strict=True)
+        if len(corpus)
+    ]
+
+
+def _read(config: GenerateConfig, shares: Sequence[Share], tokenizer: Any) -> tuple[Corpus, Corpus]:
+    """The corpus and its held-out documents."""
+    field = config.field or ("messages" if config.chat else "text")
+    streams = [read_records(share.sources, field) for share in shares]
+    return tokenise(
+        [
+            chat_documents(records, field, tokenizer) if config.chat else plain_documents(records, field)
+            for records in streams
+        ],
+        tokenizer,
+        config.max_length,
+        weights=[share.weight for share in shares],
+        special_tokens=not config.chat,
+        keep_duplicates=config.keep_duplicates,
+        held_out=config.held_out,
+    )
+
+
+def _description(config: GenerateConfig, shares: Sequence[Share], tokenizer: Any) -> str:
+    sources = [source for share in shares for source in share.sources]
+    names = [source.label if isinstance(source, HubDataset) else source.name for source in sources]
+    described = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if len(shares) > 1:
+        described += f"; shares {', '.join(f'{Path(share.name).name} {share.weight:g}' for share in shares)}"
+    if config.held_out:
+        described += f"; held out {config.held_out}"
+    if config.chat:
+        described += f"; chat template {hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]}"
+    return described
+
+
+def report_corpus(job: Job) -> None:
+    """Say on stderr what was read, what was cut and what was left out."""
+    report = job.corpus.report
+    notes = [
+        f", {count:,} {what}"
+        for count, what in (
+            (report.documents_cut, f"longer than {job.info.capture.max_length} tokens cut"),
+            (report.documents_empty, "empty or null left out"),
+            (report.documents_duplicate, "duplicates left out"),
+            (report.documents_beyond_share, "beyond their source's share left out"),
+        )
+        if count
+    ]
+    print(
+        f"{job.out}: {report.documents:,} documents{''.join(notes)}: {len(job.corpus):,} samples, "
+        f"{len(job.corpus.tokens):,} tokens in {job.info.corpus.parts:,} shards",
+        file=sys.stderr,
+    )

@@ -1,0 +1,89 @@
+"""What a capture will cost, before anything is captured."""
+
+from typing import Any
+
+from arwkv_producer.config import CaptureConfig, PlanConfig
+from arwkv_producer.run.identity import capture_info
+from arwkv_producer.run.sizes import PARTS_BEFORE_WRITING, SHARD_BYTES, row_bytes, samples_per_part, stored_bytes
+from arwkv_producer.teacher.capture import LOGITS_CHUNK_BYTES
+from arwkv_producer.teacher.teacher import Teacher, find_teacher
+from arwkv_store.format.schema import CaptureInfo
+
+FULL_HIDDEN_TOKENS = 20_000_000
+"""Hidden states of every layer are worth their bytes for about this many tokens; more call for fewer layers."""
+
+
+def plan(config: PlanConfig) -> dict[str, Any]:
+    """Bytes per token by column, total, shards and time, for a corpus of `config.tokens` full-length samples."""
+    teacher = find_teacher(config.teacher)
+    samples = -(-config.tokens // config.max_length)
+    return costs(config, teacher, config.tokens, samples, config.tokens_per_s)
+
+
+def costs(config: CaptureConfig, teacher: Teacher, tokens: int, samples: int, tokens_per_s: float) -> dict[str, Any]:
+    """The same for a corpus of known size."""
+    capture = capture_info(config, teacher)
+    columns = stored_bytes(capture, teacher.width, teacher.head_rows)
+    per_part = samples_per_part(config, capture, teacher.width)
+    shards = -(-samples // per_part)
+    columns["rows"] += SHARD_BYTES * shards / tokens
+    return {
+        "teacher": teacher.name,
+        "tokens": tokens,
+        "samples": samples,
+        "shards": shards,
+        "samples_per_shard": per_part,
+        "bytes_per_token": sum(columns.values()),
+        "bytes_per_token_by_column": columns,
+        "total_bytes": sum(columns.values()) * tokens,
+        "extra_device_bytes": extra_device_bytes(capture, teacher, config.step_tokens),
+        "host_bytes": host_bytes(capture, teacher, per_part, config.writers),
+        "seconds": tokens / tokens_per_s if tokens_per_s else None,
+        "advice": advice(capture, columns, tokens),
+    }
+
+
+def extra_device_bytes(capture: CaptureInfo, teacher: Teacher, step_tokens: int) -> int:
+    """Device memory of capture beside the engine's own: one chunk of logits, one step's hidden states."""
+    # fp32 logits, and either the head's own output or, where draws need them, exponentials and one temporary; a chunk
+    # has at least 64 rows.
+    chunks = {"none": 0, "sampled": 3, "hybrid": 3}.get(capture.logits, 2)
+    logits = chunks * max(LOGITS_CHUNK_BYTES, 64 * 4 * teacher.head_rows)
+    kept = step_tokens * ((capture.top_k or 1) * 8 + (capture.samples or 0) * 4 + 12) if logits else 0
+    return logits + kept + step_tokens * len(capture.hidden_columns()) * teacher.width * 2
+
+
+def host_bytes(capture: CaptureInfo, teacher: Teacher, samples_per_part: int, writers: int) -> int:
+    """Memory of what is captured and not yet written, at most: parts of full-length samples."""
+    parts = PARTS_BEFORE_WRITING + writers
+    return parts * samples_per_part * capture.max_length * row_bytes(capture, teacher.width)
+
+
+def advice(capture: CaptureInfo, columns: dict[str, float], tokens: int) -> str:
+    """What to choose instead where full hidden states cost more than they bring; empty where nothing is amiss."""
+    hidden = sum(size for name, size in columns.items() if name.startswith("hidden."))
+    if hidden * tokens <= FULL_HIDDEN_TOKENS * 60_000 or len(capture.layers) <= 1:
+        return ""
+    return (
+        f"hidden states of {len(capture.layers)} layers take {hidden * tokens / 1e12:,.1f} TB: capture them for a "
+        f"part of the corpus (about {FULL_HIDDEN_TOKENS // 1_000_000} million tokens align the time mixers) and "
+        "--hidden-states none for the rest"
+    )
+
+
+def print_plan(document: dict[str, Any]) -> None:
+    """The plan as a table."""
+    print(f"{document['teacher']}: {document['tokens']:,} tokens in {document['samples']:,} samples")
+    for column, size in document["bytes_per_token_by_column"].items():
+        print(f"  {column:<22} {size:>10,.1f} bytes/token {size * document['tokens'] / 1e9:>12,.3f} GB")
+    together, total = document["bytes_per_token"], document["total_bytes"] / 1e9
+    print(f"  {'together':<22} {together:>10,.1f} bytes/token {total:>12,.3f} GB")
+    print(f"  {document['shards']:,} shards of {document['samples_per_shard']} samples")
+    print(f"  {document['extra_device_bytes'] / 1e9:,.2f} GB of device memory beside the engine's own")
+    print(f"  {document['host_bytes'] / 1e9:,.2f} GB of the computer's memory for what is not yet written")
+    if document["seconds"] is None:
+        print("  time unknown: give a speed with --tokens-per-s, as a run of this teacher reported it")
+    else:
+        print(f"  {document['seconds'] / 3600:,.1f} hours at the given speed")
+    if document["advice"]:
+        print(document["advice"])

@@ -1,0 +1,105 @@
+"""The teacher's pass over samples: engine calls of a good size, each answer checked, a bad one tried once more."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arwkv_producer.run.account import Account
+from arwkv_producer.run.identity import hidden_names
+from arwkv_producer.run.job import Job
+from arwkv_producer.run.samples import BadCapture, GaveUp, to_sample
+from arwkv_producer.run.sizes import row_bytes
+from arwkv_store import Sample
+
+CALL_TOKENS = 1 << 16
+"""Tokens sent to the engine in one call: enough to fill its steps, few enough that the bar moves."""
+CALL_BYTES = 4 << 30
+"""But no more than make so many bytes of rows, or one sample."""
+BAD_IN_A_ROW = 5
+"""Samples without a usable answer after which the run gives up."""
+
+
+class Engine(Protocol):
+    """A running teacher."""
+
+    @property
+    def distribution(self) -> Sequence[str]:
+        """Names of the rows that `capture` answers of each next-token distribution."""
+
+    def capture(self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int]) -> list[dict[str, Any]]:
+        """Each prompt's rows by name, in the order asked."""
+
+
+class TeacherPass:
+    """Captures parts of a job; counts bad samples over parts."""
+
+    def __init__(self, job: Job, engine: Engine, account: Account) -> None:
+        self._job, self._engine, self._account = job, engine, account
+        info = job.info
+        self._call_tokens = min(CALL_TOKENS, CALL_BYTES // row_bytes(info.capture, info.teacher.hidden_size))
+        self._bad_in_a_row = 0
+        self.failed: dict[int, BadCapture] = {}
+        """Parts that hold a bad sample, and what is wrong with it."""
+
+    def capture_part(self, part: int) -> list[Sample] | None:
+        """A part's samples in order, or None (and an entry in `failed`) where one is bad.
+
+        Raises GaveUp after BAD_IN_A_ROW bad samples in a row.
+        """
+        samples = []
+        ids = self._job.part_samples(part)
+        for sample_id, answer in zip(ids, self._answers(ids), strict=True):
+            if isinstance(answer, Sample):
+                self._bad_in_a_row = 0
+                samples.append(answer)
+                continue
+            self._bad_in_a_row += 1
+            self.failed.setdefault(part, answer)
+            self._account.bad(sample_id, answer)
+            if self._bad_in_a_row == BAD_IN_A_ROW:
+                raise GaveUp(f"gave up after {BAD_IN_A_ROW} bad samples in a row; last: {answer}")
+        return None if part in self.failed else samples
+
+    def _answers(self, ids: range) -> Iterator[Sample | BadCapture]:
+        for call in self._calls(ids):
+            tokens = [self._job.corpus.sample_tokens(sample_id) for sample_id in call]
+            for sample_id, rows in zip(call, self._engine.capture(tokens, call), strict=True):
+                yield self._checked(sample_id, rows)
+            self._account.captured(sum(map(len, tokens)))
+
+    def _checked(self, sample_id: int, rows: Any) -> Sample | BadCapture:
+        try:
+            return self._build(sample_id, rows)
+        except BadCapture:
+            (rows,) = self._engine.capture([self._job.corpus.sample_tokens(sample_id)], [sample_id])
+        try:
+            return self._build(sample_id, rows)
+        except BadCapture as bad:
+            return bad
+
+    def _calls(self, ids: range) -> Iterator[list[int]]:
+        call: list[int] = []
+        size = 0
+        for sample_id in ids:
+            tokens = len(self._job.corpus.sample_tokens(sample_id))
+            if call and size + tokens > self._call_tokens:
+                yield call
+                call, size = [], 0
+            call.append(sample_id)
+            size += tokens
+        if call:
+            yield call
+
+    def _build(self, sample_id: int, rows: Any) -> Sample:
+        capture, corpus = self._job.info.capture, self._job.corpus
+        return to_sample(
+            sample_id,
+            corpus.sample_tokens(sample_id),
+            corpus.sample_mask(sample_id),
+            corpus.sources[sample_id],
+            rows,
+            expected=(*self._engine.distribution, *hidden_names(capture)),
+            capture=capture,
+        )

@@ -1,0 +1,203 @@
+"""The worker's side: vLLM's models with a pooler that keeps distributions and hidden states of every prompt token.
+
+Runs eagerly: hidden states are read by module hooks, which CUDA graphs and compiled graphs would skip. Shapes: T tokens
+scheduled in one engine step (several requests, one after another), C model width, V vocabulary, K kept candidates.
+"""
+
+from collections.abc import Callable, Set
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_gather,
+)
+from vllm.model_executor.layers.pooler.abstract import Pooler
+from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+from vllm.v1.pool.metadata import PoolingMetadata
+
+from arwkv_producer.numerics.distribution import OUTSIDE_VOCABULARY, Draws, summarise
+from arwkv_producer.numerics.sampling import uniforms
+from arwkv_producer.teacher.capture import CaptureSettings
+from arwkv_producer.teacher.handover import Rows, open_handover
+
+TASK = "token_embed"
+"""The vLLM pooling task that gives the pooler every prompt token, in chunks where the scheduler cuts a prompt."""
+
+
+class HiddenTap:
+    """Copies chosen hidden states, rounded to bf16, while the model runs; `take` hands over one step's."""
+
+    def __init__(self, model: nn.Module, settings: CaptureSettings) -> None:
+        self._states: dict[str, Tensor] = {}
+        layers: Any = model.layers
+        norm: Any = model.norm
+        for layer in settings.attention_layers:
+            layers[layer].self_attn.register_forward_hook(self._keep_output(f"attn.{layer}"))
+        for layer in settings.boundary_layers:
+            entered = layers[layer] if layer < len(layers) else norm
+            # A layer is called (positions, hidden, residual), the last norm (hidden, residual).
+            first = 1 if layer < len(layers) else 0
+            entered.register_forward_pre_hook(self._keep_stream(f"boundary.{layer}", first))
+
+    def _keep_output(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
+            # The norm that follows adds into this very tensor: copy now.
+            self._states[name] = output.to(torch.bfloat16, copy=True)
+
+        return hook
+
+    def _keep_stream(self, name: str, first: int) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            hidden, residual = arguments[first], arguments[first + 1]
+            stream = hidden.float() if residual is None else hidden.float() + residual.float()
+            self._states[name] = stream.to(torch.bfloat16, copy=True)
+
+        return hook
+
+    def take(self) -> dict[str, Tensor]:
+        states, self._states = self._states, {}
+        return states
+
+
+class CapturePooler(Pooler):  # type: ignore[misc]  # vLLM has no types
+    """Turns one engine step's final hidden states into captured rows and hands over each prompt once it is complete."""
+
+    def __init__(self, language_model: nn.Module, settings: CaptureSettings) -> None:
+        super().__init__()
+        # In a tuple, so that the language model does not become a submodule of its own pooler.
+        self._language_model: tuple[Any] = (language_model,)
+        self._settings = settings
+        self._first_rank = get_tensor_model_parallel_rank() == 0
+        self._tap = HiddenTap(language_model.get_submodule("model"), settings) if self._first_rank else None
+        self._handover = open_handover(settings.handover_folder)
+
+    def get_supported_tasks(self) -> Set[Any]:
+        return {TASK}
+
+    def get_pooling_updates(self, task: Any) -> PoolingParamsUpdate:
+        """Ask for the prompt's token ids: the next one's log-probability is captured."""
+        return PoolingParamsUpdate(requires_token_ids=True)
+
+    def forward(self, hidden_states: Tensor, pooling_metadata: PoolingMetadata) -> list[Tensor | None]:
+        """Rows of `hidden_states` [T, C] are the requests' scheduled tokens in order; answers rows held per request."""
+        cursor = pooling_metadata.get_pooling_cursor()
+        lengths = cursor.num_scheduled_tokens_cpu.tolist()
+        ends = cursor.seq_lens_cpu.tolist()
+        prompt_lengths = cursor.prompt_lens_cpu.tolist()
+        uniforms = self._uniforms(pooling_metadata, lengths, ends)
+        rows = self._capture(hidden_states, _next_ids(pooling_metadata, lengths, ends, prompt_lengths), uniforms)
+        acknowledged: list[Tensor | None] = []
+        start_row = 0
+        for request, (length, end, prompt_length) in enumerate(zip(lengths, ends, prompt_lengths, strict=True)):
+            piece = {name: tensor[start_row : start_row + length] for name, tensor in rows.items()}
+            start_row += length
+            pieces: list[Any] = pooling_metadata.pooling_states[request].hidden_states_cache
+            if end == length:  # the prompt's beginning; anything held is from before a preemption
+                pieces.clear()
+            pieces.append(piece)
+            if end < prompt_length:
+                acknowledged.append(None)
+                continue
+            complete = _join(pieces)
+            pieces.clear()
+            key = (pooling_metadata.pooling_params[request].extra_kwargs or {}).get("key")
+            if key is not None and self._first_rank:  # vLLM's own profiling run has no key
+                self._handover.put(key, complete)
+            acknowledged.append(torch.tensor([prompt_length], dtype=torch.int32))
+        return acknowledged
+
+    def _uniforms(self, metadata: PoolingMetadata, lengths: list[int], ends: list[int]) -> Tensor | None:
+        """[T, S] random numbers that depend on sample and position alone, None where nothing is drawn."""
+        if not self._settings.draws:
+            return None
+        keys = [int((params.extra_kwargs or {}).get("key", 0)) for params in metadata.pooling_params]
+        keys_T = torch.tensor(keys).repeat_interleave(torch.tensor(lengths))
+        positions = [torch.arange(end - length, end) for length, end in zip(lengths, ends, strict=True)]
+        return uniforms(keys_T, torch.cat(positions), self._settings.draws)
+
+    def _capture(self, hidden_TC: Tensor, next_ids_T: Tensor, uniforms_TS: Tensor | None) -> Rows:
+        """All of one step's rows, on the CPU."""
+        rows = self._distributions(hidden_TC, next_ids_T, uniforms_TS) if self._settings.top_k else {}
+        if self._tap is not None:
+            rows |= {name: state_TC[: len(hidden_TC)] for name, state_TC in self._tap.take().items()}
+            if self._settings.final:
+                rows["final"] = hidden_TC.to(torch.bfloat16, copy=True)
+        return {name: tensor.to("cpu") for name, tensor in rows.items()}
+
+    def _distributions(self, hidden_TC: Tensor, next_ids_T: Tensor, uniforms_TS: Tensor | None) -> Rows:
+        model, settings = self._language_model[0], self._settings
+        head = model.lm_head
+        first_id = int(head.shard_indices.org_vocab_start_index)
+        end_id = min(settings.vocab_size, int(head.shard_indices.org_vocab_end_index))
+        columns = max(end_id - first_id, 1)
+        gather = None if get_tensor_model_parallel_world_size() == 1 else tensor_model_parallel_all_gather
+        next_ids_T = next_ids_T.to(hidden_TC.device)
+        chunk = settings.logits_rows(columns, hidden_TC.device.type == "cpu")
+        summaries = []
+        for start in range(0, len(hidden_TC), chunk):
+            rows = slice(start, start + chunk)
+            logits_TV = model.logits_processor(head, hidden_TC[rows], skip_gather=True)[:, :columns].float()
+            if first_id >= end_id:  # this rank's share of the head is all padding
+                logits_TV = torch.full_like(logits_TV, OUTSIDE_VOCABULARY)
+            draws = None
+            if uniforms_TS is not None:
+                draws = Draws(uniforms_TS[rows].to(hidden_TC.device), settings.draws_outside_top_k)
+            summaries.append(
+                summarise(logits_TV, settings.top_k, next_ids_T[rows], draws=draws, first_id=first_id, gather=gather)
+            )
+        return {
+            "ids": torch.cat([summary.ids_TK for summary in summaries]),
+            "logprobs": torch.cat([summary.logprobs_TK for summary in summaries]),
+            "tail_logprob": torch.cat([summary.tail_logprob_T for summary in summaries]),
+            "entropy": torch.cat([summary.entropy_T for summary in summaries]),
+            "true_logprob": torch.cat([summary.true_logprob_T for summary in summaries]),
+            "drawn": torch.cat([summary.drawn_TS for summary in summaries]),
+        }
+
+
+def _next_ids(metadata: PoolingMetadata, lengths: list[int], ends: list[int], prompt_lengths: list[int]) -> Tensor:
+    """For each scheduled token the prompt's next token, -1 at the prompt's end; [T] int64 on the CPU."""
+    prompts = metadata.get_prompt_token_ids_cpu()
+    pieces = []
+    for prompt, length, end, prompt_length in zip(prompts, lengths, ends, prompt_lengths, strict=True):
+        pieces.append(prompt[end - length + 1 : end + 1])
+        if end == prompt_length:
+            pieces.append(torch.full((1,), -1, dtype=prompt.dtype))
+    return torch.cat(pieces)
+
+
+def _join(pieces: list[Rows]) -> Rows:
+    if len(pieces) == 1:
+        return pieces[0]
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+class _Capturing:
+    """Mixed into a vLLM causal language model: makes it a pooling model whose pooler captures."""
+
+    is_pooling_model = True
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]  # the model beside the mixin
+        assert vllm_config.model_config.enforce_eager, "hidden states are read by hooks, which compiled graphs skip"
+        settings = CaptureSettings.from_json(vllm_config.additional_config["arwkv_capture"])
+        self.pooler = CapturePooler(self, settings)  # type: ignore[arg-type]  # the model beside the mixin is a Module
+
+
+class CapturingQwen2ForCausalLM(_Capturing, Qwen2ForCausalLM):  # type: ignore[misc]  # vLLM has no types
+    """Qwen2 and Qwen2.5."""
+
+
+class CapturingQwen3ForCausalLM(_Capturing, Qwen3ForCausalLM):  # type: ignore[misc]  # vLLM has no types
+    """Qwen3, dense."""
+
+
+class CapturingLlamaForCausalLM(_Capturing, LlamaForCausalLM):  # type: ignore[misc]  # vLLM has no types
+    """Llama."""

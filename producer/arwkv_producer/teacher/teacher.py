@@ -1,0 +1,158 @@
+"""What the producer must know of a teacher before it loads any weight: configuration, tokenizer, identity."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arwkv_producer.teacher.capture import CAPTURED_ARCHITECTURES
+from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.format.weights import hash_of_config, hash_of_weights
+
+OWNERS = {"Qwen": "Qwen", "Llama": "meta-llama", "Meta-Llama": "meta-llama"}
+"""Hub owner of a bare model name, by the name's beginning."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher's description."""
+
+    model: str
+    """What vLLM loads: a folder or a Hub name."""
+    name: str
+    """What is recorded: the folder's own name, or the Hub name."""
+    revision: str | None
+    config: Mapping[str, Any]
+    """config.json, or its text part."""
+    architecture: str
+
+    @property
+    def layers(self) -> int:
+        return int(self.config["num_hidden_layers"])
+
+    @property
+    def width(self) -> int:
+        return int(self.config["hidden_size"])
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return int(self.config.get("head_dim") or self.width // int(self.config["num_attention_heads"]))
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of the output head, padding included."""
+        return int(self.config["vocab_size"])
+
+    @property
+    def quantisation(self) -> Mapping[str, Any]:
+        """How the weights are quantised, in the checkpoint's words; empty where they are not."""
+        return self.config.get("quantization_config") or {}
+
+    @property
+    def head_dtype(self) -> str:
+        """What the head computes in: fp32, but for a quantised head, which vLLM runs in the model's arithmetic only."""
+        return "model" if self.quantisation.get("lm_head") else "float32"
+
+    @property
+    def max_length(self) -> int:
+        return int(self.config["max_position_embeddings"])
+
+    @property
+    def dtype(self) -> str:
+        """The checkpoint's own arithmetic."""
+        return str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32").removeprefix("torch.")
+
+
+def find_teacher(name: str) -> Teacher:
+    """Read the configuration of a local folder or a Hub model. Raises NotFound, or UsageError where vLLM's classes for
+    its architecture are not ones that capture."""
+    local = Path(name).expanduser()
+    if local.exists():
+        model, recorded, revision, config = str(local), local.resolve().name, None, _read_local_config(local)
+    else:
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise NotFound(f"--teacher {name}: no such folder; name a model folder or a Hub model")
+        asked, _, revision_asked = name.partition("@")
+        model = recorded = _with_owner(asked)
+        config, revision = _read_hub_config(model, revision_asked or None)
+    architecture = (config.get("architectures") or ["none named"])[0]
+    if architecture not in CAPTURED_ARCHITECTURES:
+        raise UsageError(
+            f"--teacher {name}: architecture {architecture} cannot be captured; "
+            f"these can: {', '.join(CAPTURED_ARCHITECTURES)}"
+        )
+    return Teacher(model=model, name=recorded, revision=revision, config=config, architecture=architecture)
+
+
+def _read_local_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise NotFound(f"--teacher {folder}: no config.json there; name a Hugging Face model folder") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--teacher {path}: {error}; restore the file from the model's source") from error
+
+
+def _with_owner(name: str) -> str:
+    if "/" in name:
+        return name
+    owner = next((owner for start, owner in OWNERS.items() if name.startswith(start)), None)
+    return name if owner is None else f"{owner}/{name}"
+
+
+def _read_hub_config(name: str, revision: str | None) -> tuple[dict[str, Any], str | None]:
+    """config.json of a Hub model (or of its local cache) and the commit it was read at."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = Path(hf_hub_download(name, "config.json", revision=revision))
+    except (LocalEntryNotFoundError, ConnectionError) as error:
+        raise NotFound(
+            f"--teacher {name}: not a folder here, and the Hub cannot be reached; name a folder that holds the model"
+        ) from error
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise NotFound(f"--teacher {name}: no such folder here and no such model on the Hub ({reason})") from error
+    # The cache keeps files under snapshots/COMMIT/.
+    return dict(json.loads(path.read_text())), path.parent.name
+
+
+def weights_hash(teacher: Teacher, present: str | None = None) -> str | None:
+    """xxh3-128 over a local folder's weight files, names and contents, and over its configuration, as `WEIGHTS-CONFIG`;
+    None for a Hub model, which has a revision.
+
+    Datasets begun by a release that hashed the weights alone go on: where that is what is `present`, so is the answer.
+    """
+    folder = Path(teacher.model)
+    if teacher.revision is not None or not folder.is_dir():
+        return None
+    weights = hash_of_weights(folder)
+    return weights if present == weights else f"{weights}-{hash_of_config(teacher.config)}"
+
+
+def require_weights(teacher: Teacher) -> None:
+    """Raise NotFound where a local folder holds no weight files."""
+    folder = Path(teacher.model)
+    if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        raise NotFound(f"--teacher {folder}: no *.safetensors or *.bin there; put the weights beside config.json")
+
+
+def chosen_layers(text: str, hidden_states: str, layers: int) -> tuple[int, ...]:
+    """Layer numbers of `--layers`. Boundary L comes after the last layer. Raises UsageError outside the model."""
+    if hidden_states in ("none", "final"):
+        return ()
+    limit = layers + 1 if hidden_states == "boundaries" else layers
+    if text == "all":
+        return tuple(range(limit))
+    try:
+        numbers = sorted({int(word) for word in text.split(",")})
+    except ValueError:
+        raise UsageError(f"--layers {text}: neither `all` nor numbers as in 0,4,8") from None
+    outside = [number for number in numbers if not 0 <= number < limit]
+    if outside:
+        raise UsageError(f"--layers {text}: the teacher has no layer {outside[0]}; its layers are 0 to {limit - 1}")
+    return tuple(numbers)

@@ -1,0 +1,139 @@
+"""What both engines do around vLLM: the environment, a start whose noise stays away, the end, and what was verified."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from arwkv_producer.teacher.capture import register
+from arwkv_producer.teacher.quiet import output_shown_on_failure
+from arwkv_store.errors import UsageError
+
+VERIFIED_VLLM = "0.32.0"
+"""The version whose captured values were compared with transformers, on its V1 model runner."""
+
+DEFAULT_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "OMP_WAIT_POLICY": "passive",
+}
+"""Set where the user set nothing. A pooling pass keeps no cache between prompts, so 1 GiB of it is plenty on a CPU."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the teacher runs."""
+
+    model: str
+    """A local folder or a Hub name."""
+    architecture: str
+    """As in the model's config.json; must be one of CAPTURED_ARCHITECTURES."""
+    head_size: int = 0
+    """Width of one attention head; 0 where unknown."""
+    head_dtype: str = "float32"
+    """`model` leaves the head in the model's arithmetic."""
+    revision: str | None = None
+    dtype: str = "float32"
+    max_length: int = 2048
+    step_tokens: int = 4096
+    """Tokens per engine step, and so how many rows of hidden states live at a time."""
+    tensor_parallel: int = 1
+    gpu_memory_fraction: float = 0.9
+    verbose: bool = False
+
+
+def start_vllm(config: EngineConfig, architecture: str, **arguments: Any) -> Any:
+    """A `vllm.LLM` whose model class is our registered `architecture`; `arguments` are vLLM's own."""
+    prepare_environment(config.tensor_parallel, config.verbose)
+    with output_shown_on_failure() if not config.verbose else contextlib.nullcontext(), _llvmlite_hidden():
+        import vllm
+
+        _require_supported_head(config)
+        register()
+        llm = vllm.LLM(
+            model=config.model,
+            tokenizer=config.model,
+            revision=config.revision,
+            tokenizer_revision=config.revision,
+            dtype=config.dtype,
+            hf_overrides={"architectures": [architecture], "head_dtype": config.head_dtype},
+            max_num_batched_tokens=config.step_tokens,
+            max_num_seqs=min(256, config.step_tokens),
+            enable_chunked_prefill=True,
+            enable_prefix_caching=False,
+            enforce_eager=True,
+            tensor_parallel_size=config.tensor_parallel,
+            gpu_memory_utilization=config.gpu_memory_fraction,
+            disable_log_stats=True,
+            use_tqdm_on_load=config.verbose,
+            **arguments,
+        )
+    runner = "V2" if getattr(llm.llm_engine.vllm_config, "use_v2_model_runner", False) else "V1"
+    if (warning := unverified(vllm.__version__, runner)) is not None:
+        print(warning, file=sys.stderr)
+    return llm
+
+
+@contextlib.contextmanager
+def _llvmlite_hidden() -> Iterator[None]:
+    """Keep one module out of sight: vLLM (0.32, on a CPU) asks what modules hold for their `__dict__` when it starts,
+    and the C library in this one, once numba has loaded it, answers with a function that vLLM stumbles over."""
+    name = "llvmlite.binding.ffi"
+    module = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[name] = module
+
+
+def free_memory() -> None:
+    """Give back what an engine held, once it is shut down and no longer referred to."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
+
+
+def unverified(version: str, runner: str) -> str | None:
+    """What to warn of where captured values were never compared with transformers on such a vLLM; else None."""
+    if version.split("+")[0] == VERIFIED_VLLM and runner == "V1":
+        return None
+    return (
+        f"vLLM {version}, model runner {runner}: captured values were compared with transformers on {VERIFIED_VLLM}, "
+        'model runner V1; run "producer verify" on the first shards'
+    )
+
+
+def _require_supported_head(config: EngineConfig) -> None:
+    """Raise UsageError where vLLM's CPU attention has no kernel for the head size; it would say so mid-run only."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu() or not config.head_size:
+        return
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    sizes = CPUAttentionBackend.get_supported_head_sizes()
+    if config.head_size not in sizes:
+        raise UsageError(
+            f"--teacher {config.model}: attention heads of size {config.head_size}; on a CPU vLLM has "
+            f"{', '.join(map(str, sizes))}: use such a teacher, or a GPU"
+        )
+
+
+def prepare_environment(tensor_parallel: int, verbose: bool) -> None:
+    """Set what torch and vLLM read from the environment when they are imported, where the user set nothing."""
+    defaults = dict(DEFAULT_ENVIRONMENT)
+    if tensor_parallel == 1:
+        defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    else:
+        # On a CPU vLLM wants a NUMA node per worker unless it is told which cores each one has.
+        cores = sorted(os.sched_getaffinity(0))
+        shares = [cores[rank::tensor_parallel] or cores for rank in range(tensor_parallel)]
+        defaults["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
+    if not verbose:
+        defaults |= {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,101 @@
+"""Carrying a dataset from one place to another, part by part, each verified on its way."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from arwkv_store.commands.progress import followed
+from arwkv_store.dataset.index import manifest_of
+from arwkv_store.errors import ConfigurationDiffers, CorruptShard
+from arwkv_store.format.layout import DATASET_FILE, manifest_uri
+from arwkv_store.format.manifest import FileInfo, ShardManifest
+from arwkv_store.format.schema import DatasetInfo, require_same
+from arwkv_store.places.cache import FileCache
+from arwkv_store.places.commit import storage_faults, write_all
+from arwkv_store.places.source import Source, source_of
+from arwkv_store.places.target import Target, target_of
+
+PIECE_BYTES = 1 << 20
+
+
+@dataclass
+class Copied:
+    """What a copy has done so far."""
+
+    parts_present_before: int
+    parts: int = 0
+    tokens: int = 0
+    size_bytes: int = 0
+
+
+def copy_dataset(source_uri: str, target_uri: str) -> Iterator[Copied]:
+    """Copy the committed parts that the target lacks, data first and manifest last; yields after each part.
+
+    The same call continues an interrupted copy, and brings what was committed since. Raises ConfigurationDiffers
+    where the target holds another dataset, CorruptShard (nothing of that part is committed) where bytes at the source
+    are not those that were, NotFound, UsageError, TryAgain.
+    """
+    source, target = source_of(source_uri, FileCache.of(None, None)), target_of(target_uri)
+    raw = source.dataset_json()
+    info = DatasetInfo.from_bytes(raw, f"{source.uri}/{DATASET_FILE}")
+    there = target.begin(raw)
+    if there != raw:
+        where = f"{target.uri}/{DATASET_FILE}"
+        other = DatasetInfo.from_bytes(there, where)
+        require_same(other, info, where)
+        raise ConfigurationDiffers(f"{where}: of another run ({other.created_by}); name another folder")
+    for name, content in source.beside().items():
+        target.put_beside(name, content)
+    present, dataset_hash = target.committed_parts(), hashlib.sha256(raw).hexdigest()
+    copied = Copied(len(present))
+    for part, raw_manifest in source.manifests():
+        if part in present:
+            continue
+        where = manifest_uri(source.uri, part)
+        manifest = manifest_of(part, raw_manifest, dataset_hash, where)
+        _copy_part(source, target, manifest)
+        copied.parts += 1
+        copied.tokens += manifest.tokens
+        copied.size_bytes += manifest.size_bytes
+        yield copied
+    yield copied
+
+
+def copy_with_progress(source_uri: str, target_uri: str) -> Copied:
+    """`copy_dataset` to its end, with a bar."""
+    return followed("copy", copy_dataset(source_uri, target_uri), lambda copied: f"{copied.parts} parts")
+
+
+def _copy_part(source: Source, target: Target, manifest: ShardManifest) -> None:
+    with storage_faults(target.uri), ExitStack() as open_files:
+        data: dict[str, IO[bytes]] = {}
+        for kind, file in manifest.files.items():
+            data[kind] = open_files.enter_context(target.temporary_file())
+            try:
+                _copy_file(source.data_path(manifest.part, kind, file), file, data[kind])
+            except CorruptShard:
+                # A damaged copy in the cache says nothing of the source.
+                if not source.forget(file):
+                    raise
+                _copy_file(source.data_path(manifest.part, kind, file), file, data[kind])
+        target.publish(manifest, data)
+
+
+def _copy_file(path: Path, file: FileInfo, to: IO[bytes]) -> None:
+    digest = hashlib.sha256()
+    to.seek(0)
+    to.truncate()
+    try:
+        with open(path, "rb") as content:
+            while piece := content.read(PIECE_BYTES):
+                digest.update(piece)
+                write_all(to, piece)
+    except FileNotFoundError as error:
+        raise CorruptShard(f"{path}: gone, though its manifest is there; run store verify --repair") from error
+    if digest.hexdigest() != file.sha256:
+        raise CorruptShard(
+            f"{path}: SHA-256 {digest.hexdigest()}, committed as {file.sha256}; run store verify --repair at the source"
+        )

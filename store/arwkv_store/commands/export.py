@@ -1,0 +1,106 @@
+"""Datasets as plain Parquet: nested lists of numbers, one file a part, that any tool reads without our codecs."""
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from arwkv_store.dataset.reader import Dataset, open_dataset
+from arwkv_store.format.layout import part_stem
+from arwkv_store.format.sample import Sample, hidden_column
+from arwkv_store.places.commit import storage_faults, sync_folder, temporary_file
+
+ROW_GROUP_BYTES = 64 << 20
+"""About what a row group holds, and one sample at least: with all layers' hidden states that can be a gigabyte."""
+
+
+def export_parquet(uri: str, out: Path, *, columns: Collection[str] | None = None) -> Iterator[Path]:
+    """Write `part-NNNNNN.parquet` for every committed part; yields each path when it is complete.
+
+    Columns: sample_id, tokens, loss_mask, source; logits as `ids` and `logprobs` [T][k] and `tail_logprob` [T];
+    `entropy` [T], `true_logprob` [T-1], null where a sample has none; hidden states by their column name as
+    float32 [T][C].
+    """
+    dataset = open_dataset(uri, columns=columns)
+    token_stats = dataset.reads("token_stats") and dataset.stats().entropy_positions > 0
+    first = 0
+    with storage_faults(str(out)):
+        out.mkdir(parents=True, exist_ok=True)
+        for manifest in dataset.shards:
+            path = out / f"{part_stem(manifest.part)}.parquet"
+            _write_part(path, dataset, range(first, first + manifest.rows), token_stats)
+            first += manifest.rows
+            yield path
+
+
+def _write_part(path: Path, dataset: Dataset, rows: Sequence[int], token_stats: bool) -> None:
+    with temporary_file(path.parent) as file:
+        writer: pq.ParquetWriter | None = None
+        for samples in _groups(dataset, rows):
+            table = _table(samples, token_stats)
+            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+        os.fsync(file.fileno())
+        os.replace(file.name, path)
+    sync_folder(path.parent)
+
+
+def _groups(dataset: Dataset, rows: Sequence[int]) -> Iterator[list[Sample]]:
+    """The samples, so many at a time as make a row group."""
+    group: list[Sample] = []
+    size_bytes = 0
+    for row in rows:
+        sample = dataset[row]
+        group.append(sample)
+        size_bytes += 16 * len(sample.tokens) + sum(4 * states.size for states in sample.hidden.values())
+        size_bytes += 0 if sample.logits is None else 8 * len(sample.logits.ids)
+        if size_bytes >= ROW_GROUP_BYTES:
+            yield group
+            group, size_bytes = [], 0
+    if group:
+        yield group
+
+
+def _table(samples: Sequence[Sample], token_stats: bool) -> pa.Table:
+    columns: dict[str, pa.Array] = {
+        "sample_id": pa.array([sample.sample_id for sample in samples], pa.int64()),
+        "tokens": _lists([sample.tokens for sample in samples]),
+        "loss_mask": _lists([sample.loss_mask for sample in samples]),
+        "source": pa.array([sample.source for sample in samples], pa.string()),
+    }
+    logits = [sample.logits for sample in samples if sample.logits is not None]
+    if logits:
+        counts = [one.counts for one in logits]
+        columns["ids"] = _nested([one.ids for one in logits], counts)
+        columns["logprobs"] = _nested([one.logprobs for one in logits], counts)
+        columns["tail_logprob"] = _lists([one.tail_logprob for one in logits])
+    if token_stats:
+        columns["entropy"] = pa.array([sample.entropy for sample in samples], pa.list_(pa.float32()))
+        columns["true_logprob"] = pa.array([sample.true_logprob for sample in samples], pa.list_(pa.float32()))
+    for name in samples[0].hidden:
+        states = [sample.hidden[name].astype(np.float32) for sample in samples]
+        widths = [np.full(len(one), one.shape[1]) for one in states]
+        columns[hidden_column(name)] = _nested([one.reshape(-1) for one in states], widths)
+    return pa.table(columns)
+
+
+def _lists(values: Sequence[Any]) -> pa.Array:
+    """One list per sample."""
+    return pa.ListArray.from_arrays(_offsets([len(value) for value in values]), pa.array(np.concatenate(values)))
+
+
+def _nested(values: Sequence[NDArray[Any]], counts: Sequence[NDArray[Any]]) -> pa.Array:
+    """One list per sample of one list per position."""
+    inner = pa.ListArray.from_arrays(_offsets(np.concatenate(counts)), pa.array(np.concatenate(values)))
+    return pa.ListArray.from_arrays(_offsets([len(count) for count in counts]), inner)
+
+
+def _offsets(lengths: Any) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())

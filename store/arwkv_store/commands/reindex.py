@@ -1,0 +1,25 @@
+"""The index of a served dataset, rebuilt from its manifests.
+
+A service's database is a cache of what manifests say. It belongs to the service, so the service is asked:
+`POST /v1/datasets/NAME/reindex` forgets the dataset's rows and reads every manifest again.
+"""
+
+from typing import Any
+
+from arwkv_store.errors import UsageError
+from arwkv_store.places.cache import FileCache
+from arwkv_store.places.http_source import HttpSource
+
+
+def reindex_served(uri: str) -> dict[str, Any]:
+    """The service's account of the dataset after reindexing. Raises UsageError for a URI that is not served."""
+    if not uri.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{uri}: a folder needs no index, its manifests are the truth; "
+            "name it as its service does: http://host/v1/datasets/NAME"
+        )
+    source = HttpSource(uri, FileCache.of(None, None))
+    answer = source.post("/reindex")
+    if not all(isinstance(answer.get(name), int) for name in ("shards", "tokens")):
+        raise source.no_service("/reindex")
+    return answer

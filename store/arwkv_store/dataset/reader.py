@@ -1,0 +1,155 @@
+"""Reading a dataset by sample index, verified by default, from wherever it lies."""
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arwkv_store.dataset.index import ManifestIndex, Manifests
+from arwkv_store.dataset.shard import Shard
+from arwkv_store.errors import UsageError
+from arwkv_store.format.columns import HeavyColumn, heavy_columns, known_columns
+from arwkv_store.format.layout import DATASET_FILE
+from arwkv_store.format.manifest import ShardManifest
+from arwkv_store.format.sample import Sample
+from arwkv_store.format.schema import DatasetInfo
+from arwkv_store.format.statistics import DatasetStats, ShardStats
+from arwkv_store.places.cache import FileCache
+from arwkv_store.places.source import Source, source_of
+
+MAX_OPEN_SHARDS = 64
+"""Parts kept mapped at a time; each holds two file descriptors at most."""
+
+
+def open_dataset(
+    uri: str | Path,
+    *,
+    columns: Collection[str] | None = None,
+    verify: bool = True,
+    cache_folder: Path | None = None,
+    max_cache_bytes: int | None = None,
+) -> "Dataset":
+    """Open the dataset at a path, `http(s)://host/v1/datasets/NAME`, `s3://`, `hf://` or another fsspec URI.
+
+    `columns` names the heavy columns to read ("logits", "token_stats", "hidden.attn.007", or "hidden" for all of
+    those); None reads everything; tokens and mask always come. `verify=False` trusts the bytes: a damaged file may
+    then give wrong values or end the process. Files of a remote dataset are kept in `cache_folder` (ARWKV_CACHE, else
+    ~/.cache/arwkv) up to `max_cache_bytes` (ARWKV_CACHE_BYTES, in bytes or as 64G, else 64 GiB; 0 keeps the one in use
+    only), least recently used first out; a copy that turns out damaged is fetched again.
+    Raises NotFound, UsageError, UnsupportedVersion, CorruptShard, TryAgain.
+    """
+    source = source_of(uri, FileCache.of(cache_folder, max_cache_bytes))
+    raw = source.dataset_json()
+    info = DatasetInfo.from_bytes(raw, f"{source.uri}/{DATASET_FILE}")
+    chosen = _chosen_columns(info, columns)
+    return Dataset(source, info, ManifestIndex(source, hashlib.sha256(raw).hexdigest()), chosen, verify=verify)
+
+
+class Dataset(Sequence[Sample]):
+    """The committed samples of a dataset, in order of (part, row). May be pickled and forked into workers."""
+
+    def __init__(
+        self, source: Source, info: DatasetInfo, index: ManifestIndex, columns: frozenset[str], *, verify: bool
+    ) -> None:
+        self.info = info
+        self.uri = source.uri
+        self._source, self._index, self._names, self._verify = source, index, columns, verify
+        self._columns = _project(info, columns)
+        self._open: dict[int, Shard] = {}
+        """Open parts by place, the one last read at the end."""
+
+    def __len__(self) -> int:
+        return int(self._index.ends[-1]) if len(self._index.ends) else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        at = index + len(self) if index < 0 else index
+        if not 0 <= at < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        shard = int(np.searchsorted(self._index.ends, at, side="right"))
+        return self._shard(shard).sample(at - int(self._index.ends[shard - 1] if shard else 0))
+
+    def __iter__(self) -> Iterator[Sample]:
+        # Sequence's own would take an IndexError in the midst of a sample for the end.
+        for index in range(len(self)):
+            yield self[index]
+
+    def reads(self, column: str) -> bool:
+        """Whether this heavy column was asked for."""
+        return column in self._names
+
+    @property
+    def shards(self) -> Sequence[ShardManifest]:
+        """The committed parts' manifests, each read when it is asked for."""
+        return Manifests(self._index)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the committed parts."""
+        return int(self._index.tokens.sum())
+
+    @property
+    def shard_rows(self) -> NDArray[np.int64]:
+        """Samples in each committed part, in order."""
+        return np.diff(self._index.ends, prepend=0)
+
+    def stats(self) -> DatasetStats:
+        """Statistics of all committed parts, from their manifests."""
+        manifests = list(self.shards)
+        merged = ShardStats.merged(manifest.stats for manifest in manifests)
+        return DatasetStats(
+            **merged.model_dump(),
+            shards=len(manifests),
+            parts=self.info.corpus.parts,
+            size_bytes=sum(manifest.size_bytes for manifest in manifests),
+        )
+
+    def _shard(self, at: int) -> Shard:
+        # Single operations of a dict are atomic between threads, which an OrderedDict's are not, and a lock would not
+        # survive a fork. Two threads may open one part twice; the later copy stays.
+        shard = self._open.pop(at, None)
+        if shard is None:
+            shard = Shard(self._source, self._index.manifest(at), self._columns, verify=self._verify)
+        self._open[at] = shard
+        if len(self._open) > MAX_OPEN_SHARDS:
+            for eldest in list(self._open)[:-MAX_OPEN_SHARDS]:
+                self._open.pop(eldest, None)
+        return shard
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Mapped files and codecs belong to a process; the worker opens its own.
+        return {**self.__dict__, "_open": {}, "_columns": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._columns = _project(self.info, self._names)
+
+
+def _chosen_columns(info: DatasetInfo, asked: Collection[str] | None) -> frozenset[str]:
+    known = known_columns(info.capture)
+    if asked is None:
+        return frozenset(known)
+    if isinstance(asked, str):
+        raise UsageError(f"columns={asked!r}: give a list of names, [{asked!r}]")
+    chosen: set[str] = set()
+    for name in asked:
+        matching = [column for column in known if column == name or (name == "hidden" and column.startswith("hidden."))]
+        if not matching:
+            raise UsageError(f"column {name!r} is not captured; the dataset has {', '.join(known)}")
+        chosen.update(matching)
+    return frozenset(chosen)
+
+
+def _project(info: DatasetInfo, names: frozenset[str]) -> dict[str, tuple[HeavyColumn, ...]]:
+    return {
+        kind: tuple(column for column in columns if column.name in names)
+        for kind, columns in heavy_columns(info).items()
+    }

@@ -1,0 +1,139 @@
+"""One committed part, open for reading: its rows file, and its hidden file once a hidden state is asked for."""
+
+import bisect
+from collections.abc import Callable, Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from arwkv_store.arrow.arrow_file import REMEDY, ArrowFile
+from arwkv_store.arrow.batch import Batch
+from arwkv_store.arrow.rows import LIGHT_COLUMNS
+from arwkv_store.errors import CorruptShard
+from arwkv_store.format.codecs.frames import BadCell
+from arwkv_store.format.columns import HeavyColumn
+from arwkv_store.format.manifest import ShardManifest
+from arwkv_store.format.sample import Sample, hidden_name
+from arwkv_store.places.source import Source
+
+Columns = Mapping[str, tuple[HeavyColumn, ...]]
+Result = TypeVar("Result")
+
+FETCHES = 3
+"""Times a remote file is fetched before its damage counts as the source's."""
+EVICTIONS = 30
+"""Times it may be evicted before it is opened: a cache too small for its readers."""
+
+
+class Shard:
+    """Reads samples of one part, verified, in any order."""
+
+    def __init__(self, source: Source, manifest: ShardManifest, columns: Columns, *, verify: bool) -> None:
+        self._rows = _OpenFile(source, manifest, "rows", columns["rows"], verify)
+        hidden = columns["hidden"]
+        self._hidden = _OpenFile(source, manifest, "hidden", hidden, verify) if hidden else None
+
+    def sample(self, row: int) -> Sample:
+        """The sample in this row. Raises CorruptShard, naming file and batch, unless every byte used is verified."""
+        batch, at = self._rows.row(row)
+        sample_id = batch.sample_id[at]
+        hidden: dict[str, Any] = {}
+        if self._hidden is not None:
+            other, other_at = self._hidden.row(row)
+            if other.sample_id[other_at] != sample_id or other.n_tokens[other_at] != batch.n_tokens[at]:
+                raise CorruptShard(f"{self._hidden.path}: row {row} is not the rows file's; {REMEDY}")
+            hidden = {hidden_name(name): value for name, value in self._hidden.values(row).items()}
+        values = self._rows.values(row)
+        entropy, true_logprob = values.get("token_stats") or (None, None)
+        return Sample(
+            sample_id=sample_id,
+            tokens=batch.tokens(at),
+            loss_mask=batch.loss_mask(at),
+            source=batch.source(at),
+            logits=values.get("logits"),
+            entropy=entropy,
+            true_logprob=true_logprob,
+            hidden=hidden,
+        )
+
+
+class _OpenFile:
+    """A file of the part with its parsed batches."""
+
+    def __init__(
+        self, source: Source, manifest: ShardManifest, kind: str, columns: tuple[HeavyColumn, ...], verify: bool
+    ) -> None:
+        info = manifest.files.get(kind)
+        if info is None:
+            raise CorruptShard(f"{source.uri}: part {manifest.part} has no {kind} file; {REMEDY}")
+        self._source, self._part, self._info, self._verify = source, manifest.part, info, verify
+        self._kind, self._columns = kind, columns
+        self._batches: dict[int, Batch] = {}
+        self._ends = list(accumulate(batch.rows for batch in info.batches))
+        self._file: ArrowFile | None = None
+        self.path = self._reading(lambda file: file.path)
+
+    def row(self, row: int) -> tuple[Batch, int]:
+        """The batch that holds the row, and the row's place in it."""
+        index = bisect.bisect_right(self._ends, row)
+        batch = self._batches.get(index)
+        if batch is None:
+            batch = self._batches[index] = self._reading(lambda file: self._batch(file, index))
+        return batch, row - (self._ends[index - 1] if index else 0)
+
+    def _reading(self, read: Callable[[ArrowFile], Result]) -> Result:
+        """What `read` gives; a fetched copy that is damaged, or was evicted before it was opened, is fetched again."""
+        damaged = gone = 0
+        while True:
+            file = self._file
+            path = self._source.data_path(self._part, self._kind, self._info) if file is None else file.path
+            try:
+                file = self._file = file or self._opened(path)
+                return read(file)
+            except CorruptShard as error:
+                evicted = isinstance(error.__cause__, FileNotFoundError)
+                damaged, gone = damaged + (not evicted), gone + evicted
+                if damaged == FETCHES or gone == EVICTIONS or not self._source.forget(self._info):
+                    raise
+                self._file = None
+
+    def _opened(self, path: Path) -> ArrowFile:
+        file = ArrowFile(path, self._info, verify=self._verify)
+        _require_columns(file, self._kind, self._columns)
+        return file
+
+    def _batch(self, file: ArrowFile, index: int) -> Batch:
+        try:
+            return Batch(file.batch(index), self._kind == "rows", tuple(column.name for column in self._columns))
+        except BadCell as error:
+            raise CorruptShard(f"{file.path}: record batch {index}: {error}; {REMEDY}") from error
+
+    def values(self, row: int) -> dict[str, Any]:
+        """The row's decoded heavy columns by name; columns the row has no value for are left out."""
+        batch, at = self.row(row)
+        if self._file is not None:
+            self._file.require_whole()
+        tokens = batch.n_tokens[at]
+        decoded: dict[str, Any] = {}
+        for column in self._columns:
+            cell = batch.cell(column.name, at)
+            if cell is None:
+                continue
+            try:
+                decoded[column.name] = column.decode(cell, tokens)
+            except BadCell as error:
+                where = f"record batch {bisect.bisect_right(self._ends, row)}: sample {batch.sample_id[at]}"
+                raise CorruptShard(f"{self.path}: {where}: {column.name}: {error}; {REMEDY}") from error
+        return decoded
+
+
+def _require_columns(file: ArrowFile, kind: str, columns: tuple[HeavyColumn, ...]) -> None:
+    expected = [(field.name, field.type) for field in LIGHT_COLUMNS[kind]]
+    expected += [(column.name, pa.binary()) for column in columns]
+    for name, type_ in expected:
+        at = file.schema.get_field_index(name)
+        if at < 0 or file.schema.field(at).type != type_:
+            found = "is not there once" if at < 0 else f"is {file.schema.field(at).type}"
+            raise CorruptShard(f"{file.path}: schema: column {name} {found}, expected {type_}; {REMEDY}")

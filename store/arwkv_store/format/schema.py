@@ -1,0 +1,138 @@
+"""What a dataset is: the contents of dataset.json, written first and never changed."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from arwkv_store.errors import ConfigurationDiffers, CorruptShard, UnsupportedVersion
+from arwkv_store.format.seal import sealed, unsealed
+
+FORMAT_VERSION = 1
+
+# What made a dataset does not decide what is in it: a newer release or another command line may resume it.
+NOT_COMPARED = ("command", "versions", "created_by")
+
+
+class _Frozen(BaseModel):
+    # `model_type` and `model` are the ecosystem's names; pydantic reserves the prefix for itself.
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TeacherInfo(_Frozen):
+    """The model whose distribution is stored."""
+
+    model: str
+    revision: str | None = None
+    model_type: str
+    hidden_size: int = Field(gt=0)
+    num_hidden_layers: int = Field(gt=0)
+    dtype: str
+    weights_hash: str | None = None
+
+
+class TokenizerInfo(_Frozen):
+    """The tokenizer; `vocab_size` is its real number of token ids, over which the logits are normalised."""
+
+    hash: str
+    # The codecs keep 24 bits of an id.
+    vocab_size: int = Field(gt=0, le=1 << 24)
+
+
+class CaptureInfo(_Frozen):
+    """What was kept of each position, and in which codec."""
+
+    logits: Literal["top-k", "adaptive", "sampled", "hybrid", "none"] = "top-k"
+    top_k: int | None = Field(default=None, gt=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    samples: int | None = Field(default=None, gt=0)
+    hidden_states: Literal["none", "attention", "boundaries", "final"] = "none"
+    layers: tuple[int, ...] = ()
+    hidden_dtype: Literal["bf16", "fp8", "int8", "none"] = "bf16"
+    max_length: int = Field(gt=0)
+    logits_codec: Literal["exact", "compact", "sampled", "hybrid", "none"] = "exact"
+
+    def hidden_columns(self) -> tuple[str, ...]:
+        """Names of the hidden-state columns these settings capture, in file order."""
+        if self.hidden_states == "none":
+            return ()
+        if self.hidden_states == "final":
+            return ("hidden.final",)
+        kind = "attn" if self.hidden_states == "attention" else "boundary"
+        return tuple(f"hidden.{kind}.{layer:03d}" for layer in self.layers)
+
+
+class CorpusInfo(_Frozen):
+    """The tokenised text: which sample is in which part follows from these numbers and the corpus alone."""
+
+    fingerprint: str
+    samples: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    samples_per_part: int = Field(gt=0)
+    parts: int = Field(ge=0)
+    description: str = ""
+
+
+class DatasetInfo(_Frozen):
+    """Identity of a dataset. Two runs with an equal identity make the same parts."""
+
+    format_version: int = FORMAT_VERSION
+    teacher: TeacherInfo
+    tokenizer: TokenizerInfo
+    vocab_size_padded: int = Field(gt=0)
+    capture: CaptureInfo
+    corpus: CorpusInfo
+    command: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+    created_by: str = ""
+
+    def to_bytes(self) -> bytes:
+        """The exact bytes of dataset.json, sealed with a hash of themselves."""
+        return sealed(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, where: str) -> Self:
+        """Read dataset.json. Raises UnsupportedVersion before anything else is believed, CorruptShard if damaged."""
+        document = unsealed(raw, where)
+        refuse_unknown_version(document, where)
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise CorruptShard(f"{where}: {field}: {first['msg']}; restore the file from a copy") from error
+
+
+def refuse_unknown_version(document: Mapping[str, Any], where: str) -> None:
+    """Raise UnsupportedVersion, naming both versions, unless this release reads the document's format version."""
+    found = document.get("format_version")
+    if found != FORMAT_VERSION:
+        raise UnsupportedVersion(
+            f"{where}: format version {found}, this release reads version {FORMAT_VERSION}; "
+            "use the release that wrote it, or capture the dataset again"
+        )
+
+
+def require_same(on_disk: DatasetInfo, asked: DatasetInfo, where: str) -> None:
+    """Raise ConfigurationDiffers listing each field that decides content and differs."""
+    before, after = dict(_flat(on_disk.model_dump(mode="json"))), dict(_flat(asked.model_dump(mode="json")))
+    differences = [
+        f"{name}: {_shown(before.get(name))} on disk, {_shown(after.get(name))} asked"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and name.split(".")[0] not in NOT_COMPARED
+    ]
+    if differences:
+        raise ConfigurationDiffers(f"{where}: {'; '.join(differences)}; name another folder, or ask for what is there")
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)

@@ -1,0 +1,178 @@
+"""A bounded folder of fetched files, named by the SHA-256 of their content, shared by every process that reads.
+
+An interrupted download is continued from where it stopped. Only what a remote dataset gave is ever kept here, so
+evicting a file never loses anything.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from arwkv_store.errors import CorruptShard, NotFound, TryAgain, UsageError
+from arwkv_store.format.manifest import FileInfo
+from arwkv_store.places.retry import Passing, given_up, pauses_s
+
+DEFAULT_FOLDER = Path("~/.cache/arwkv")
+DEFAULT_MAX_BYTES = 64 << 30
+_PARTIAL = ".partial"
+_SIZE = re.compile(r"(\d{1,15})([KMGT]?)i?B?", re.IGNORECASE)
+
+Stream = Callable[[int], Iterator[bytes]]
+"""From a byte offset, the rest of a file in pieces. Raises Passing when the connection breaks."""
+
+
+@dataclass(frozen=True)
+class FileCache:
+    """Where fetched files are kept, and how many bytes of them."""
+
+    folder: Path
+    max_bytes: int
+
+    @classmethod
+    def of(cls, folder: Path | None, max_bytes: int | None) -> "FileCache":
+        """The cache asked for, else ARWKV_CACHE and ARWKV_CACHE_BYTES, else the user's. Raises UsageError."""
+        chosen = folder or Path(os.environ.get("ARWKV_CACHE") or DEFAULT_FOLDER)
+        limit = _bytes_asked() if max_bytes is None else max_bytes
+        return cls(chosen.expanduser(), limit)
+
+    def fetch(self, file: FileInfo, stream: Stream, where: str) -> Path:
+        """The local path of a copy that was verified when it was made. Raises CorruptShard if the remote file is gone
+        or its bytes are wrong twice, TryAgain.
+        """
+        path = self._path(file)
+        try:
+            if _touched(path, file):
+                return path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path.with_suffix(_PARTIAL)) as partial:
+                # Another process may have finished it while this one waited for the lock.
+                if not _touched(path, file):
+                    self._evict(path)
+                    _download(partial, file, stream, where)
+                    os.replace(partial.name, path)
+                    self._evict(path)
+        except NotFound as error:
+            raise CorruptShard(f"{where}: missing, though its manifest is there; restore it at its source") from error
+        except OSError as error:
+            raise TryAgain(
+                f"{self.folder}: {error.strerror or error} while keeping {where}; "
+                "make room there, or name another folder: ARWKV_CACHE, or for store verify TMPDIR"
+            ) from error
+        return path
+
+    def forget(self, file: FileInfo) -> None:
+        """Remove the copy, so that the next `fetch` makes another."""
+        self._path(file).unlink(missing_ok=True)
+
+    def _path(self, file: FileInfo) -> Path:
+        return self.folder / file.sha256[:2] / f"{file.sha256}.arrow"
+
+    def _evict(self, keep: Path) -> None:
+        """Remove the least recently used files until the rest fit; a mapped file lives on until it is closed."""
+        entries = []
+        for path in self.folder.glob("??/*"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                entries.append((status.st_mtime_ns, status.st_size, path))
+        excess = sum(size for _, size, _ in entries) - self.max_bytes
+        for _, size, path in sorted(entries):
+            if excess <= 0:
+                return
+            if path != keep and (path.suffix != _PARTIAL or _abandoned(path)):
+                path.unlink(missing_ok=True)
+                excess -= size
+
+
+def _touched(path: Path, file: FileInfo) -> bool:
+    """Whether the file is there in full; marks it as just used."""
+    try:
+        if path.stat().st_size != file.size_bytes:
+            path.unlink(missing_ok=True)
+            return False
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _abandoned(partial: Path) -> bool:
+    """Whether nobody is downloading into it."""
+    try:
+        with open(partial, "rb") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _bytes_asked() -> int:
+    asked = os.environ.get("ARWKV_CACHE_BYTES") or str(DEFAULT_MAX_BYTES)
+    size = _SIZE.fullmatch(asked.strip())
+    if size is None:
+        raise UsageError(f"ARWKV_CACHE_BYTES={asked}: no size in bytes; write 68719476736 or 64G")
+    return int(size[1]) << 10 * " KMGT".index(size[2].upper() or " ")
+
+
+@contextlib.contextmanager
+def _locked(partial: Path) -> Iterator[IO[bytes]]:
+    """The partial file, opened for appending and locked against other processes fetching the same bytes."""
+    while True:
+        with open(partial, "ab+", buffering=0) as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+            # The one who held the lock renamed the file away, or removed it: this descriptor is not of the partial one.
+            try:
+                current = os.stat(partial).st_ino == os.fstat(file.fileno()).st_ino
+            except FileNotFoundError:
+                current = False
+            if current:
+                yield file
+                return
+
+
+def _download(partial: IO[bytes], file: FileInfo, stream: Stream, where: str) -> None:
+    for _ in range(2):
+        _continue(partial, file.size_bytes, stream, where)
+        found = _sha256(partial)
+        if found == file.sha256:
+            os.fsync(partial.fileno())
+            return
+        partial.truncate(0)
+    raise CorruptShard(
+        f"{where}: fetched twice with SHA-256 {found}, committed as {file.sha256}; restore it at its source"
+    )
+
+
+def _continue(partial: IO[bytes], size_bytes: int, stream: Stream, where: str) -> None:
+    """Append what is missing. Progress renews the attempts: a flaky line only has to move."""
+    pauses, begun = pauses_s(), partial.seek(0, os.SEEK_END)
+    while (have := partial.seek(0, os.SEEK_END)) < size_bytes:
+        if have > begun:
+            pauses, begun = pauses_s(), have
+        try:
+            for piece in stream(have):
+                partial.write(piece[: size_bytes - partial.tell()])
+            if partial.tell() == have:
+                raise Passing(f"ended at byte {have} of {size_bytes}")
+        except Passing as fault:
+            pause_s = next(pauses, None)
+            if pause_s is None:
+                raise given_up(where, fault) from fault
+            if partial.tell() == have:
+                time.sleep(pause_s)
+    if have > size_bytes:
+        partial.truncate(size_bytes)
+
+
+def _sha256(file: IO[bytes]) -> str:
+    file.seek(0)
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,98 @@
+"""A folder in an object store or on the Hub, through fsspec: `s3://bucket/path`, `hf://datasets/user/name`, …"""
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import fsspec
+
+from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
+from arwkv_store.places.retry import Passing, with_retries
+
+Result = TypeVar("Result")
+
+LIBRARIES = {
+    *("aiobotocore", "aiohttp", "botocore", "httpcore", "httpx", "httpx2", "huggingface_hub"),
+    *("adlfs", "azure", "gcsfs", "google", "requests", "urllib3"),
+}
+"""Packages below the filesystems, some of whose errors are no OSError."""
+_CREDENTIALS = re.compile("Credential|Token|Auth|Profile")
+
+
+class ObjectFolder:
+    """Its filesystem, whose errors are told apart: what may pass is tried again, what will not says what to do.
+
+    Credentials and endpoints come from where each filesystem usually takes them. May be pickled and forked.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+        # A filesystem object holds connections and threads: it belongs to the process that made it.
+        self._filesystem: Any = None
+        self._process_id = 0
+
+    def path(self, name: str) -> str:
+        """The filesystem's own path of a name in this folder."""
+        root: str = self.filesystem()._strip_protocol(self.uri)
+        return f"{root}/{name}"
+
+    def read(self, name: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
+        """A whole object, cut to one byte more than `max_bytes`. Raises NotFound, UsageError, TryAgain."""
+        return self.attempt(lambda: self.piece(name, 0, max_bytes + 1), name)
+
+    def piece(self, name: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` of an object; raises the filesystem's own errors."""
+        content: bytes = self.filesystem().cat_file(self.path(name), start=start, end=end)
+        return content
+
+    def attempt(self, operation: Callable[[], Result], name: str) -> Result:
+        """The operation's result, tried again while its failure may pass. Raises NotFound, UsageError, TryAgain."""
+        return with_retries(lambda: self.once(operation, name), f"{self.uri}/{name}")
+
+    def once(self, operation: Callable[[], Result], name: str) -> Result:
+        """The operation's result. Raises Passing for what may pass, NotFound or UsageError for what will not."""
+        try:
+            return operation()
+        except FileExistsError:
+            raise
+        except FileNotFoundError as error:
+            raise NotFound(f"{self.uri}/{name}: not there; name a dataset's URI") from error
+        except PermissionError as error:
+            raise UsageError(f"{self.uri}/{name}: {error}; check the credentials") from error
+        except OSError as error:
+            raise _library_fault(f"{self.uri}/{name}", error) from error
+        except Exception as error:
+            if not _library_roots(error) & LIBRARIES:
+                raise
+            raise _library_fault(f"{self.uri}/{name}", error) from error
+
+    def filesystem(self) -> Any:
+        """This process's filesystem. Raises UsageError for a scheme nobody reads."""
+        if self._process_id != os.getpid():
+            scheme = self.uri.split("://", 1)[0]
+            try:
+                self._filesystem = fsspec.filesystem(scheme, skip_instance_cache=True)
+            except (ValueError, ImportError) as error:
+                raise UsageError(f'{self.uri}: {error}; for s3:// install "arwkv[s3]"') from error
+            self._process_id = os.getpid()
+        return self._filesystem
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_filesystem": None, "_process_id": 0}
+
+
+def _library_roots(error: Exception) -> set[str]:
+    return {kind.__module__.split(".", 1)[0] for kind in type(error).__mro__}
+
+
+def _library_fault(where: str, error: Exception) -> Exception:
+    """What a library's error means: what is not there and credentials do not come by waiting, the rest may pass."""
+    name, text = type(error).__name__, " ".join(str(error).split())
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 404 or "NotFound" in name:
+        return NotFound(f"{where}: {text}; name a dataset's URI")
+    if status in (401, 403) or _CREDENTIALS.search(name):
+        return UsageError(f"{where}: {name}: {text}; give credentials where this filesystem looks for them")
+    return Passing(f"{name}: {text}")

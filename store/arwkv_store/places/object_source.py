@@ -1,0 +1,91 @@
+"""Reading a dataset from an object store or the Hub."""
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, TOKENIZER_FILES, committed_parts, manifest_name
+from arwkv_store.format.manifest import FileInfo
+from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
+from arwkv_store.places.cache import FileCache
+from arwkv_store.places.object_folder import ObjectFolder
+
+PIECE_BYTES = 8 << 20
+MANIFESTS_AT_ONCE = 128
+MAX_TOKENIZER_BYTES = 256 << 20
+
+
+class ObjectSource:
+    """Reads through fsspec."""
+
+    def __init__(self, uri: str, cache: FileCache) -> None:
+        self._folder = ObjectFolder(uri)
+        self.uri = self._folder.uri
+        self._cache = cache
+
+    def dataset_json(self) -> bytes:
+        """The bytes of dataset.json. Raises NotFound."""
+        return self._folder.read(DATASET_FILE)
+
+    def beside(self) -> dict[str, bytes]:
+        """The tokenizer's files that are there."""
+        found: dict[str, bytes] = {}
+        for name in TOKENIZER_FILES:
+            with contextlib.suppress(NotFound):
+                found[name] = self._folder.read(name, MAX_TOKENIZER_BYTES)
+            if len(found.get(name, b"")) > MAX_TOKENIZER_BYTES:
+                raise UsageError(f"{self.uri}/{name}: larger than {MAX_TOKENIZER_BYTES} bytes; no tokenizer is")
+        return found
+
+    def manifests(self) -> Iterator[tuple[int, bytes]]:
+        """(part, bytes) of every committed part, in order, many requests at once."""
+        parts = sorted(object_parts(self._folder))
+        for at in range(0, len(parts), MANIFESTS_AT_ONCE):
+            some = parts[at : at + MANIFESTS_AT_ONCE]
+            yield from zip(
+                some, self._read_many([f"{SHARDS_FOLDER}/{manifest_name(part)}" for part in some]), strict=True
+            )
+
+    def manifest(self, part: int) -> bytes:
+        """The bytes of one manifest."""
+        return self._folder.read(f"{SHARDS_FOLDER}/{manifest_name(part)}")
+
+    def data_path(self, part: int, kind: str, file: FileInfo) -> Path:
+        """The file's verified copy in the cache, fetched if need be."""
+        name = f"{SHARDS_FOLDER}/{file.name}"
+
+        def pieces(offset: int) -> Iterator[bytes]:
+            for start in range(offset, file.size_bytes, PIECE_BYTES):
+                end = min(start + PIECE_BYTES, file.size_bytes)
+                yield self._folder.once(partial(self._folder.piece, name, start, end), name)
+
+        return self._cache.fetch(file, pieces, f"{self.uri}/{name}")
+
+    def forget(self, file: FileInfo) -> bool:
+        """Remove the copy in the cache."""
+        self._cache.forget(file)
+        return True
+
+    def _read_many(self, names: list[str]) -> list[bytes]:
+        """The content of each document; asked for all at once, and again one by one where that failed."""
+        # Of fsspec's ways to read many this is the one that takes a bound, and no path for a pattern.
+        paths, n = [self._folder.path(name) for name in names], len(names)
+        starts, ends = [0] * n, [MAX_DOCUMENT_BYTES + 1] * n
+        read = partial(self._folder.filesystem().cat_ranges, paths, starts, ends, on_error="return")
+        answers = self._folder.attempt(read, SHARDS_FOLDER)
+        return [
+            answer if isinstance(answer, bytes) else self._folder.read(name)
+            for name, answer in zip(names, answers, strict=True)
+        ]
+
+
+def object_parts(folder: ObjectFolder) -> set[int]:
+    """The parts that have a manifest there."""
+    path = folder.path(SHARDS_FOLDER)
+    try:
+        names = folder.attempt(lambda: folder.filesystem().ls(path, detail=False, refresh=True), SHARDS_FOLDER)
+    except NotFound:
+        return set()
+    return committed_parts(name.rsplit("/", 1)[-1] for name in names)

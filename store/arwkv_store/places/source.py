@@ -1,0 +1,103 @@
+"""Where a dataset's files come from."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from arwkv_store.errors import CorruptShard, NotFound
+from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, TOKENIZER_FILES, committed_parts, manifest_name
+from arwkv_store.format.manifest import FileInfo
+from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
+from arwkv_store.places.cache import FileCache
+
+
+class Source(Protocol):
+    """A dataset's documents and data files, wherever they lie. Survives pickling and forking.
+
+    A document too large to be one comes cut, a byte too long, so that `unsealed` refuses it.
+    """
+
+    uri: str
+
+    def dataset_json(self) -> bytes:
+        """The bytes of dataset.json. Raises NotFound."""
+
+    def beside(self) -> dict[str, bytes]:
+        """The tokenizer's files that lie beside dataset.json, as far as the source has them."""
+
+    def manifests(self) -> Iterator[tuple[int, bytes]]:
+        """(part, bytes of its manifest) of every committed part, in order of parts."""
+
+    def manifest(self, part: int) -> bytes:
+        """The bytes of one manifest."""
+
+    def data_path(self, part: int, kind: str, file: FileInfo) -> Path:
+        """A local path of the whole "rows" or "hidden" file, fetched if need be."""
+
+    def forget(self, file: FileInfo) -> bool:
+        """Drop a fetched copy that turned out damaged or gone; False where the file itself is what is read."""
+
+
+class LocalSource:
+    """A folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.uri = str(folder)
+        self._folder = folder
+        self._shards = folder / SHARDS_FOLDER
+
+    def dataset_json(self) -> bytes:
+        """The bytes of dataset.json. Raises NotFound."""
+        try:
+            return _read_document(f"{self._folder}/{DATASET_FILE}")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFound(f"{self._folder}: no {DATASET_FILE} there; name a dataset's folder or URI") from error
+
+    def beside(self) -> dict[str, bytes]:
+        """The tokenizer's files that are there."""
+        paths = (self._folder / name for name in TOKENIZER_FILES)
+        return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+    def manifests(self) -> Iterator[tuple[int, bytes]]:
+        """(part, bytes) of every committed part, in order."""
+        parts = committed_parts(os.listdir(self._shards)) if self._shards.is_dir() else set()
+        for part in sorted(parts):
+            yield part, self.manifest(part)
+
+    def manifest(self, part: int) -> bytes:
+        """The bytes of one manifest."""
+        path = f"{self._shards}/{manifest_name(part)}"
+        try:
+            return _read_document(path)
+        except FileNotFoundError as error:
+            raise CorruptShard(f"{path}: gone since the dataset was opened; open it again") from error
+
+    def data_path(self, part: int, kind: str, file: FileInfo) -> Path:
+        """The file in the folder."""
+        return self._shards / file.name
+
+    def forget(self, file: FileInfo) -> bool:
+        """Nothing: the file is the dataset's own."""
+        return False
+
+
+def _read_document(path: str) -> bytes:
+    # Plain strings and no buffer: opening a dataset of many parts is mostly this.
+    with open(path, "rb", buffering=0) as file:
+        whole = os.fstat(file.fileno()).st_size <= MAX_DOCUMENT_BYTES
+        return file.readall() if whole else file.read(MAX_DOCUMENT_BYTES + 1)
+
+
+def source_of(uri: str | Path, cache: FileCache) -> Source:
+    """The source a URI names; `cache` keeps the files of remote ones. Raises UsageError for a scheme nobody reads."""
+    text = str(uri)
+    if "://" not in text:
+        return LocalSource(Path(text))
+    if text.startswith(("http://", "https://")):
+        from arwkv_store.places.http_source import HttpSource
+
+        return HttpSource(text, cache)
+    from arwkv_store.places.object_source import ObjectSource
+
+    return ObjectSource(text, cache)

@@ -1,0 +1,55 @@
+"""The base's attention blocks and their norms alone, to say what attention makes of a stored residual stream.
+
+Only stage align from `boundaries` needs them: shards of attention outputs hold what they say.
+Shape legend: B batch, T time, C model width, L layers.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2RMSNorm, Qwen2RotaryEmbedding
+
+from arwkv_student.bases.checkpoint import BaseCheckpoint
+
+
+class BaseAttention(nn.Module):
+    """Qwen2's normed attention of the chosen layers, frozen; no MLP, embedding or head is loaded."""
+
+    def __init__(self, base: BaseCheckpoint, layers: Sequence[int]) -> None:
+        super().__init__()
+        config = Qwen2Config(**{name: value for name, value in base.config.items() if name != "dtype"})
+        config._attn_implementation = "sdpa"
+        self.rotary_emb = Qwen2RotaryEmbedding(config)
+        self.blocks = nn.ModuleDict({str(layer): Qwen2Attention(config, layer) for layer in layers})
+        norms = {str(layer): Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps) for layer in layers}
+        self.norms = nn.ModuleDict(norms)
+        for layer in self.blocks:
+            _load(self.blocks[layer], base, f"model.layers.{layer}.self_attn.")
+            _load(self.norms[layer], base, f"model.layers.{layer}.input_layernorm.")
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, layer: int, stream_BTC: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+        """The attention output [B, T, C] of one layer for the stream that enters it; causal, padding on the right.
+
+        `cu_seqlens` [n + 1]: documents packed along T, with B = 1, which do not see each other.
+        """
+        x_BTC = self.norms[str(layer)](stream_BTC)
+        if cu_seqlens is None:
+            return self._attend(layer, x_BTC)
+        documents = torch.split(x_BTC, cu_seqlens.diff().tolist(), dim=1)
+        return torch.cat([self._attend(layer, document) for document in documents], dim=1)
+
+    def _attend(self, layer: int, x_BTC: Tensor) -> Tensor:
+        positions = torch.arange(x_BTC.shape[1], device=x_BTC.device)[None]
+        output_BTC: Tensor = self.blocks[str(layer)](
+            hidden_states=x_BTC, position_embeddings=self.rotary_emb(x_BTC, positions), attention_mask=None
+        )[0]
+        return output_BTC
+
+
+def _load(module: nn.Module, base: BaseCheckpoint, prefix: str) -> None:
+    names = [prefix + name for name in module.state_dict()]
+    module.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in base.tensors(names)})

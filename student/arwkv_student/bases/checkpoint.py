@@ -1,0 +1,125 @@
+"""The base checkpoint: a Qwen2 or Qwen2.5 folder or Hub name, of which single tensors are read."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.format.vocabulary import vocabulary_hash
+from arwkv_store.format.weights import hash_of_config, hash_of_weights
+
+SUPPORTED = ("qwen2",)
+INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True)
+class BaseCheckpoint:
+    """A checkpoint on disk: its folder, its configuration, and which file holds which tensor."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    file_of_tensor: dict[str, str]
+
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Any]]:  # Any: torch.Tensor, which loads slowly
+        """Yield (name, tensor) for these names only; nothing else of the weights is read.
+
+        Raises UsageError naming the first tensor that the checkpoint lacks.
+        """
+        from safetensors import safe_open
+
+        by_file: dict[str, list[str]] = {}
+        for name in names:
+            if name not in self.file_of_tensor:
+                raise UsageError(f"base {self.name}: no tensor {name} in {self.folder}; is it a Qwen2 causal LM?")
+            by_file.setdefault(self.file_of_tensor[name], []).append(name)
+        for file, wanted in by_file.items():
+            with safe_open(self.folder / file, framework="pt") as opened:
+                for name in wanted:
+                    yield name, opened.get_tensor(name)
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """The hash of the weight files that shards captured from this folder carry: xxh3-128, names and contents."""
+        return hash_of_weights(self.folder)
+
+    @property
+    def config_hash(self) -> str:
+        """The hash of the configuration that follows it there, after a hyphen."""
+        return hash_of_config(self.config)
+
+    def identity(self) -> dict[str, Any]:
+        """What a run records of it, and compares by `checkpoint`."""
+        return {"name": self.name, "revision": self.revision, "checkpoint": self.weights_hash}
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a snapshot from the Hub, or None."""
+        return self.folder.name if self.folder.parent.name == "snapshots" else None
+
+
+def tokenizer_hash(what: str, folder: Path) -> str:
+    """The hash that shards made with the folder's tokenizer carry. Raises NotFound without a tokenizer."""
+    from transformers import AutoTokenizer
+
+    try:
+        return vocabulary_hash(AutoTokenizer.from_pretrained(folder).get_vocab())
+    except (OSError, ValueError) as error:
+        raise NotFound(f"{what}: no tokenizer in {folder}; copy its tokenizer.json there") from error
+
+
+def open_base(name: str) -> BaseCheckpoint:
+    """Find a checkpoint: a local folder, or a Hub name (`name@revision`; a bare name means Qwen/name).
+
+    Raises NotFound where there is none, UsageError where it is no Qwen2 model.
+    """
+    folder = Path(name) if Path(name).is_dir() else _from_hub(name)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise NotFound(f"base {name}: no config.json in {folder}; name a Hugging Face model folder")
+    config = json.loads(path.read_text())
+    if config.get("model_type") not in SUPPORTED:
+        raise UsageError(f"base {name}: model type {config.get('model_type')!r}; name a Qwen2 or Qwen2.5 checkpoint")
+    return BaseCheckpoint(name, folder, config, _file_of_tensor(name, folder))
+
+
+def _file_of_tensor(name: str, folder: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    if (folder / INDEX).is_file():
+        weight_map: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
+        return weight_map
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise NotFound(f"base {name}: no model.safetensors in {folder}; save the model as safetensors")
+    with safe_open(file, framework="pt") as opened:
+        return dict.fromkeys(opened.keys(), file.name)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    if "/" not in repository:
+        repository = f"Qwen/{repository}"
+    try:
+        patterns = ["*.safetensors", INDEX, "config.json", *TOKENIZER_FILES]
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise NotFound(
+            f"model {name}: no such folder, and no {repository} from the Hub; check the name, or the network"
+        ) from error

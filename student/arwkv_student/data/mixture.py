@@ -1,0 +1,122 @@
+"""Which sample each step sees, and how much of it: several shard sets by weight, contexts that grow over the steps.
+
+Everything is a pure function of seed, weights, schedule and position in the run, so that worker count, world size and
+restarts change nothing.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from arwkv_store import Sample, SparseLogits
+from arwkv_store.dataset.sampler import ShardSampler
+from arwkv_store.errors import UsageError
+
+
+class Draw(NamedTuple):
+    """One sample of a batch: which shard set, which of its samples, and how many tokens of it (None: all)."""
+
+    shard_set: int
+    sample: int
+    context: int | None
+
+
+@dataclass(frozen=True)
+class ContextSchedule:
+    """Sample lengths over a stage: `contexts[i]` tokens for `shares[i]` of the steps, one after another."""
+
+    contexts: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, contexts: Sequence[int], shares: Sequence[float] | None) -> "ContextSchedule":
+        """Equal shares where none are given. Raises UsageError for lengths or shares that cannot be."""
+        if any(context < 2 for context in contexts):
+            raise UsageError(f"--context {' '.join(map(str, contexts))}: a sample predicts from 2 tokens on")
+        given = tuple(shares) if shares is not None else (1.0,) * len(contexts)
+        if len(given) != len(contexts) or any(share <= 0 for share in given):
+            raise UsageError(
+                f"--context-shares {given}: give a positive share for each of the {len(contexts)} contexts"
+            )
+        return cls(tuple(contexts), tuple(share / sum(given) for share in given))
+
+    def at(self, step: int, steps: int) -> int | None:
+        """Most tokens of a sample at this step of so many; None: no bound."""
+        ends = itertools.accumulate(self.shares)
+        for context, end in zip(self.contexts, ends, strict=True):
+            if step < round(end * steps):
+                return context
+        return self.contexts[-1] if self.contexts else None
+
+    def mean_tokens(self, tokens: float) -> float:
+        """What samples of `tokens` tokens are cut to, on average over the steps."""
+        if not self.contexts:
+            return tokens
+        return sum(share * min(context, tokens) for context, share in zip(self.contexts, self.shares, strict=True))
+
+
+class DrawSampler(torch.utils.data.Sampler[Draw]):
+    """`steps` times `per_step` draws, one by one, as transformers' Trainer wants them.
+
+    Each set is read in the store's endless order of its own. Position p goes to the set that lags most behind its
+    share of the p draws so far: no window of the run is far from the weights, and with the numbers of samples as
+    weights an epoch sees every sample once.
+    """
+
+    def __init__(
+        self,
+        shard_rows: Sequence[Sequence[int] | NDArray[np.int64]],
+        weights: Sequence[float],
+        steps: int,
+        per_step: int,
+        seed: int,
+        schedule: ContextSchedule | None = None,
+    ) -> None:
+        self._rows, self._steps, self._per_step = shard_rows, steps, per_step
+        self._shares = [weight / sum(weights) for weight in weights]
+        self._seed, self._schedule = seed, schedule or ContextSchedule()
+
+    def __len__(self) -> int:
+        return self._steps * self._per_step
+
+    def __iter__(self) -> Iterator[Draw]:
+        orders = [self._order(shard_set) for shard_set in range(len(self._rows))]
+        drawn = [0] * len(orders)
+        for position in range(len(self)):
+            lags = [share * (position + 1) - count for share, count in zip(self._shares, drawn, strict=True)]
+            chosen = max(range(len(lags)), key=lags.__getitem__)
+            drawn[chosen] += 1
+            context = self._schedule.at(position // self._per_step, self._steps)
+            yield Draw(chosen, next(orders[chosen])[0], context)
+
+    def _order(self, shard_set: int) -> Iterator[list[int]]:
+        rows = self._rows[shard_set]
+        epochs = math.ceil(len(self) / int(np.sum(rows)))
+        return iter(ShardSampler(rows, batch_size=1, epochs=epochs, seed=self._seed + (shard_set << 32)))
+
+
+def cut(sample: Sample, tokens: int | None) -> Sample:
+    """The sample's first tokens and what the teacher said at them: as it would have said without the rest."""
+    if tokens is None or len(sample.tokens) <= tokens:
+        return sample
+    logits = sample.logits
+    if logits is not None:
+        counts = logits.counts[:tokens]
+        kept = int(counts.sum())
+        logits = SparseLogits(counts, logits.ids[:kept], logits.logprobs[:kept], logits.tail_logprob[:tokens])
+    return Sample(
+        sample_id=sample.sample_id,
+        tokens=sample.tokens[:tokens],
+        loss_mask=sample.loss_mask[:tokens],
+        source=sample.source,
+        logits=logits,
+        entropy=None if sample.entropy is None else sample.entropy[:tokens],
+        true_logprob=None if sample.true_logprob is None else sample.true_logprob[: tokens - 1],
+        hidden={name: states[:tokens] for name, states in sample.hidden.items()},
+    )

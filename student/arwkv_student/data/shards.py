@@ -1,0 +1,178 @@
+"""Opening shards for a student, and refusing those that do not fit it."""
+
+import json
+import os
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arwkv_store import Dataset, DatasetInfo, open_dataset
+from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.format.seal import self_hash
+from arwkv_student.bases.checkpoint import BaseCheckpoint, tokenizer_hash
+
+
+def open_shards(uri: str, columns: Collection[str], *, flag: str = "--shards") -> Dataset:
+    """Open a dataset that has committed samples. Raises NotFound where there is none or it is empty."""
+    if not uri:
+        raise UsageError(f"{flag} is missing; name a dataset folder or http(s)://host/v1/datasets/NAME")
+    dataset = open_dataset(uri, columns=columns)
+    if not len(dataset):
+        raise NotFound(f"{flag} {uri}: no finished shard in it yet; let the producer commit one")
+    return dataset
+
+
+def require_same_tokenizer(what: str, folder: Path, info: DatasetInfo, uri: str) -> None:
+    """Raise UsageError unless the shards' token ids mean what the tokenizer of a model's folder means by them."""
+    own = tokenizer_hash(what, folder)
+    if own != info.tokenizer.hash:
+        raise UsageError(
+            f"tokenizer of {what} ({own[:18]}…) is not the shards' ({info.tokenizer.hash[:18]}…, teacher "
+            f"{info.teacher.model} in {uri}); take a model with the teacher's tokenizer"
+        )
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    if rows < info.tokenizer.vocab_size:
+        raise UsageError(
+            f"{what} has {rows} embedding rows, the shards {info.tokenizer.vocab_size} token ids; "
+            "take a model with the teacher's vocabulary"
+        )
+
+
+def require_fitting_head(flag: str, head: BaseCheckpoint, info: DatasetInfo, uri: str) -> None:
+    """Raise UsageError unless this checkpoint's head gives logits for the final hidden states."""
+    teacher, width = info.teacher, head.config["hidden_size"]
+    if width != teacher.hidden_size:
+        raise UsageError(
+            f"head of {head.name} is {width} wide, the final hidden states {teacher.hidden_size}; "
+            f"name the teacher {teacher.model} as --teacher-head"
+        )
+    require_teacher(flag, head, info, uri)
+
+
+def require_teacher(flag: str, checkpoint: BaseCheckpoint, info: DatasetInfo, uri: str) -> None:
+    """Raise UsageError where the shards were captured from other weights; warn where something else may differ."""
+    teacher, own = info.teacher, f"{flag} {checkpoint.name}"
+    if teacher.weights_hash is not None:
+        weights, _, config = teacher.weights_hash.partition("-")  # datasets of the first release have no second part
+        if checkpoint.weights_hash != weights:
+            raise UsageError(
+                f"{own}: weights {checkpoint.weights_hash}, but the hidden states in {uri} are those of "
+                f"{teacher.model}, weights {weights}; name that checkpoint, or capture from this one"
+            )
+        if config and checkpoint.config_hash != config:
+            _warn(f"{own}: its config.json is not the one that {uri} was captured with; make sure that they agree")
+    elif teacher.revision is not None and checkpoint.revision is not None:
+        if checkpoint.revision != teacher.revision:
+            raise UsageError(
+                f"{own}: revision {checkpoint.revision}, but the hidden states in {uri} are those of "
+                f"{teacher.model}@{teacher.revision}; name that"
+            )
+    else:
+        recorded = teacher.model + (f"@{teacher.revision}" if teacher.revision else "")
+        _warn(f"{own}: nothing tells whether it is {recorded}, whose hidden states {uri} holds; make sure that it is")
+
+
+def _warn(message: str) -> None:
+    """Once, though there be several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
+
+
+def require_fitting_hidden_states(base: BaseCheckpoint, info: DatasetInfo, uri: str, mixed: Sequence[int]) -> None:
+    """Raise UsageError unless stage align can follow the base's stream to the layers `mixed`."""
+    capture, teacher = info.capture, info.teacher
+    if capture.hidden_states not in ("attention", "boundaries"):
+        raise UsageError(
+            f"{uri} holds hidden states {capture.hidden_states!r}; stage align needs --hidden-states attention"
+        )
+    own = (base.config["hidden_size"], base.config["num_hidden_layers"])
+    if own != (teacher.hidden_size, teacher.num_hidden_layers):
+        raise UsageError(
+            f"base {base.name} has hidden size {own[0]} and {own[1]} layers, the shards' hidden states "
+            f"{teacher.hidden_size} and {teacher.num_hidden_layers} (teacher {teacher.model}); "
+            "stage align needs the shards of the base itself"
+        )
+    require_teacher("--base", base, info, uri)
+    missing = sorted(set(layers_read(info, mixed)) - set(capture.layers))
+    if missing:
+        raise UsageError(
+            f"{uri} lacks the hidden states of layers {missing}, without which the stream cannot be followed; "
+            "capture with --layers all"
+        )
+
+
+def layers_read(info: DatasetInfo, mixed: Sequence[int]) -> list[int]:
+    """The layers whose hidden states stage align needs, to train those that mix time.
+
+    Each boundary stands for itself; attention outputs rebuild the stream from the first layer on.
+    """
+    return sorted(mixed) if info.capture.hidden_states == "boundaries" else list(range(max(mixed) + 1))
+
+
+def columns_of(stage: str, info: DatasetInfo, mixed: Sequence[int]) -> list[str]:
+    """The heavy columns that a stage reads."""
+    if stage == "align":
+        kind = "attn" if info.capture.hidden_states == "attention" else "boundary"
+        return [f"hidden.{kind}.{layer:03d}" for layer in layers_read(info, mixed)]
+    if info.capture.logits in ("sampled", "hybrid"):
+        return ["logits", "token_stats"]
+    return ["logits"] if info.capture.logits != "none" else ["hidden.final"]
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """One --shards of a run."""
+
+    uri: str
+    info: DatasetInfo
+    samples: int
+    weight: float
+    """Its share of the samples, relative to the other sets of its stage."""
+
+    def content(self) -> dict[str, Any]:
+        """What it is, wherever it lies."""
+        return {
+            "teacher": self.info.teacher.model_dump(mode="json"),
+            "corpus": self.info.corpus.fingerprint,
+            "capture": self.info.capture.model_dump(mode="json"),
+            "samples": self.samples,
+            "dataset": self_hash(self.info.to_bytes()),
+        }
+
+    def serves(self, stage: str) -> bool:
+        """Whether it holds what the stage reads."""
+        hidden_states = self.info.capture.hidden_states
+        if stage == "align":
+            return hidden_states in ("attention", "boundaries")
+        return self.info.capture.logits != "none" or hidden_states == "final"
+
+
+def open_shard_sets(uris: Sequence[str], weights: Sequence[float] | None) -> list[ShardSet]:
+    """What each URI holds. Raises UsageError where none is named, or the weights do not go with them."""
+    if weights is not None and (len(weights) != len(uris) or any(weight <= 0 for weight in weights)):
+        raise UsageError(f"--shard-weights {weights}: give a positive weight for each of the {len(uris)} --shards")
+    datasets = [open_shards(uri, []) for uri in uris or ("",)]
+    chosen = weights or [float(len(dataset)) for dataset in datasets]
+    return [
+        ShardSet(uri, dataset.info, len(dataset), weight)
+        for uri, dataset, weight in zip(uris, datasets, chosen, strict=True)
+    ]
+
+
+def one_kind(sets: Sequence[ShardSet], stage: str) -> None:
+    """Raise UsageError unless a batch may mix samples of these sets."""
+    kinds = {
+        shards.info.capture.hidden_states
+        if stage == "align"
+        else "final hidden states"
+        if shards.info.capture.logits == "none"
+        else "logits"
+        for shards in sets
+    }
+    if len(kinds) > 1:
+        raise UsageError(
+            f"stage {stage} would read {' and '.join(sorted(kinds))} from {', '.join(shards.uri for shards in sets)}; "
+            "give it shards of one kind"
+        )

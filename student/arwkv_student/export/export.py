@@ -1,0 +1,87 @@
+"""`student export`: a folder others can use: weights, tokenizer, model card, and with `self_contained` the code too."""
+
+import importlib
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from arwkv_store.errors import UsageError
+from arwkv_student.bases.checkpoint import TOKENIZER_FILES
+from arwkv_student.bases.convert import copy_tokenizer
+from arwkv_student.export import exported_wkv7
+from arwkv_student.export.model_card import model_card
+from arwkv_student.generate import padding_rows
+from arwkv_student.model import modeling as model
+from arwkv_student.settings import ExportSettings
+from arwkv_student.training.pipeline import load_student
+from arwkv_student.training.run_folder import replace_text, write_json
+
+OUR_IMPORT = re.compile(r"^( *)from (arwkv_[\w.]+) import", re.MULTILINE)
+# Imported by its short name; in an exported student, the recurrence without compiled kernels.
+KERNELS, KERNELS_INSTEAD = "arwkv_kernels", exported_wkv7.__name__
+TYPE_CHECKING_BLOCK = re.compile(r"^if TYPE_CHECKING:\n(?:    .*\n|\n)+?(?=\S)", re.MULTILINE)
+
+
+def export(settings: ExportSettings) -> dict[str, Any]:
+    """Write the folder; returns its path and files. Raises UsageError where `out` is the student's own folder."""
+    source, out = Path(settings.model), settings.out
+    student = load_student(source)
+    if source.resolve() == out.resolve():
+        raise UsageError(f"--out {out} is the student itself; name another folder")
+    student.save_pretrained(out)
+    copy_tokenizer(source, out)
+    if settings.self_contained:
+        _write_code(out)
+    _suppress_padding_rows(out, student.config.vocab_size)
+    replace_text(out / "README.md", model_card(student, source, self_contained=settings.self_contained))
+    return {"out": str(out), "files": sorted(path.name for path in out.iterdir())}
+
+
+def _write_code(out: Path) -> None:
+    """Put the model's modules beside the weights, and name them in config.json for `trust_remote_code`."""
+    for name, source in _sources().items():
+        replace_text(out / f"{_file_name(name)}.py", source)
+    document = json.loads((out / "config.json").read_text())
+    entry = _file_name(model.__name__)
+    document["auto_map"] = {"AutoConfig": f"{entry}.ArwkvConfig", "AutoModelForCausalLM": f"{entry}.ArwkvForCausalLM"}
+    write_json(out / "config.json", document)
+
+
+def _sources() -> dict[str, str]:
+    """The model's module and all of ours that it imports, by name, as sources that import the files beside them."""
+    sources: dict[str, str] = {}
+    waiting = [model.__name__]
+    while waiting:
+        name = waiting.pop()
+        if name not in sources:
+            source = inspect.getsource(importlib.import_module(name))
+            source = TYPE_CHECKING_BLOCK.sub("", source)
+            waiting += [_instead(found[2]) for found in OUR_IMPORT.finditer(source)]
+            sources[name] = OUR_IMPORT.sub(
+                lambda found: f"{found[1]}from .{_file_name(_instead(found[2]))} import", source
+            )
+    return sources
+
+
+def _instead(module: str) -> str:
+    return KERNELS_INSTEAD if module == KERNELS else module
+
+
+def _file_name(module: str) -> str:
+    """transformers wants `modeling_…` for the model, and all files in one folder."""
+    return "modeling_arwkv" if module == model.__name__ else "arwkv_" + module.rpartition(".")[2]
+
+
+def _suppress_padding_rows(out: Path, rows: int) -> None:
+    """Tell `generate`, for everyone who loads the folder, which rows of the head are no token's."""
+    if not any((out / name).is_file() for name in TOKENIZER_FILES[:2]):
+        return
+    padding = padding_rows(AutoTokenizer.from_pretrained(out), rows)
+    if padding is not None:
+        file = out / "generation_config.json"
+        document = json.loads(file.read_text()) if file.is_file() else {}
+        write_json(file, document | {"suppress_tokens": padding})

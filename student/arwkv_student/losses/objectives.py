@@ -1,0 +1,122 @@
+"""The losses of stages 1 and 2, on what shards hold. Shape legend: B batch, T time, C width, V vocabulary, L layers."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from arwkv_kernels import linear_sparse_kl
+from arwkv_student.losses.divergences import DIVERGENCES, exact_kl, sparse_divergence
+from arwkv_student.model.modeling import HeadLoss
+
+
+def align_loss_L(
+    time_mix_outputs: Sequence[Tensor],
+    attention_outputs: Sequence[Tensor],
+    mask_BT: Tensor,
+    kind: str = "paper",
+    *,
+    layer_scaled: bool = False,
+) -> Tensor:
+    """The loss of stage 1 per layer, fp32 [L]; the mean over tokens of the error vector's size.
+
+    `paper`: ‖a_l − TimeMix_l‖₂ / √C, un-squared (arXiv 2501.15570, stage 1); `mse`: its square. `layer_scaled` divides
+    by the same of a silent mixer. `mask_BT` is 1 for tokens and 0 for padding, which the mean leaves out.
+    """
+    weights_BT = mask_BT.float() / mask_BT.sum()
+
+    def size(error_BTC: Tensor) -> Tensor:
+        if kind == "mse":
+            return (error_BTC.square().mean(dim=-1) * weights_BT).sum()
+        distance_BT: Tensor = torch.linalg.vector_norm(error_BTC, dim=-1)
+        return (distance_BT * weights_BT).sum() / math.sqrt(error_BTC.shape[-1])
+
+    losses = []
+    for mixed_BTC, teacher_BTC in zip(time_mix_outputs, attention_outputs, strict=True):
+        loss = size(mixed_BTC.float() - teacher_BTC.float())
+        losses.append(loss / size(teacher_BTC.float()).clamp_min(1e-12) if layer_scaled else loss)
+    return torch.stack(losses)
+
+
+def error_and_size_2L(
+    time_mix_outputs: Sequence[Tensor], attention_outputs: Sequence[Tensor], mask_BT: Tensor
+) -> Tensor:
+    """Per layer Σ‖a_l − TimeMix_l‖² and Σ‖a_l‖² over all tokens; [2, L]."""
+    mask_BT1 = mask_BT[..., None].float()
+    pairs = list(zip(time_mix_outputs, attention_outputs, strict=True))
+    errors = [((mixed.float() - teacher.float()) * mask_BT1).square().sum() for mixed, teacher in pairs]
+    sizes = [(teacher.float() * mask_BT1).square().sum() for _, teacher in pairs]
+    return torch.stack([torch.stack(errors), torch.stack(sizes)])
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What stage distill minimises: (1 − ce_weight) · divergence from the teacher + ce_weight · cross-entropy."""
+
+    vocab_size: int
+    """The head's rows from here on are padding and take no part."""
+    divergence: str = "forward"
+    """"forward", "reverse" or "adaptive" (see `arwkv_student.losses.divergences`)."""
+    temperature: float = 1.0
+    """Softens teacher and student alike; the loss keeps its scale, τ² times the softened divergence."""
+    ce_weight: float = 0.0
+    """Share of the cross-entropy of the true next tokens."""
+    teacher_head_VC: Tensor | None = None
+    """With the teacher's head, and `final` hidden states in the batch, the KL is exact."""
+    compute_dtype: torch.dtype | None = None
+    """Of the products with the head; None keeps the hidden states' own."""
+
+
+def distill_loss(batch: Mapping[str, Tensor], objective: Objective) -> HeadLoss:
+    """The objective on a batch made by `collate`, in nats, mean over the positions that count.
+
+    Goes into `ArwkvForCausalLM.forward(head_loss=…)`. The tail counts as one more outcome.
+    """
+
+    def loss(hidden_BTC: Tensor, weight_VC: Tensor) -> Tensor:
+        dtype = objective.compute_dtype or hidden_BTC.dtype
+        hidden_TC, weight_VC = hidden_BTC.flatten(0, 1).to(dtype), weight_VC[: objective.vocab_size].to(dtype)
+        terms = []
+        if objective.ce_weight < 1.0:
+            terms.append((1.0 - objective.ce_weight) * _divergence(hidden_TC, weight_VC, batch, objective))
+        if objective.ce_weight > 0.0:
+            terms.append(objective.ce_weight * _cross_entropy(hidden_TC, weight_VC, batch))
+        return sum(terms[1:], terms[0])
+
+    return loss
+
+
+def _divergence(hidden_TC: Tensor, weight_VC: Tensor, batch: Mapping[str, Tensor], objective: Objective) -> Tensor:
+    temperature = objective.temperature
+    mask_T = batch["predicts"].flatten()
+    if objective.teacher_head_VC is not None:
+        final_TC = batch["final"].flatten(0, 1)
+        head_VC = objective.teacher_head_VC[: objective.vocab_size]
+        divergence = exact_kl(hidden_TC, weight_VC, final_TC, head_VC, mask_T, temperature=temperature)
+    elif objective.divergence == "forward":
+        sparse = (batch["ids"], batch["logprobs"], batch["counts"], batch["tail_logprob"])
+        divergence = linear_sparse_kl(hidden_TC, weight_VC, *sparse, mask=mask_T, temperature=temperature)
+        if "entropy_gap" in batch:
+            # No gradient: it makes losses from draws comparable with those from other captures.
+            divergence = divergence + batch["entropy_gap"][mask_T].sum() / mask_T.sum().clamp_min(1)
+    else:
+        formula = DIVERGENCES[objective.divergence]
+        divergence = sparse_divergence(hidden_TC, weight_VC, batch, formula, temperature=temperature)
+    return divergence * temperature**2
+
+
+def _cross_entropy(hidden_TC: Tensor, weight_VC: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """−log q of the true next tokens: the KL from a teacher that is sure of them."""
+    counts_T = torch.ones_like(batch["predicts"], dtype=torch.int64).flatten()
+    certain_T = torch.zeros_like(counts_T, dtype=torch.float32)
+    return linear_sparse_kl(
+        hidden_TC,
+        weight_VC,
+        batch["input_ids"].roll(-1, dims=1).flatten(),
+        certain_T,
+        counts_T,
+        certain_T - torch.inf,
+        mask=batch["predicts"].flatten(),
+    )

@@ -1,0 +1,282 @@
+"""RWKV-7 time mixing: the module that takes an attention block's place.
+
+Shape legend: B batch, T time, C model width, H receptance heads, G key-value heads, D head size, W = H·D, U = G·D.
+Formulas: arXiv 2503.14456 (RWKV-7), 2501.15570 (ARWKV), 2505.03005 (RADLADS, where the options say so).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from arwkv_kernels import wkv7, wkv7_step
+from arwkv_student.model.configuration import TimeMixOptions
+from arwkv_student.model.cpu_step import can_step, step
+from arwkv_student.model.elementwise import fused, mixed_output, recurrence_inputs
+
+GROUP_NORM_EPS = 64e-5
+
+
+class TimeMixState(NamedTuple):
+    """All that later tokens need of earlier ones, per sequence."""
+
+    last_input_BC: Tensor
+    """The last token's input, for the token shift."""
+    wkv_BHDD: Tensor
+    """The recurrent state, fp32, key side before value side."""
+
+
+class TimeMixContext(NamedTuple):
+    """What every layer of one forward pass shares."""
+
+    cos_sin_BTD: tuple[Tensor, Tensor] | None = None
+    """Rotary embedding of the positions; needed where the options ask for rope."""
+    mask_BT1: Tensor | None = None
+    """1 for tokens, 0 for padding, which then leaves every state as it was; None: no padding before a token."""
+    cu_seqlens: Tensor | None = None
+    """Bounds [n + 1] of documents packed along T (with B = 1): nothing passes from one to the next."""
+
+
+class LowRank(nn.Module):
+    """bias + φ(x·down)·up, the data-dependent vectors of RWKV-7: (w0, w1, w2), (a0, a1, a2), (v0, v1, v2), (g1, g2)."""
+
+    def __init__(
+        self,
+        width_in: int,
+        rank: int,
+        width_out: int,
+        *,
+        activation: Literal["none", "tanh", "sigmoid"],
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.down = nn.Linear(width_in, rank, bias=False)
+        self.up = nn.Linear(rank, width_out, bias=False)
+        self.bias = nn.Parameter(torch.zeros(width_out)) if bias else None
+        self.activation = activation
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """[B, T, width_out] in fp32: what follows is an exponential's argument, which bf16 is too coarse for."""
+        inner = self.down(x_BTC)
+        if self.activation != "none":
+            inner = torch.tanh(inner) if self.activation == "tanh" else torch.sigmoid(inner)
+        y: Tensor = self.up(inner).float()
+        return y if self.bias is None else y + self.bias.float()
+
+
+class TimeMix(nn.Module):
+    """One time mixer. `forward` takes what the attention block takes: the normed input of the layer."""
+
+    def __init__(
+        self, options: TimeMixOptions, hidden_size: int, layer: int, num_layers: int, *, is_first: bool = False
+    ) -> None:
+        """`is_first`: no earlier layer mixes time, so that this one's value is the one that later layers mix in."""
+        super().__init__()
+        self.options, self.layer, self.num_layers = options, layer, num_layers
+        self.fuse = False
+        """Whether torch.compile makes one kernel of each element-wise part."""
+        C, W, U = hidden_size, options.width, options.key_value_width
+        self.receptance = nn.Linear(C, W, bias=options.qkv_bias)
+        self.key = nn.Linear(C, U, bias=options.qkv_bias)
+        self.value = nn.Linear(C, U, bias=options.qkv_bias)
+        self.output = nn.Linear(W, C, bias=False)
+        self.decay = LowRank(C, options.decay_rank, W, activation="tanh")
+        self.rate = LowRank(C, options.rate_rank, W, activation="none")
+        self.removal_scale = nn.Parameter(torch.ones(W))
+        if not options.state_balancing:
+            self.rate_scale = nn.Parameter(torch.ones(W))
+        if options.value_residual != "none" and not is_first:
+            self.value_mix = LowRank(C, options.value_rank, U, activation="none")
+        if options.gate != "none":
+            self.gate = LowRank(C, options.gate_rank, W, activation="sigmoid", bias=False)
+        if options.token_shift:
+            self.shift_mix = nn.Parameter(torch.zeros(6, C))
+        if options.bonus:
+            self.bonus = nn.Parameter(torch.zeros(options.num_heads, options.head_dim))
+        if options.output_norm == "group":
+            self.norm = nn.GroupNorm(options.num_heads, W, eps=GROUP_NORM_EPS)
+
+    def forward(
+        self, x_BTC: Tensor, v_first_BTU: Tensor | None, context: TimeMixContext, state: TimeMixState | None = None
+    ) -> tuple[Tensor, Tensor, TimeMixState | None]:
+        """Returns (output [B, T, C], the first mixer's value [B, T, U], state after the last token if one was given).
+
+        `v_first_BTU` is the first mixer's value (None in that mixer), never changed in place.
+        """
+        options = self.options
+        if torch.is_autocast_enabled(x_BTC.device.type):
+            # The projections read bf16 anyway; casting once, before the six mixtures, halves what they move.
+            x_BTC = x_BTC.to(torch.get_autocast_dtype(x_BTC.device.type))
+        if context.mask_BT1 is not None:
+            x_BTC = x_BTC * context.mask_BT1.to(x_BTC.dtype)
+        elif state is not None and context.cu_seqlens is None and can_step(self, x_BTC):
+            return self._step(x_BTC, v_first_BTU, context, state)
+        x_r, x_w, x_k, x_v, x_a, x_g = self._shifted(x_BTC, context, state)
+        v, value_mix = self.value(x_v), None
+        if v_first_BTU is None:
+            v_first_BTU = v.detach() if options.value_residual == "detached" else v
+        elif options.value_residual != "none":
+            value_mix = self.value_mix(x_v)
+        r, log_decay, k, v, minus_removal, rate = self._run(
+            recurrence_inputs,
+            self.receptance(x_r),
+            self.key(x_k),
+            v,
+            self.decay(x_w),
+            self.rate(x_a),
+            v_first_BTU,
+            value_mix,
+            context.cos_sin_BTD if options.rope else None,
+            context.mask_BT1,
+            self.removal_scale,
+            None if options.state_balancing else self.rate_scale,
+            head_dim=options.head_dim,
+            dtype=recurrence_dtype(x_BTC.device, x_BTC.dtype),
+        )
+        y, wkv = self._recurrence((r, log_decay, k, v, minus_removal, rate), context.cu_seqlens, state)
+        y = self._run(
+            mixed_output,
+            y,
+            r,
+            k,
+            v,
+            (self.norm.weight, self.norm.bias, self.norm.eps) if options.output_norm == "group" else None,
+            self.bonus if options.bonus else None,
+            self.gate(x_g) if options.gate != "none" else None,
+            gate_around_one=options.gate == "residual",
+        )
+        after = None
+        if state is not None:
+            assert wkv is not None, "a recurrence that was given a state returned none"
+            after = TimeMixState(_last_input(x_BTC, state, context), wkv)
+        return self.output(y.to(x_BTC.dtype)), v_first_BTU, after
+
+    def _shifted(self, x_BTC: Tensor, context: TimeMixContext, state: TimeMixState | None) -> tuple[Tensor, ...]:
+        """The six inputs x + (x₋₁ − x)⊙μ for r, w, k, v, a, g; without token shift, x itself."""
+        if not self.options.token_shift:
+            return (x_BTC,) * 6
+        first_B1C = torch.zeros_like(x_BTC[:, :1]) if state is None else state.last_input_BC[:, None].to(x_BTC.dtype)
+        previous = torch.cat([first_B1C, x_BTC[:, :-1]], dim=1) if x_BTC.shape[1] > 1 else first_B1C
+        if context.cu_seqlens is not None:
+            previous[:, context.cu_seqlens[1:-1].long()] = 0.0
+        difference = previous - x_BTC
+        return tuple(torch.addcmul(x_BTC, difference, mix_C.to(x_BTC.dtype)) for mix_C in self.shift_mix)
+
+    def _recurrence(
+        self, inputs: tuple[Tensor, ...], cu_seqlens: Tensor | None, state: TimeMixState | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The recurrence over [B, T, H, D]; decoding's single token goes the short way."""
+        scale = self.options.head_dim**-0.5 if self.options.state_balancing else 1.0
+        if state is not None and inputs[0].shape[1] == 1 and cu_seqlens is None:
+            r, w, k, v, a, b = (x.squeeze(1) for x in inputs)
+            y_BHD, wkv = wkv7_step(r, w, k, v, a, b, state.wkv_BHDD, scale=scale)
+            return y_BHD[:, None], wkv
+        r, w, k, v, a, b = inputs
+        before = None if state is None else state.wkv_BHDD
+        return wkv7(
+            *(r, w, k, v, a, b),
+            initial_state=before,
+            output_final_state=state is not None,
+            cu_seqlens=cu_seqlens,
+            scale=scale,
+        )
+
+    def _step(
+        self, x_B1C: Tensor, v_first_B1U: Tensor | None, context: TimeMixContext, state: TimeMixState
+    ) -> tuple[Tensor, Tensor, TimeMixState]:
+        x_BC = x_B1C[:, 0]
+        cos_sin = None if context.cos_sin_BTD is None else _rows(context.cos_sin_BTD, x_BC.shape[0])
+        v_first_BU = None if v_first_B1U is None else v_first_B1U[:, 0]
+        y_BC, v_first_BU, wkv = step(self, x_BC, v_first_BU, cos_sin, state.last_input_BC, state.wkv_BHDD)
+        return y_BC[:, None], v_first_BU[:, None], TimeMixState(x_BC, wkv)
+
+    def _run(self, part: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        return (fused(part) if self.fuse else part)(*arguments, **options)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """RWKV-7's start for a mixer that learns from nothing: slow and fast channels, a silent output.
+
+        Goes through `transformers.initialization`, which leaves weights that were loaded from a file alone.
+        """
+        depth = self.layer / max(self.num_layers - 1, 1)
+        C = self.receptance.in_features
+        for linear, bound in ((self.receptance, 0.5), (self.key, 0.05), (self.value, 0.5)):
+            init.uniform_(linear.weight, -bound / math.sqrt(C), bound / math.sqrt(C))
+            if linear.bias is not None:
+                init.zeros_(linear.bias)
+        init.zeros_(self.output.weight)
+        self._initialise_decay_and_rate(depth)
+        init.constant_(self.removal_scale, 1.0 if self.options.state_balancing else 0.7)
+        if not self.options.state_balancing:
+            init.constant_(self.rate_scale, 1.02)
+        if hasattr(self, "value_mix"):
+            self._initialise_low_rank(self.value_mix)
+            init.constant_(self.value_mix.bias, 0.73)
+        if self.options.gate != "none":
+            self._initialise_gate()
+        if self.options.token_shift:
+            self._initialise_shift_mix(depth)
+        if self.options.bonus:
+            init.constant_(self.bonus, -0.04)
+        if self.options.output_norm == "group":
+            init.ones_(self.norm.weight)
+            init.zeros_(self.norm.bias)
+
+    def _initialise_decay_and_rate(self, depth: float) -> None:
+        W = self.options.width
+        ramp = torch.linspace(0.0, 1.0, W)
+        self._initialise_low_rank(self.decay)
+        init.copy_(self.decay.bias, -5.5 + 6.0 * ramp ** (1.0 + depth**0.3))
+        self._initialise_low_rank(self.rate)
+        init.copy_(self.rate.bias, 0.4 * (ramp - 0.5) - 0.19)
+
+    def _initialise_low_rank(self, low_rank: LowRank) -> None:
+        init.zeros_(low_rank.down.weight)
+        init.orthogonal_(low_rank.up.weight, gain=0.1)
+
+    def _initialise_gate(self) -> None:
+        """`residual` starts as the identity; `low-rank` as a near constant: σ(0) = ½ summed over the rank is 1."""
+        rank = self.options.gate_rank
+        init.normal_(self.gate.down.weight, std=0.02)
+        if self.options.gate == "residual":
+            init.zeros_(self.gate.up.weight)
+        else:
+            init.constant_(self.gate.up.weight, 2.0 / rank)
+
+    def _initialise_shift_mix(self, depth: float) -> None:
+        """μ of r, w, k, v, a, g: deeper layers and later channels look back less."""
+        C = self.shift_mix.shape[1]
+        ramp = torch.arange(C) / C
+        late = 1.0 - self.layer / self.num_layers
+        powers = [0.2 * late, 0.9 * late, 0.7 * late, 0.7 * late, 0.9 * late, 0.2 * late]
+        init.copy_(self.shift_mix, torch.stack([1.0 - ramp**power for power in powers]))
+
+
+def recurrence_dtype(device: torch.device, compute_dtype: torch.dtype) -> torch.dtype:
+    """What the recurrence's inputs, but for its log decay, are handed over in: on a GPU the compute dtype, else fp32.
+
+    Its chunk kernels take half precision only; a CPU's paths compute in fp32, where rounding first gains nothing.
+    """
+    in_half = device.type == "cuda" and compute_dtype in (torch.bfloat16, torch.float16)
+    return compute_dtype if in_half else torch.float32
+
+
+def _rows(cos_sin_B1D: tuple[Tensor, Tensor], batch: int) -> tuple[Tensor, Tensor]:
+    """[B, D] of a rotary embedding [B or 1, 1, D]."""
+    cos_B1D, sin_B1D = cos_sin_B1D
+    return cos_B1D[:, 0].float().expand(batch, -1), sin_B1D[:, 0].float().expand(batch, -1)
+
+
+def _last_input(x_BTC: Tensor, before: TimeMixState, context: TimeMixContext) -> Tensor:
+    """Each sequence's last input that is a token; the one before this call where all is padding."""
+    if context.mask_BT1 is None:
+        return x_BTC[:, -1]
+    mask_BT = context.mask_BT1[..., 0] > 0
+    positions_T = torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
+    last_B = (mask_BT * positions_T).amax(dim=1)
+    last_BC = x_BTC[torch.arange(len(last_B), device=last_B.device), (last_B - 1).clamp_min(0)]
+    return torch.where(last_B[:, None] > 0, last_BC, before.last_input_BC.to(x_BTC.dtype))

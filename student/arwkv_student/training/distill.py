@@ -1,0 +1,88 @@
+"""Stage 2: the student's next-token distribution learns the teacher's, from stored sparse logits."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arwkv_store import DatasetInfo
+from arwkv_store.errors import UsageError
+from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
+from arwkv_student.losses.objectives import Objective, distill_loss
+from arwkv_student.model.configuration import active_mlp
+from arwkv_student.model.modeling import ArwkvForCausalLM
+from arwkv_student.settings import TrainSettings
+from arwkv_student.training.trainer import StageTrainer
+
+
+def choose_trained(model: ArwkvForCausalLM, trained: str) -> None:
+    """Freeze what stage 2 leaves alone: nothing ("all"), the MLPs ("frozen-mlp"), or all but the time mixers."""
+    if trained == "preset":
+        trained = "all" if active_mlp(model.config.preset) else "frozen-mlp"
+    for name, parameter in model.named_parameters():
+        trains = {"all": True, "frozen-mlp": ".mlp." not in name, "time-mix": ".time_mix." in name}[trained]
+        parameter.requires_grad_(trains)
+
+
+class DistillTrainer(StageTrainer):
+    """KL(teacher ‖ student) over the stored tokens and one bucket for the rest of the vocabulary, or what is asked."""
+
+    objective: Objective
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean over the positions that count, of a batch made by `collate`."""
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            cu_seqlens=inputs.get("cu_seqlens"),
+            head_loss=distill_loss(inputs, self.objective),
+        )
+        loss = self.weighed(outputs.loss, inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+
+def distill_objective(
+    settings: TrainSettings, infos: Sequence[DatasetInfo], base: BaseCheckpoint, device: torch.device, bf16: bool
+) -> Objective:
+    """The settings' objective for these shards: exact from final hidden states, where there are no logits.
+
+    Raises UsageError for an objective that the shards cannot give.
+    """
+    head = None
+    for info in infos:
+        _require_unbiased(settings, info)
+    if infos[0].capture.logits == "none":
+        head = _teacher_head(settings, infos, base).to(device, torch.bfloat16 if bf16 else torch.float32)
+    return Objective(
+        vocab_size=infos[0].tokenizer.vocab_size,
+        divergence=settings.divergence,
+        temperature=settings.temperature,
+        ce_weight=settings.ce_weight,
+        teacher_head_VC=head,
+        compute_dtype=torch.bfloat16 if bf16 else None,
+    )
+
+
+def _require_unbiased(settings: TrainSettings, info: DatasetInfo) -> None:
+    """Draws stand for the teacher in expectation, and only what is linear in its probabilities keeps that."""
+    drawn = info.capture.logits in ("sampled", "hybrid")
+    if drawn and (settings.divergence != "forward" or settings.temperature != 1.0):
+        raise UsageError(
+            f"--divergence {settings.divergence} --temperature {settings.temperature} on {info.capture.logits} logits "
+            "would be biased; draws go with forward at 1.0, top-k and adaptive with all"
+        )
+
+
+def _teacher_head(settings: TrainSettings, infos: Sequence[DatasetInfo], base: BaseCheckpoint) -> Tensor:
+    """The frozen head that turns final hidden states into logits: the base's, or --teacher-head's."""
+    source = base if settings.teacher_head is None else open_base(settings.teacher_head)
+    if settings.divergence != "forward":
+        raise UsageError(f"divergence {settings.divergence!r} needs stored logits; final hidden states go with forward")
+    tied = source.config.get("tie_word_embeddings", False)
+    ((_, head_VC),) = source.tensors(["model.embed_tokens.weight" if tied else "lm_head.weight"])
+    if len({(t.model, t.revision, t.weights_hash) for t in (info.teacher for info in infos)}) > 1:
+        raise UsageError("final hidden states of several teachers, and one --teacher-head; give shards of one teacher")
+    checked: Tensor = head_VC
+    return checked

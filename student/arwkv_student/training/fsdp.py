@@ -1,0 +1,79 @@
+"""FSDP2: parameters, gradients and optimiser state spread over the processes, checkpoints in one piece.
+
+A checkpoint holds whole tensors by name, whatever wrote it: a run may go on with another number of processes, sharded
+or not.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from arwkv_store.errors import UsageError
+from arwkv_student.model.modeling import ArwkvForCausalLM
+
+
+def shard(model: ArwkvForCausalLM, device: torch.device) -> None:
+    """Spread a model on the CPU over the processes, a layer at a time; embedding, last norm and head with the root.
+
+    No device holds more than its share and one layer (or embedding and head) meanwhile. Parameters stay fp32 while they
+    travel: in bf16 the decay would lose what it needs. Raises UsageError where there are no processes to spread over.
+    """
+    if not torch.distributed.is_initialized():
+        raise UsageError("--fsdp: one process alone; start it with torchrun --nproc-per-node N -m arwkv_student.cli")
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for module in model.modules():
+        if isinstance(module, FSDPModule) and device.type == "cpu":
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no average
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` spread it."""
+    return isinstance(model, FSDPModule)
+
+
+def whole_weights(model: nn.Module) -> dict[str, Any]:
+    """Every weight in one piece, on the CPU; in process 0 only, and to be called by all."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def load_weights(model: nn.Module, checkpoint: Path) -> None:
+    """Give the model the weights in a checkpoint's folder, which process 0 alone reads."""
+    weights: dict[str, Any] = {}
+    if torch.distributed.get_rank() == 0:
+        for file in checkpoint.glob("model*.safetensors"):
+            weights |= load_file(file)
+    set_model_state_dict(model, weights, options=_from_process_0(strict=False))
+
+
+def whole_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimiser's state by parameter name; in process 0 only where the model is sharded."""
+    options = StateDictOptions(full_state_dict=is_sharded(model), cpu_offload=is_sharded(model))
+    return get_optimizer_state_dict(model, optimizer, options=options)
+
+
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """Inverse of `whole_optimizer_state`, for a model of any number of processes."""
+    reads = not is_sharded(model) or torch.distributed.get_rank() == 0
+    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True) if reads else {}
+    set_optimizer_state_dict(
+        model, optimizer, state, options=_from_process_0() if is_sharded(model) else StateDictOptions()
+    )
+
+
+def _from_process_0(strict: bool = True) -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)

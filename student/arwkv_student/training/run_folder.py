@@ -1,0 +1,189 @@
+"""A run's folder: what it is a run of, which stages are done, and which checkpoints are whole.
+
+RUN/run.json              settings and dataset, compared when the run continues
+RUN/run.lock              locked while a process works here
+RUN/metrics.jsonl         one JSON object per line
+RUN/samples.jsonl         what teacher and student say to held-out texts, likewise
+RUN/tensorboard/          the same figures for TensorBoard
+RUN/align, RUN/distill,
+RUN/sft, RUN/dpo          each stage's student, when done; checkpoint-N/ inside until then
+RUN/                      the last stage's student
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from arwkv_store.errors import ConfigurationDiffers, TryAgain, UsageError
+from arwkv_store.places.commit import sync_folder
+
+STAGES = ("align", "distill", "sft", "dpo")
+WHOLE = "whole.json"
+DONE = "stage.json"
+HASHED = ("base", "teacher_head", "start")
+"""Fields of run.json that describe checkpoints."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and state of one run."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """The JSONL file of figures."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """The JSONL file of texts."""
+        return self.path / "samples.jsonl"
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage."""
+        return self.path / name
+
+    @contextlib.contextmanager
+    def claimed(self, identity: Mapping[str, Any], processes: PartialState) -> Iterator[None]:
+        """Make the folder this run's, or continue it, and keep every other run out meanwhile.
+
+        Raises ConfigurationDiffers, naming each field, where it holds a run of another configuration, TryAgain where a
+        run is working in it, and UsageError where it cannot be written.
+        """
+        with contextlib.ExitStack() as held:
+            with processes.main_process_first():
+                if processes.is_main_process:
+                    try:
+                        self.path.mkdir(parents=True, exist_ok=True)
+                        held.enter_context(self._lock())
+                        if not (self.path / "run.json").exists():
+                            write_json(self.path / "run.json", identity)
+                    except OSError as error:
+                        way_out = "choose a folder that can be written"
+                        raise UsageError(f"--out {self.path}: {error.strerror}; {way_out}") from error
+                self._require_same(identity)
+            yield
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Hold the folder. The lock ends with this process, and processes that it forks do not have it."""
+        with (self.path / "run.lock").open("w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                raise TryAgain(
+                    f"--out {self.path}: a run is working in this folder; wait for its end, or choose another"
+                ) from error
+            yield
+
+    def _require_same(self, identity: Mapping[str, Any]) -> None:
+        file = self.path / "run.json"
+        before, asked = json.loads(file.read_text()), json.loads(json.dumps(identity))
+        before, asked = compared(before, before), compared(asked, before)
+        differences = [
+            f"{name}: {json.dumps(before.get(name))} there, {json.dumps(asked.get(name))} asked"
+            for name in sorted(before.keys() | asked.keys())
+            if before.get(name) != asked.get(name)
+        ]
+        if differences:
+            raise ConfigurationDiffers(f"{file}: {'; '.join(differences)}; choose another --out, or the same settings")
+
+    def finished(self, stage: str) -> dict[str, Any] | None:
+        """The summary of a stage that is done, or None."""
+        file = self.stage(stage) / DONE
+        summary: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
+        return summary
+
+    def finish(self, stage: str, summary: Mapping[str, Any]) -> None:
+        """Mark a stage done, its student being in place and on the disk, and drop its checkpoints."""
+        sync_files(self.stage(stage))
+        write_json(self.stage(stage) / DONE, summary)
+        for checkpoint in self.stage(stage).glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+
+    def publish(self, stage: str) -> None:
+        """Make the stage's student the run's own: RUN/config.json, RUN/model.safetensors, the tokenizer."""
+        for file in self.stage(stage).iterdir():
+            if file.is_file() and file.name != DONE:
+                target, fresh = self.path / file.name, self.path / (file.name + ".new")
+                fresh.unlink(missing_ok=True)
+                try:
+                    os.link(file, fresh)
+                except OSError:
+                    shutil.copyfile(file, fresh)
+                put_in_place(fresh, target)
+
+    def last_checkpoint(self, stage: str) -> Path | None:
+        """The newest checkpoint that was written to its end; unfinished ones are removed."""
+        whole: list[tuple[int, Path]] = []
+        for path in self.stage(stage).glob("checkpoint-*"):
+            if (path / WHOLE).is_file():
+                whole.append((int(path.name.rpartition("-")[2]), path))
+            else:
+                shutil.rmtree(path)
+        return max(whole)[1] if whole else None
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Drop the stage's lines past `step`, which a continued run writes again, and a line cut short by a kill."""
+        for file in filter(Path.exists, (self.metrics, self.samples)):
+            kept = []
+            for line in file.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                if entry.get("stage") != stage or entry["step"] <= step:
+                    kept.append(line + "\n")
+            replace_text(file, "".join(kept))
+
+
+def compared(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an identity that must not change: of a checkpoint its hash, of shards what they hold.
+
+    `recorded` is that of a run perhaps older than the hashes, which then cannot be compared.
+    """
+    return {
+        name: value["checkpoint"] if isinstance(value, dict) and "checkpoint" in value else value
+        for name, value in identity.items()
+        if not re.fullmatch(r"shards_\d+_dataset", name) and (name in recorded or name not in HASHED)
+    }
+
+
+def write_json(file: Path, document: Mapping[str, Any]) -> None:
+    """Write a file that is whole or absent."""
+    replace_text(file, json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write a file that is whole or as it was."""
+    fresh = file.with_name(file.name + ".new")
+    with fresh.open("w") as opened:
+        opened.write(text)
+    put_in_place(fresh, file)
+
+
+def put_in_place(fresh: Path, file: Path) -> None:
+    """Give a file that was written beside `file` its name, once it is on the disk."""
+    with fresh.open("rb") as opened:
+        os.fsync(opened.fileno())
+    os.replace(fresh, file)
+    sync_folder(file.parent)
+
+
+def sync_files(folder: Path) -> None:
+    """Have a folder's own files, which others wrote, and their names on the disk."""
+    for file in filter(Path.is_file, folder.iterdir()):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    sync_folder(folder)
+    sync_folder(folder.parent)

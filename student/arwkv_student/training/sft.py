@@ -1,0 +1,31 @@
+"""Stage `sft`: TRL's SFTTrainer on the student; cross-entropy of the replies' tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from arwkv_student.data.conversations import Example
+from arwkv_student.training.tuned_trainer import TunedTrainer
+
+# Rows hold `input_ids` and `labels`, so TRL neither tokenises nor cuts, and the loss shifts the labels, once.
+CONFIG = SFTConfig
+OPTIONS: dict[str, Any] = {"max_length": None, "completion_only_loss": False}
+
+
+def as_rows(examples: Sequence[Example]) -> Dataset:
+    """Examples as TRL takes them once they are tokens: columns `input_ids` and `labels`."""
+    columns = {name: [getattr(example, name) for example in examples] for name in ("input_ids", "labels")}
+    return Dataset.from_dict(columns)
+
+
+class SftTrainer(TunedTrainer, SFTTrainer):  # type: ignore[misc] # TRL is untyped
+    """TRL's trainer in the store's order, with this project's checkpoints."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """TRL's, given packed conversations by the name that the student knows their bounds by."""
+        if "cu_seq_lens_q" in inputs:
+            packed = {name: inputs[name] for name in ("input_ids", "labels", "position_ids")}
+            inputs = packed | {"cu_seqlens": inputs["cu_seq_lens_q"]}
+        return super().compute_loss(model, inputs, *arguments, **options)

@@ -1,0 +1,47 @@
+"""What stages sft and dpo add to TRL's trainers: the project's order, checkpoints and silence."""
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+from arwkv_student.data.collate import OrderSampler
+from arwkv_student.training.trainer import ResumableTrainer, RunLog
+
+FIGURES = ("eval_loss", "eval_mean_token_accuracy", "eval_rewards/")
+
+
+class HeldOut(TrainerCallback):  # type: ignore[misc] # transformers is untyped
+    """Held-out figures to RUN/metrics.jsonl, at the last step in any case; keeps the last ones."""
+
+    def __init__(self, log: RunLog, evaluates: bool) -> None:
+        self.log, self.evaluates, self.step = log, evaluates, 0
+        self.figures: dict[str, float] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.evaluates and state.global_step == state.max_steps:
+            control.should_evaluate = True
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        self.step = state.global_step
+        self.figures = {name: value for name, value in (metrics or {}).items() if name.startswith(FIGURES)}
+        if state.is_world_process_zero:
+            self.log.write(step=self.step, tokens=state.num_input_tokens_seen, **self.figures)
+
+
+class TunedTrainer(ResumableTrainer):
+    """Goes before a TRL trainer among the bases: rows in the store's order, no card, no call to anybody."""
+
+    held_out: HeldOut
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> OrderSampler:
+        args, rows = self.args, [len(self.train_dataset)]
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return OrderSampler(rows, args.max_steps * per_step, args.data_seed)
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """`student export` writes the card."""
+
+    def _send_telemetry(self) -> None:
+        pass
