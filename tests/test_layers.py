@@ -16,6 +16,17 @@ MAY_IMPORT = {
     "student": {"store", "kernels"},
     "api": {"store"},
 }
+# Rooms: which subpackages of a package another one may import. Modules beside them are open to all.
+ROOMS_MAY_IMPORT = {
+    "api": {
+        "access": set[str](),
+        "index": set[str](),
+        "migrations": {"index"},
+        "views": {"index"},
+        "http": {"access", "index", "views"},
+    },
+}
+MOST_FILES = 16
 
 
 def imported_modules(folder: str) -> Iterator[tuple[Path, str]]:
@@ -34,6 +45,24 @@ def test_imports_flow_one_way(folder: str) -> None:
         top = module.split(".")[0]
         if top.startswith("arwkv_"):
             assert top.removeprefix("arwkv_") in allowed, f"{file.relative_to(ROOT)} imports {module}"
+
+
+@pytest.mark.parametrize("folder", ROOMS_MAY_IMPORT)
+def test_rooms_import_only_the_rooms_below_them(folder: str) -> None:
+    package, rooms = f"arwkv_{folder}", ROOMS_MAY_IMPORT[folder]
+    assert {path.parent.name for path in (ROOT / folder / package).glob("*/__init__.py")} == set(rooms)
+    for file, module in imported_modules(f"{folder}/{package}"):
+        room = file.relative_to(ROOT / folder / package).parts[0]
+        top, _, inner = module.partition(".")
+        if room in rooms and top == package and (other := inner.split(".")[0]) in rooms:
+            assert other in rooms[room] | {room}, f"{file.relative_to(ROOT)} imports {module}"
+
+
+@pytest.mark.parametrize("folder", ROOMS_MAY_IMPORT)
+def test_a_room_has_few_files(folder: str) -> None:
+    for room in ROOMS_MAY_IMPORT[folder]:
+        files = list((ROOT / folder / f"arwkv_{folder}" / room).glob("*.py"))
+        assert len(files) <= MOST_FILES, f"{room}: {len(files)} files"
 
 
 @pytest.mark.parametrize("folder", [folder for folder in MAY_IMPORT if folder != "producer"])

@@ -15,7 +15,7 @@ def serve(config: ServeConfig) -> None:
 
 def key(config: KeyConfig) -> dict[str, object]:
     """Make a bearer key, and add its hash to a key file for `api serve --keys`."""
-    from arwkv_api.http.keys import add_key
+    from arwkv_api.access.keys import add_key
 
     secret = add_key(config.keys, config.name, frozenset(config.scope))
     if not config.json:

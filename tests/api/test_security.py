@@ -17,8 +17,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from api_eventually import eventually
+from arwkv_api.access.keys import add_key, find_key, load_keys
 from arwkv_api.config import Settings
-from arwkv_api.http.keys import add_key, find_key, load_keys
 from arwkv_store import UsageError
 from store_examples import write_example_dataset
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from arwkv_api.http.problems import RangeNotSatisfiable
+from arwkv_api.errors import RangeNotSatisfiable
 from arwkv_api.http.ranges import ByteRange, matches, requested_ranges
 from arwkv_store import ShardManifest
 

@@ -11,12 +11,12 @@ from anyio import to_thread
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 
+from arwkv_api.access.keyring import Keyring
 from arwkv_api.config import Settings
 from arwkv_api.http import problems
 from arwkv_api.http.access_log import Observe, configure_logging
 from arwkv_api.http.compress import Compact
 from arwkv_api.http.guard import Guard
-from arwkv_api.http.keyring import Keyring
 from arwkv_api.http.routes import datasets, operations, pages, runs, samples, shards
 from arwkv_api.http.service import Service
 from arwkv_api.index.database import connect
@@ -44,7 +44,8 @@ class _Application(FastAPI):
 
 def create_app(settings: Settings) -> FastAPI:
     """The service for these settings. Raises UsageError where the index or the key file cannot be opened."""
-    service = Service(connect(settings.database), settings, Keyring(settings.api_key, settings.keys))
+    keyring = Keyring(settings.api_key, settings.keys, public_read=settings.public_read)
+    service = Service(connect(settings.database), settings)
     app = _Application(
         title="ARWKV datasets",
         version="1",
@@ -54,7 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
         generate_unique_id_function=lambda route: route.name + ("_head" if route.methods == {"HEAD"} else ""),
     )
-    app.state.service = service
+    app.state.service, app.state.keyring = service, keyring
     problems.install(app)
     for routes in (datasets, shards, samples, runs, operations, pages):
         app.include_router(routes.router)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Row
 
 from arwkv_api.index.orm import NOT_KNOWN, DatasetRow, ShardRow
+from arwkv_api.index.timeline import TimelinePoint
 from arwkv_store.format.schema import DatasetInfo
 
 DatasetState = Literal["ready", "missing", "unreadable", "withdrawn"]
@@ -68,15 +69,6 @@ class Shard(_Answer):
 class ShardPage(_Answer):
     items: list[Shard]
     next_cursor: str | None
-
-
-class TimelinePoint(_Answer):
-    """Totals of all shards committed up to `at`."""
-
-    at: datetime
-    shards: int
-    tokens: int
-    size_bytes: int
 
 
 class Timeline(_Answer):

@@ -12,7 +12,8 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError, Ti
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from arwkv_store.errors import ArwkvError, UsageError
+from arwkv_api.errors import RangeNotSatisfiable
+from arwkv_store.errors import ArwkvError
 
 log = logging.getLogger("arwkv_api.problems")
 
@@ -39,46 +40,6 @@ class Problem(BaseModel):
     instance: str = Field(examples=["/v1/datasets/train"])
     request_id: str | None = Field(None, examples=["5f0c8a2e9b7d4c31"])
     errors: list[FieldProblem] | None = None
-
-
-class BadCursor(UsageError):
-    """A cursor that this service did not give out for this listing."""
-
-    http_status = 400
-
-
-class Unauthorized(UsageError):
-    """No key, or one that is not known."""
-
-    http_status = 401
-
-
-class Forbidden(UsageError):
-    """A known key without the scope that the operation needs."""
-
-    http_status = 403
-
-
-class TooLarge(UsageError):
-    """A request body over the limit."""
-
-    http_status = 413
-
-
-class TooManyRequests(UsageError):
-    """A client over its rate."""
-
-    http_status = 429
-
-
-class RangeNotSatisfiable(UsageError):
-    """A Range outside the file, or more ranges than one request may ask for."""
-
-    http_status = 416
-
-    def __init__(self, message: str, size_bytes: int) -> None:
-        super().__init__(message)
-        self.size_bytes = size_bytes
 
 
 def problem_response(

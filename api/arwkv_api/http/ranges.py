@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from arwkv_api.http.problems import RangeNotSatisfiable
+from arwkv_api.errors import RangeNotSatisfiable
 
 _SPEC = re.compile(r"(?a:(\d{0,19})-(\d{0,19}))")
 HEADER_LIMIT_CHARACTERS = 1000

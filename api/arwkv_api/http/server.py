@@ -11,10 +11,10 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
+from arwkv_api.access.keyring import Keyring
 from arwkv_api.config import ServeConfig, Settings
 from arwkv_api.http.access_log import configure_logging
 from arwkv_api.http.app import create_app, settings_to_environment
-from arwkv_api.http.keyring import Keyring
 from arwkv_api.http.protocol import BoundedHttp, raise_descriptor_limit
 from arwkv_api.index.database import connect
 from arwkv_store.errors import UsageError

@@ -12,7 +12,6 @@ from sqlalchemy import Engine
 
 from arwkv_api.config import Settings
 from arwkv_api.http.answers import Answers
-from arwkv_api.http.keyring import Keyring
 from arwkv_api.index.lease import pause_s
 from arwkv_api.index.looks import Looks
 from arwkv_api.index.scan import scan_root
@@ -31,7 +30,6 @@ class Service:
 
     engine: Engine
     settings: Settings
-    keyring: Keyring
     answers: Answers = field(default_factory=Answers)
     previews: Previews = field(default_factory=Previews)
     scanned_once: threading.Event = field(default_factory=threading.Event)

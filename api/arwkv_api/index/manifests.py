@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 
-from arwkv_api.http.transfer import open_inside, read_inside
+from arwkv_api.index.files import open_inside, read_inside
 from arwkv_api.index.folders import ShardFiles
 from arwkv_store.errors import ArwkvError, CorruptShard, NotFound, TryAgain
 from arwkv_store.format.layout import DATASET_FILE, manifest_name

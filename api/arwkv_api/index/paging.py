@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, literal, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from arwkv_api.http.problems import BadCursor
+from arwkv_api.errors import BadCursor
 
 CURSOR_LIMIT_CHARACTERS = 1000
 # What both databases keep in a BIGINT column; a cursor with more was not ours.

@@ -6,14 +6,24 @@ Kept as JSON beside the dataset, `[width_s, [[last_s, shards, tokens, size_bytes
 
 import json
 from collections.abc import Iterable
-
-from arwkv_api.http.models import TimelinePoint, moment
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 SLOTS = 1024
 FIRST_WIDTH_S = 2.0**-6
 
 Slot = tuple[float, int, int, int]
 """Last commit in the slot (seconds since the epoch), and its shards, tokens and bytes."""
+
+
+@dataclass(frozen=True)
+class TimelinePoint:
+    """Totals of all shards committed up to `at`."""
+
+    at: datetime
+    shards: int
+    tokens: int
+    size_bytes: int
 
 
 def grown(growth: str | None, commits: Iterable[tuple[float, int, int]]) -> str:
@@ -41,7 +51,7 @@ def timeline_of(growth: str | None, points: int) -> list[TimelinePoint]:
     for number in sorted(slots):
         after_s, *more = slots[number]
         shards, tokens, size_bytes = shards + more[0], tokens + more[1], size_bytes + more[2]
-        totals.append(TimelinePoint(at=moment(first_s + after_s), shards=shards, tokens=tokens, size_bytes=size_bytes))
+        totals.append(TimelinePoint(datetime.fromtimestamp(first_s + after_s, UTC), shards, tokens, size_bytes))
     return totals
 
 

@@ -8,8 +8,8 @@ from typing import Any, BinaryIO
 
 from pydantic_core import to_json
 
-from arwkv_api.http.problems import BadCursor
-from arwkv_api.http.transfer import open_inside
+from arwkv_api.errors import BadCursor
+from arwkv_api.index.files import open_inside
 from arwkv_api.index.folders import METRICS, run_folders
 from arwkv_store.errors import NotFound
 

@@ -6,7 +6,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from arwkv_api.http.auth import Read, Write
+from arwkv_api.access.auth import Read, Write
 from arwkv_api.http.models import (
     Dataset,
     DatasetPage,

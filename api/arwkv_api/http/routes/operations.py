@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from arwkv_api.http.auth import Read
+from arwkv_api.access.auth import Read
 from arwkv_api.http.models import Health, Readiness
 from arwkv_api.http.problems import answers
 from arwkv_api.http.service import ServiceDep

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
 
-from arwkv_api.http.auth import Read
+from arwkv_api.access.auth import Read
 from arwkv_api.http.models import moment
 from arwkv_api.http.parameters import PAGE_LIMIT, Cursor
 from arwkv_api.http.problems import answers

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from arwkv_api.http.auth import Read
+from arwkv_api.access.auth import Read
 from arwkv_api.http.parameters import LARGEST_ID, DatasetName
 from arwkv_api.http.problems import answers
 from arwkv_api.http.service import ServiceDep

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from arwkv_api.http.auth import Read, Write
+from arwkv_api.access.auth import Read, Write
+from arwkv_api.errors import RangeNotSatisfiable
 from arwkv_api.http.models import Shard, ShardPage, ShardStateName, shard_summary
 from arwkv_api.http.parameters import LARGEST_ID, Cursor, DatasetName, Limit, Part, ShardSort
-from arwkv_api.http.problems import RangeNotSatisfiable, answers
+from arwkv_api.http.problems import answers
 from arwkv_api.http.ranges import matches, requested_ranges
 from arwkv_api.http.service import Service, ServiceDep
 from arwkv_api.http.transfer import FileResponse

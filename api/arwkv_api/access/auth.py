@@ -3,9 +3,9 @@
 from fastapi import Request, Security
 from fastapi.security import HTTPBearer
 
-from arwkv_api.http.keys import Scope, find_key
-from arwkv_api.http.problems import Forbidden, Unauthorized
-from arwkv_api.http.service import Service
+from arwkv_api.access.keyring import Keyring
+from arwkv_api.access.keys import Scope, find_key
+from arwkv_api.errors import Forbidden, Unauthorized
 
 
 class _Requires(HTTPBearer):
@@ -20,14 +20,14 @@ class _Requires(HTTPBearer):
         self._scope = scope
 
     async def __call__(self, request: Request) -> None:
-        service: Service = request.app.state.service
-        if service.keyring.locked:
+        keyring: Keyring = request.app.state.keyring
+        if keyring.locked:
             given = await super().__call__(request)
-            if given is None and self._scope == "read" and service.settings.public_read:
+            if given is None and self._scope == "read" and keyring.public_read:
                 return
             if given is None:
                 raise Unauthorized("no key given; send the header Authorization: Bearer KEY")
-            key = find_key(service.keyring.current(), given.credentials)
+            key = find_key(keyring.current(), given.credentials)
             if key is None:
                 raise Unauthorized("this key is not known; ask the operator for one, made by `api key`")
             request.scope["key_name"] = key.name

@@ -4,7 +4,7 @@ import logging
 import time
 from pathlib import Path
 
-from arwkv_api.http.keys import Key, digest_of, load_keys
+from arwkv_api.access.keys import Key, digest_of, load_keys
 from arwkv_store.errors import UsageError
 
 log = logging.getLogger("arwkv_api.keys")
@@ -16,9 +16,9 @@ LOOK_EVERY_S = 1.0
 class Keyring:
     """Follows the key file, so that keys come and go without a restart."""
 
-    def __init__(self, api_key: str | None, path: Path | None) -> None:
+    def __init__(self, api_key: str | None, path: Path | None, *, public_read: bool = False) -> None:
         self._own = (Key("operator", frozenset({"read", "write"}), digest_of(api_key)),) if api_key else ()
-        self._path = path
+        self._path, self.public_read = path, public_read
         self._from_file = load_keys(path) if path is not None else ()
         self._looked_at_s = time.monotonic()
 

@@ -1,0 +1,31 @@
+"""The errors that the service adds to the store's: each owns its HTTP status."""
+
+from arwkv_store.errors import UsageError
+
+
+class BadCursor(UsageError):
+    """A cursor that this service did not give out for this listing."""
+
+    http_status = 400
+
+
+class Unauthorized(UsageError):
+    """No key, or one that is not known."""
+
+    http_status = 401
+
+
+class Forbidden(UsageError):
+    """A known key without the scope that the operation needs."""
+
+    http_status = 403
+
+
+class RangeNotSatisfiable(UsageError):
+    """A Range outside the file, or more ranges than one request may ask for."""
+
+    http_status = 416
+
+    def __init__(self, message: str, size_bytes: int) -> None:
+        super().__init__(message)
+        self.size_bytes = size_bytes
