@@ -15,11 +15,12 @@ from arwkv_student.bases.checkpoint import BaseCheckpoint
 
 
 class BaseAttention(nn.Module):
-    """Qwen2's normed attention of the chosen layers, frozen; no MLP, embedding or head is loaded."""
+    """The normed attention of the chosen layers, frozen; no MLP, embedding or head is loaded."""
 
     def __init__(self, base: BaseCheckpoint, layers: Sequence[int]) -> None:
         super().__init__()
-        config = Qwen2Config(**{name: value for name, value in base.config.items() if name != "dtype"})
+        own = {name: value for name, value in base.config.items() if name not in ("dtype", "model_type")}
+        config = Qwen2Config(**own | {"rope_parameters": base.rope_parameters})
         config._attn_implementation = "sdpa"
         self.rotary_emb = Qwen2RotaryEmbedding(config)
         self.blocks = nn.ModuleDict({str(layer): Qwen2Attention(config, layer) for layer in layers})

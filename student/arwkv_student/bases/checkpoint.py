@@ -1,4 +1,4 @@
-"""The base checkpoint: a Qwen2 or Qwen2.5 folder or Hub name, of which single tensors are read."""
+"""The base checkpoint: a Qwen2, Qwen2.5 or Llama folder or Hub name, of which single tensors are read."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,8 @@ from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.vocabulary import vocabulary_hash
 from arwkv_store.format.weights import hash_of_config, hash_of_weights
 
-SUPPORTED = ("qwen2",)
+SUPPORTED = ("qwen2", "llama")
+QKV_BIASES = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
 INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -37,19 +38,42 @@ class BaseCheckpoint:
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Any]]:  # Any: torch.Tensor, which loads slowly
         """Yield (name, tensor) for these names only; nothing else of the weights is read.
 
-        Raises UsageError naming the first tensor that the checkpoint lacks.
+        The biases of query, key and value that a Llama lacks are zeros. Raises UsageError naming the first tensor that
+        the checkpoint lacks.
         """
+        import torch
         from safetensors import safe_open
 
         by_file: dict[str, list[str]] = {}
         for name in names:
-            if name not in self.file_of_tensor:
-                raise UsageError(f"base {self.name}: no tensor {name} in {self.folder}; is it a Qwen2 causal LM?")
-            by_file.setdefault(self.file_of_tensor[name], []).append(name)
+            stored = self._stored_name(name)
+            if stored not in self.file_of_tensor:
+                kind = self.config["model_type"]
+                raise UsageError(f"base {self.name}: no tensor {stored} in {self.folder}; is it a {kind} causal LM?")
+            by_file.setdefault(self.file_of_tensor[stored], []).append(name)
         for file, wanted in by_file.items():
             with safe_open(self.folder / file, framework="pt") as opened:
                 for name in wanted:
-                    yield name, opened.get_tensor(name)
+                    stored = self._stored_name(name)
+                    absent = stored != name
+                    yield (
+                        name,
+                        torch.zeros(opened.get_slice(stored).get_shape()[0]) if absent else opened.get_tensor(name),
+                    )
+
+    def _stored_name(self, name: str) -> str:
+        """The tensor itself, or the weight whose bias is zero."""
+        if self.config["model_type"] == "llama" and name.endswith(QKV_BIASES):
+            return name.removesuffix("bias") + "weight"
+        return name
+
+    @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """The rotary embedding's settings, whichever of the names that configurations have had for them is used."""
+        from transformers import AutoConfig
+
+        parameters: dict[str, Any] = AutoConfig.for_model(**self.config).rope_parameters
+        return parameters
 
     @cached_property
     def weights_hash(self) -> str:
@@ -84,7 +108,7 @@ def tokenizer_hash(what: str, folder: Path) -> str:
 def open_base(name: str) -> BaseCheckpoint:
     """Find a checkpoint: a local folder, or a Hub name (`name@revision`; a bare name means Qwen/name).
 
-    Raises NotFound where there is none, UsageError where it is no Qwen2 model.
+    Raises NotFound where there is none, UsageError where it is of another family, or has biases that students lack.
     """
     folder = Path(name) if Path(name).is_dir() else _from_hub(name)
     path = folder / "config.json"
@@ -92,7 +116,12 @@ def open_base(name: str) -> BaseCheckpoint:
         raise NotFound(f"base {name}: no config.json in {folder}; name a Hugging Face model folder")
     config = json.loads(path.read_text())
     if config.get("model_type") not in SUPPORTED:
-        raise UsageError(f"base {name}: model type {config.get('model_type')!r}; name a Qwen2 or Qwen2.5 checkpoint")
+        raise UsageError(
+            f"base {name}: model type {config.get('model_type')!r}; name a Qwen2, Qwen2.5 or Llama checkpoint"
+        )
+    for field in ("attention_bias", "mlp_bias"):
+        if config.get(field):
+            raise UsageError(f"base {name}: {field} is true in its config.json; name a Llama checkpoint without it")
     return BaseCheckpoint(name, folder, config, _file_of_tensor(name, folder))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen2Config
 
 from arwkv_store.errors import UsageError
 from arwkv_student.bases.checkpoint import TOKENIZER_FILES, BaseCheckpoint
@@ -86,8 +85,7 @@ def student_config(
     return ArwkvConfig(
         **copied,
         head_dim=base_shape(base).head_dim,
-        # Each of the names that configurations have had for it, as transformers reads them.
-        rope_parameters=Qwen2Config(**config).rope_parameters,
+        rope_parameters=base.rope_parameters,
         layer_types=[TIME_MIX if layer in chosen else ATTENTION for layer in range(depth)],
         preset=preset,
         time_mix=options_as_dict(options),
