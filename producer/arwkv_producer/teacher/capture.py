@@ -67,4 +67,4 @@ def register() -> None:
     for module, classes in modules.items():
         for name in classes.values():
             if name not in known:
-                ModelRegistry.register_model(name, f"arwkv_producer.{module}:{name}")
+                ModelRegistry.register_model(name, f"{__package__}.{module}:{name}")
