@@ -46,7 +46,8 @@ class ExampleService:
         first = int(query.get("cursor", 0))
         last = min(first + self.page_items, len(names))
         items = [{"part": int(path.stem[5:]), "manifest": path.read_text()} for path in names[first:last]]
-        return json.dumps({"items": items, "next_cursor": str(last) if last < len(names) else None}).encode()
+        following = str(last) if last < len(names) else None
+        return json.dumps({"items": items, "next_cursor": following, "committed": len(names)}).encode()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +16,16 @@ from sqlalchemy.orm import Session
 from api_eventually import eventually
 from api_many import many_shards
 from arwkv_api.config import Settings
+from arwkv_api.http.app import create_app
+from arwkv_api.index import scan
 from arwkv_api.index.database import connect
-from arwkv_api.index.folders import dataset_folders
+from arwkv_api.index.folders import ShardFiles, dataset_folders
 from arwkv_api.index.lease import lease, scanned_within
+from arwkv_api.index.looks import Looks
+from arwkv_api.index.manifests import Shard
 from arwkv_api.index.metrics import LAG_LIMIT_S, scan_lag
-from arwkv_api.index.orm import LeaseRow
+from arwkv_api.index.orm import DatasetRow, LeaseRow
+from arwkv_api.index.query import find_dataset
 from arwkv_api.index.scan import scan_root
 from arwkv_api.index.scrub import Pace, verify_due
 from store_examples import example_dataset_info, write_example_dataset
@@ -97,6 +102,54 @@ def test_dataset_that_comes_while_others_are_verified_is_seen(
     assert client.get("/v1/datasets/many").json()["verified_shards"] < 400  # verification was still under way
 
 
+def test_dataset_is_served_only_after_a_first_whole_look(
+    settings: Settings, open_client: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "BATCH_SHARDS", 2)
+    go_on, real = threading.Event(), scan._read
+
+    def stalled(row: DatasetRow, folder: Path, batch: Sequence[ShardFiles]) -> list[Shard]:
+        if row.name == "train" and batch[0].part == 2:
+            go_on.wait(60)
+        return real(row, folder, batch)
+
+    monkeypatch.setattr(scan, "_read", stalled)
+    with TestClient(create_app(settings)) as client:
+        try:
+            dataset = eventually(lambda: (d := client.get("/v1/datasets/train").json()).get("shards") and d)
+            assert (dataset["state"], dataset["shards"]) == ("indexing", 2)
+            for path in ("/shards", "/stats", "/timeline", "/shards/4", "/shards/4/data", "/samples/19"):
+                answer = client.get(f"/v1/datasets/train{path}")
+                assert (answer.status_code, answer.headers.get("retry-after")) == (503, "1"), path
+                assert "still being indexed" in answer.json()["detail"]
+            assert client.get("/v1/datasets/not-seen-yet").status_code == 503
+        finally:
+            go_on.set()
+        eventually(lambda: client.get("/v1/datasets/train").json()["state"] == "ready")
+        page = client.get("/v1/datasets/train/shards?limit=2").json()
+        assert (len(page["items"]), page["committed"]) == (2, 5)
+        eventually(lambda: client.get("/v1/datasets/not-seen-yet").status_code == 404)
+
+
+def test_dataset_indexed_anew_is_not_served_half_and_an_interrupted_scan_is_completed(
+    engine: Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = Looks(3600)
+    scan_root(engine, root, looks=looks)
+    monkeypatch.setattr(scan, "BATCH_SHARDS", 2)
+    stopping, real = threading.Event(), scan._read
+    with monkeypatch.context() as patched:
+        patched.setattr(scan, "_read", lambda *given: stopping.set() or real(*given))
+        scan_root(engine, root, anew="train", stopping=stopping)
+    with Session(engine) as session:
+        train = find_dataset(session, [root], "train")
+        assert (train.state, train.shards) == ("indexing", 2)
+    scan_root(engine, root, looks=looks)
+    with Session(engine) as session:
+        train = find_dataset(session, [root], "train")
+        assert (train.state, train.shards) == ("ready", 5)
+
+
 def test_one_bad_dataset_holds_up_no_other(client: TestClient, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = example_dataset_info()
     huge = info.model_copy(update={"corpus": info.corpus.model_copy(update={"parts": 2**70})})
@@ -114,9 +167,6 @@ def test_one_bad_dataset_holds_up_no_other(client: TestClient, root: Path, monke
 def test_dataset_whose_reading_fails_says_why_and_recovers(
     engine: Engine, root: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from arwkv_api.index import scan
-    from arwkv_api.index.query import find_dataset
-
     real = scan.shard_files
 
     def failing(folder: Path) -> object:

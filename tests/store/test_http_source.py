@@ -1,5 +1,6 @@
 """Reading over HTTP: complete, verified, and patient with a bad line."""
 
+import json
 import multiprocessing
 import pickle
 import random
@@ -56,6 +57,19 @@ def test_samples_are_read_from_many_threads(tmp_path: Path, monkeypatch: pytest.
         with ThreadPoolExecutor(8) as pool:
             for read, sample in zip(pool.map(dataset.__getitem__, [*range(30)] * 4), written * 4, strict=True):
                 assert_same_sample(read, sample)
+
+
+def test_list_shorter_than_the_dataset_is_not_taken_for_all_of_it(tmp_path: Path) -> None:
+    write_example_dataset(tmp_path / "data")
+
+    def short(path: str, body: bytes) -> tuple[int, bytes]:
+        page = json.loads(body) if "/shards?" in path else {}
+        return 200, json.dumps({**page, "next_cursor": None}).encode() if page else body
+
+    with served(tmp_path / "data") as service:
+        service.fault = short
+        with pytest.raises(TryAgain, match="2 of 3 committed shards were listed"):
+            open_dataset(service.uri)
 
 
 def test_hidden_file_is_fetched_only_when_asked_for(tmp_path: Path) -> None:

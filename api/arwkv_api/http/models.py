@@ -10,7 +10,7 @@ from arwkv_api.index.orm import NOT_KNOWN, DatasetRow, ShardRow
 from arwkv_api.index.timeline import TimelinePoint
 from arwkv_store.format.schema import DatasetInfo
 
-DatasetState = Literal["ready", "missing", "unreadable", "withdrawn"]
+DatasetState = Literal["ready", "indexing", "missing", "unreadable", "withdrawn"]
 ShardStateName = Literal["committed", "missing", "corrupt"]
 
 
@@ -69,6 +69,7 @@ class Shard(_Answer):
 class ShardPage(_Answer):
     items: list[Shard]
     next_cursor: str | None
+    committed: int = Field(description="committed shards of the whole dataset, whatever the filters")
 
 
 class Timeline(_Answer):

@@ -32,6 +32,7 @@ def store_identity(session: Session, held: Lease, name: str, folder: Path, ident
     if row is None:
         row = DatasetRow(name=name, created_at_s=identity.mtime_ns / 1e9, dataset_hash="", parts=0)
         session.add(row)
+    known = row.state == "ready" and row.dataset_hash == identity.dataset_hash
     if row.dataset_hash != identity.dataset_hash and row.id is not None:
         forget_shards(session, row)
     row.root, row.folder = held.root, str(folder)
@@ -39,11 +40,19 @@ def store_identity(session: Session, held: Lease, name: str, folder: Path, ident
     row.dataset_hash = identity.dataset_hash
     row.teacher, row.parts = identity.info.teacher.model, identity.info.corpus.parts
     if row.state != "withdrawn":
-        row.state, row.problem = "ready", None
+        row.state, row.problem = "ready" if known else "indexing", None
     row.updated_at_s = time.time()
     row.revision = (row.revision or 0) + 1
     session.flush()
     return row
+
+
+def mark_ready(session: Session, dataset_id: int) -> None:
+    """Serve a dataset: each of its shards was looked at."""
+    row = session.get_one(DatasetRow, dataset_id)
+    if row.state == "indexing":
+        row.state = "ready"
+        _touch(row)
 
 
 def mark_unreadable(session: Session, held: Lease, name: str, folder: Path, problem: str) -> None:
@@ -144,7 +153,7 @@ def forget(session: Session, held: Lease, name: str) -> None:
     if row is not None:
         held.renew(session)
         forget_shards(session, row)
-        row.state = "missing"  # until its dataset.json is read, a moment from now
+        row.state, row.identity_mtime_ns = "indexing", 0  # dataset.json is read again, too
 
 
 def forget_shards(session: Session, row: DatasetRow) -> None:

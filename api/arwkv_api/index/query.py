@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 
 from arwkv_api.index.folders import is_servable_name
 from arwkv_api.index.manifests import ShardState
-from arwkv_api.index.orm import DatasetRow, ManifestRow, ShardRow
+from arwkv_api.index.orm import DatasetRow, LeaseRow, ManifestRow, ShardRow
 from arwkv_api.index.paging import Column, Order
-from arwkv_store.errors import NotFound
+from arwkv_store.errors import NotFound, TryAgain
 
 DATASET_ORDERS = {
     "name": DatasetRow.name,
@@ -83,14 +83,24 @@ def list_datasets(
 
 
 def find_dataset(session: Session, roots: Sequence[Path], name: str) -> DatasetRow:
-    """The dataset called `name` under `roots`. Raises NotFound, also for a withdrawn one."""
+    """The dataset called `name` under `roots`. Raises NotFound, also for a withdrawn one, and TryAgain before all
+    roots were looked at."""
     found: DatasetRow = _one(session, select(DatasetRow), roots, name)[0]
     return found
 
 
 def dataset_figures(session: Session, roots: Sequence[Path], name: str, *figures: Column) -> tuple[Any, ...]:
-    """Some columns of that dataset alone. Raises NotFound."""
-    return tuple(_one(session, select(*(DatasetRow.__table__.c[figure.key] for figure in figures)), roots, name))
+    """Some columns of that dataset alone. Raises NotFound, and TryAgain before each of its shards was looked at."""
+    columns = (DatasetRow.__table__.c[figure.key] for figure in (DatasetRow.state, *figures))
+    row = tuple(_one(session, select(*columns), roots, name))
+    if row[0] == "indexing":
+        raise still_indexed(name)
+    return row[1:]
+
+
+def still_indexed(name: str) -> TryAgain:
+    """The error for a question that only the whole index of a dataset can answer."""
+    return TryAgain(f"dataset {name[:100]!r}: its shards are still being indexed; ask again in a moment")
 
 
 def _one(session: Session, query: Select[Any], roots: Sequence[Path], name: str) -> Row[Any]:
@@ -98,6 +108,9 @@ def _one(session: Session, query: Select[Any], roots: Sequence[Path], name: str)
     served = (_under(roots), DatasetRow.name == name, DatasetRow.state != "withdrawn")
     row = session.execute(query.where(*served)).first()
     if row is None:
+        scanned = select(func.count()).where(LeaseRow.root.in_(list(map(str, roots))), LeaseRow.scanned_at_s > 0)
+        if session.execute(scanned).scalar_one() < len(roots):
+            raise TryAgain(f"dataset {name[:100]!r}: not found yet, the roots are still being indexed; ask again later")
         raise _unknown(name)
     return row
 
@@ -170,8 +183,10 @@ def _within(wanted: ShardFilter, tokens: ColumnElement[int]) -> list[ColumnEleme
 
 
 def find_shard(session: Session, dataset: DatasetRow, part: int) -> ShardRow:
-    """One shard of a dataset. Raises NotFound."""
+    """One shard of a dataset. Raises NotFound, and TryAgain where it may only not be indexed yet."""
     row = session.scalar(select(ShardRow).where(ShardRow.dataset_id == dataset.id, ShardRow.part == part))
+    if row is None and dataset.state == "indexing":
+        raise still_indexed(dataset.name)
     if row is None:
         raise NotFound(
             f"dataset {dataset.name!r}: part {part} is not committed ({dataset.shards} of {dataset.parts} are); "

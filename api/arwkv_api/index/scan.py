@@ -16,6 +16,7 @@ from arwkv_api.index.folders import ShardFiles, dataset_folders, shard_files
 from arwkv_api.index.indexing import (
     forget,
     mark_missing,
+    mark_ready,
     mark_unreadable,
     mark_vanished,
     store_identity,
@@ -108,7 +109,7 @@ class _Scan:
         identity = None
         if row is None or row.root != self.held.root or not _is_current(row, folder):
             identity = read_identity(folder)
-        elif row.state == "withdrawn" or (self.looks is not None and self.looks.unchanged(folder)):
+        elif row.state == "withdrawn" or (row.state == "ready" and self._unchanged(folder)):
             return 0
         time_ns = shards_time_ns(folder)
         # Listed before anything is written: a dataset is not ready while its shards cannot be seen.
@@ -120,9 +121,16 @@ class _Scan:
         if row is None or row.state == "withdrawn":
             return 0
         read, changed = self._shards(row, folder, found)
+        if read and row.state == "indexing":
+            with Session(self.engine) as session, session.begin():
+                self.held.renew(session)
+                mark_ready(session, row.id)
         if read and self.looks is not None:
             self.looks.saw(folder, time_ns)
         return changed
+
+    def _unchanged(self, folder: Path) -> bool:
+        return self.looks is not None and self.looks.unchanged(folder)
 
     def _row(self, name: str) -> DatasetRow | None:
         with Session(self.engine, expire_on_commit=False) as session:
@@ -160,7 +168,7 @@ class _Scan:
 
 def _is_current(row: DatasetRow, folder: Path) -> bool:
     """True where the dataset's identity is indexed as it is now."""
-    if row.state not in ("ready", "withdrawn"):
+    if row.state not in ("ready", "indexing", "withdrawn"):
         return False
     status = (folder / DATASET_FILE).lstat()
     return (status.st_mtime_ns, str(folder)) == (row.identity_mtime_ns, row.folder)

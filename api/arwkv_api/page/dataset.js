@@ -4,13 +4,24 @@ import { listing } from "./listing.js";
 import { ask, enc, save } from "./service.js";
 import { charts, quality } from "./statistics.js";
 
+// A dataset that is being indexed is asked for again after this time.
+const INDEXING_MS = 1000;
+
 export async function datasetView(place, signal, name) {
   document.title = `${name} – ARWKV datasets`;
   const path = `/v1/datasets/${enc(name)}`;
-  const [dataset, stats, timeline] = await Promise.all([path, `${path}/stats`, `${path}/timeline`].map((p) => ask(p, signal)));
+  const dataset = await ask(path, signal);
+  const head = [element("p", { class: "crumbs" }, element("a", { href: "#/" }, "Datasets"), " /"),
+    element("div", { class: "heading" }, element("h1", {}, name), badge(dataset.state))];
+  if (dataset.state === "indexing") {
+    show(place, ...head, element("p", { class: "notice", role: "status" },
+      `The service is reading this dataset's manifests: ${count(dataset.shards)} so far. Statistics and shards follow.`));
+    await new Promise((resolve) => setTimeout(resolve, INDEXING_MS));
+    return signal.aborted ? null : datasetView(place, signal, name);
+  }
+  const [stats, timeline] = await Promise.all([`${path}/stats`, `${path}/timeline`].map((p) => ask(p, signal)));
   show(place,
-    element("p", { class: "crumbs" }, element("a", { href: "#/" }, "Datasets"), " /"),
-    element("div", { class: "heading" }, element("h1", {}, name), badge(dataset.state)),
+    ...head,
     dataset.problem ? element("p", { class: "notice bad" }, dataset.problem) : null,
     dataset.faulty_shards ? element("p", { class: "notice" }, `${count(dataset.faulty_shards)} shards vanished or fail their manifest; the table below says which.`) : null,
     figures(dataset, stats),

@@ -32,7 +32,7 @@ export function bytes(value) {
   return `${unit ? scaled.toPrecision(3) : scaled} ${["B", "kB", "MB", "GB", "TB", "PB", "EB"][unit]}`;
 }
 
-const TONES = { ready: "good", committed: "good", missing: "warn", withdrawn: "warn", unreadable: "bad", corrupt: "bad" };
+const TONES = { ready: "good", committed: "good", missing: "warn", indexing: "warn", withdrawn: "warn", unreadable: "bad", corrupt: "bad" };
 export const badge = (state, words = state) => element("span", { class: `badge ${TONES[state] ?? ""}` }, words);
 
 export function tiles(entries) {

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from arwkv_store.errors import CorruptShard, NotFound, UsageError
+from arwkv_store.errors import CorruptShard, NotFound, TryAgain, UsageError
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
 from arwkv_store.places.cache import FileCache
@@ -40,19 +40,29 @@ class HttpSource:
         return {}
 
     def manifests(self) -> Iterator[tuple[int, bytes]]:
-        """(part, bytes) of every committed part, in order, PAGE_SHARDS to a request."""
+        """(part, bytes) of every committed part, in order, PAGE_SHARDS to a request.
+
+        Raises TryAgain for a list that is shorter than the service says.
+        """
         cursor: str | None = None
+        committed, received = None, 0
         while True:
             query = {"limit": str(PAGE_SHARDS), "include": "manifest", **({"cursor": cursor} if cursor else {})}
             page = self._get_json(f"/shards?{urllib.parse.urlencode(query)}")
             try:
                 found = [(int(item["part"]), str(item["manifest"]).encode()) for item in page["items"]]
+                committed = int(page["committed"]) if committed is None else committed
             except (KeyError, TypeError, ValueError) as error:
                 raise self.no_service("/shards") from error
             yield from found
+            received += len(found)
             cursor = page.get("next_cursor")
             if not cursor:
-                return
+                break
+        if received < committed:
+            raise TryAgain(
+                f"{self.uri}: {received} of {committed} committed shards were listed; the same command continues later"
+            )
 
     def manifest(self, part: int) -> bytes:
         """The bytes of one manifest."""

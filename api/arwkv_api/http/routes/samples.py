@@ -13,7 +13,7 @@ from arwkv_api.http.problems import answers
 from arwkv_api.http.service import ServiceDep
 from arwkv_api.index.manifests import ShardState, parse_manifest
 from arwkv_api.index.orm import ManifestRow, ShardRow
-from arwkv_api.index.query import find_dataset
+from arwkv_api.index.query import find_dataset, still_indexed
 from arwkv_api.views.preview import SamplePreview, preview_of
 from arwkv_api.views.tokenizer import decoder_for
 from arwkv_store.errors import NotFound
@@ -42,6 +42,8 @@ def read_sample(
             .limit(1)
         )
         if shard is None or shard.first_sample_id > sample_id:
+            if dataset.state == "indexing":
+                raise still_indexed(name)
             raise NotFound(f"dataset {name!r}: sample {sample_id} is in no committed shard")
         manifest = parse_manifest(session.get_one(ManifestRow, shard.id).raw)
         info, folder = DatasetInfo.from_bytes(dataset.identity, name), Folder(dataset.folder)

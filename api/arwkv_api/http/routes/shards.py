@@ -52,14 +52,14 @@ def list_shards(
     """The dataset's shards that have a manifest or, without `include=manifest`, had one."""
     wanted = ShardFilter(state, min_tokens, max_tokens, sample_id, with_manifest=include == "manifest")
     with Session(service.engine) as session:
-        figures = DatasetRow.id, DatasetRow.revision
-        dataset_id, revision = dataset_figures(session, service.settings.roots, name, *figures)
+        figures = DatasetRow.id, DatasetRow.revision, DatasetRow.shards
+        dataset_id, revision, committed = dataset_figures(session, service.settings.roots, name, *figures)
 
         def page() -> bytes:
             rows, following = catalogue.list_shards(session, dataset_id, wanted, sort, cursor, limit)
             raw = manifests_of(session, rows) if wanted.with_manifest else {}
             items = [shard_summary(row, raw.get(row.id)) for row in rows]
-            return ShardPage(items=items, next_cursor=following).model_dump_json().encode()
+            return ShardPage(items=items, next_cursor=following, committed=committed).model_dump_json().encode()
 
         body = service.answers.of((dataset_id, revision, wanted, sort, cursor, limit), page)
     return Response(body, media_type="application/json")
