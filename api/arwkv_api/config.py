@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from arwkv_store.commands.command_line import VERBATIM
 from arwkv_store.errors import UsageError
 
 
@@ -50,7 +51,7 @@ class ServeConfig:
     port: int = 8000
     """Port to bind; 0 takes a free one."""
 
-    api_key: str | None = None
+    api_key: Annotated[str | None, VERBATIM] = None
     """Bearer key with read and write scope. Default: the environment's ARWKV_API_KEY, where set."""
 
     keys: Path | None = None

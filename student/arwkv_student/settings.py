@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from arwkv_store.commands.command_line import VERBATIM
 from arwkv_store.errors import UsageError
 from arwkv_student.model.configuration import Gate, OutputNorm, Preset, ValueResidual
 
@@ -266,7 +267,7 @@ class GenerateSettings:
 
     model: str
     """Folder of a student."""
-    prompt: str
+    prompt: Annotated[str, VERBATIM]
     """Text to continue."""
     max_new_tokens: int = 128
     """Tokens to add at most."""

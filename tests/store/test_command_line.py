@@ -1,12 +1,12 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import tyro
 
-from arwkv_store.commands.command_line import main
+from arwkv_store.commands.command_line import VERBATIM, main
 from arwkv_store.errors import CorruptShard, TryAgain, UsageError
 
 
@@ -81,3 +81,44 @@ def test_bad_config_file_is_a_usage_error(tmp_path: Path, text: str, capsys: pyt
 def test_missing_config_file_is_a_usage_error() -> None:
     assert run("bake", "plain", "--config", "nowhere.toml") == 2
     assert run("bake", "plain", "--config") == 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Fetch:
+    """Fetch from places."""
+
+    place: tyro.conf.Positional[str]
+    """Where from."""
+    out: Path = Path("x")
+    """Where to."""
+    database: str | None = None
+    """A URL."""
+    more: tuple[tuple[Path, ...], ...] = ()
+    """Further places."""
+    say: Annotated[str, VERBATIM] = ""
+    """What to say."""
+    json: bool = False
+    """Print JSON."""
+
+
+def fetch(config: Fetch) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def test_tilde_is_the_home_folder_in_every_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    file = tmp_path / "fetch.toml"
+    file.write_text('out = "~/out"\ndatabase = "sqlite:///~/index.db"\nsay = "~/hello"\n')
+    with pytest.raises(SystemExit):
+        main("fetch", "Fetches.", fetch, ["~/cake", "--config", str(file), "--more", "~/a", "b~", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert said == {
+        "place": "/home/ann/cake",
+        "out": "/home/ann/out",
+        "database": "sqlite:////home/ann/index.db",
+        "more": [["/home/ann/a", "b~"]],
+        "say": "~/hello",
+        "json": True,
+    }

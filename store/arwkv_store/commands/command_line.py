@@ -1,12 +1,15 @@
 """What every console script shares: flags from dataclasses, TOML defaults, `--json`, exit codes.
 
 A command is a function of one dataclass: the docstring is the command's help, the fields are the flags, and the same
-names (with `-` or `_`) are the keys of a `--config FILE.toml`, over which flags win.
+names (with `-` or `_`) are the keys of a `--config FILE.toml`, over which flags win. A value that begins with `~`, from
+either, means the home folder, unless the field is marked VERBATIM.
 """
 
 import dataclasses
 import inspect
 import json
+import os
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +23,10 @@ from arwkv_store.errors import ArwkvError, UsageError
 # Each command takes its own configuration dataclass, which a common type cannot name.
 Command = Callable[[Any], Mapping[str, Any] | None]
 
+VERBATIM = object()
+"""Marks a field, as in Annotated[str, VERBATIM], whose text may begin with `~` and is no path: a prompt, a key."""
+_FILE_URL = re.compile(r"((?:(?:sqlite(?:\+\w+)?|file):///)?)(~.*)", re.DOTALL)
+
 
 def main(
     prog: str, description: str, commands: Mapping[str, Command] | Command, argv: Sequence[str] | None = None
@@ -32,6 +39,7 @@ def main(
     """
     try:
         command, config = _parse(prog, description, commands, list(sys.argv[1:] if argv is None else argv))
+        config = _with_home(config)
         document = command(config)
     except ArwkvError as error:
         print(f"{prog}: {type(error).__name__}: {error}", file=sys.stderr)
@@ -63,6 +71,21 @@ def _parse(
     return commands[words[0]], config
 
 
+def _with_home(config: Any) -> Any:
+    """The configuration with `~` replaced in every path, URI and URL of a local file."""
+    hints = get_type_hints(type(config), include_extras=True).items()
+    paths = [name for name, hint in hints if VERBATIM not in getattr(hint, "__metadata__", ())]
+    return dataclasses.replace(config, **{name: _home_expanded(getattr(config, name)) for name in paths})
+
+
+def _home_expanded(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_home_expanded, value))
+    if isinstance(value, str | Path) and (match := _FILE_URL.fullmatch(str(value))):
+        return type(value)(match[1] + os.path.expanduser(match[2]))
+    return value
+
+
 def _config_type(command: Command) -> type[Any]:
     (parameter,) = inspect.signature(command, eval_str=True).parameters.values()
     config_type: type[Any] = parameter.annotation
@@ -82,7 +105,7 @@ def _expand_config_file(words: list[str], config_type: type[Any]) -> list[str]:
     else:
         raise UsageError("--config: no file named; write --config FILE.toml")
     typed = {word.split("=", 1)[0].replace("_", "-") for word in rest if word.startswith("--")}
-    return [*_flags_from_toml(Path(path), config_type, typed), *rest]
+    return [*_flags_from_toml(_home_expanded(Path(path)), config_type, typed), *rest]
 
 
 def _flags_from_toml(path: Path, config_type: type, typed: set[str]) -> list[str]:
