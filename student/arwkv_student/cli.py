@@ -39,7 +39,8 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     from arwkv_student.bases.checkpoint import open_base
     from arwkv_student.data.shards import open_shards, require_same_tokenizer
     from arwkv_student.evaluation.shards import evaluate as run
-    from arwkv_student.training.pipeline import accelerator, load_student, require_student, untrained_student, uses_bf16
+    from arwkv_student.model.loading import accelerator, computes_in_bf16, load_student, require_student
+    from arwkv_student.training.pipeline import untrained_student
 
     if (settings.model is None) == (settings.base is None):
         raise UsageError("name one of --model (a trained student) and --base (the untrained student of that base)")
@@ -58,7 +59,7 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
         dataset,
         batch_size=settings.batch_size,
         samples=settings.samples,
-        bf16=uses_bf16(settings.dtype),
+        bf16=computes_in_bf16(settings.dtype),
     )
     if not settings.json:
         for name, value in figures.items():

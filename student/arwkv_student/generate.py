@@ -11,10 +11,16 @@ from torch import Tensor
 
 from arwkv_store.errors import CorruptShard, NotFound, UsageError
 from arwkv_student.model.cache import ArwkvCache
+from arwkv_student.model.loading import (
+    accelerator,
+    checkpoint_hash,
+    computes_in_bf16,
+    hold_products_in_bf16,
+    load_student,
+    padding_rows,
+)
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.settings import GenerateSettings
-from arwkv_student.training.checkpoint_hash import checkpoint_hash
-from arwkv_student.training.pipeline import accelerator, load_student
 from arwkv_student.training.run_folder import put_in_place
 
 
@@ -38,7 +44,10 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
-    with torch.inference_mode():
+    bf16 = computes_in_bf16(settings.dtype)
+    if bf16:
+        hold_products_in_bf16(model)
+    with torch.inference_mode(), torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
         cache = model.prefill(ids_1T[:, cache.get_seq_length() : -1], cache=cache)
         output_1T = model.generate(
             ids_1T,
@@ -66,11 +75,6 @@ def encode(tokenizer: Any, settings: GenerateSettings, *, begins: bool = True) -
     if not ids and begins:
         ids = [tokenizer.eos_token_id]
     return torch.tensor([ids], dtype=torch.long)
-
-
-def padding_rows(tokenizer: Any, rows: int) -> list[int] | None:
-    """The head's rows that are no token's, which no loss has taught to be unlikely; None where there are none."""
-    return list(range(max(tokenizer.get_vocab().values()) + 1, rows)) or None
 
 
 def _restored(file: Path | None, checkpoint: str, model: ArwkvForCausalLM) -> tuple[ArwkvCache, Tensor]:

@@ -152,7 +152,7 @@ class TrainSettings(TuneSettings, TimeMixSettings):
     trained: Literal["preset", "all", "frozen-mlp", "time-mix"] = "preset"
     """What stage distill trains: `arwkv` and `arwkv-from-32b` freeze the MLPs, the other presets train all."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Matrix products; parameters, decay and state stay fp32. auto: bf16 where the processor has it."""
+    """Type of matrix products; parameters, decay and state stay fp32. auto: bf16 where it is native, else fp32."""
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass instead of keeping them."""
     fsdp: bool = False
@@ -253,8 +253,8 @@ class EvalSettings(TimeMixSettings):
     """Samples to evaluate, of each task or of the shards, from the first (default: all)."""
     batch_size: int = 32
     """Sequences at a time."""
-    dtype: Literal["auto", "fp32", "bf16"] = "fp32"
-    """Matrix products."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type of matrix products. auto: bf16 where the processor multiplies it natively, else fp32."""
     seed: int = 0
     """Of the untrained student's random weights."""
     json: bool = False
@@ -275,6 +275,8 @@ class GenerateSettings:
     """0 takes the likeliest token each time; above, samples."""
     top_p: float = 1.0
     """Sample among the likeliest tokens of this total probability."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type of matrix products. auto: bf16 where the processor multiplies it natively, else fp32."""
     seed: int = 0
     """Of the sampling."""
     chat: bool = False

@@ -15,8 +15,9 @@ from arwkv_store.errors import UsageError
 from arwkv_student.data.collate import collate
 from arwkv_student.evaluation.shards import evaluate
 from arwkv_student.losses.objectives import Objective, distill_loss
+from arwkv_student.model.loading import load_student
 from arwkv_student.settings import TrainSettings
-from arwkv_student.training.pipeline import load_student, train
+from arwkv_student.training.pipeline import train
 
 V, C, T = 40, 8, 6
 

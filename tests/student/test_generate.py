@@ -11,8 +11,8 @@ from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.bases.convert import convert, copy_tokenizer, student_config
 from arwkv_student.generate import generate
 from arwkv_student.model.cache import ArwkvCache
+from arwkv_student.model.loading import load_student
 from arwkv_student.settings import GenerateSettings
-from arwkv_student.training.pipeline import load_student
 
 KINDS = [("arwkv", ()), ("rad-rwkv7", ()), ("arwkv", (1,)), ("rad-rwkv7", (0, 2))]
 

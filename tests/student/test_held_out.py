@@ -8,8 +8,9 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from arwkv_api.views.runs import read_samples
 from arwkv_store import open_dataset
+from arwkv_student.model.loading import load_student
 from arwkv_student.settings import TrainSettings
-from arwkv_student.training.pipeline import load_student, train
+from arwkv_student.training.pipeline import train
 from student_faults import train_until
 
 

@@ -14,8 +14,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from arwkv_store import create_dataset, open_dataset
 from arwkv_store.errors import UsageError
 from arwkv_student import cli
+from arwkv_student.model.loading import load_student
 from arwkv_student.settings import TrainSettings
-from arwkv_student.training.pipeline import load_student, train
+from arwkv_student.training.pipeline import train
 
 
 @pytest.fixture(scope="module")

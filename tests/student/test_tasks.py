@@ -11,8 +11,8 @@ from arwkv_student import cli
 from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.bases.convert import convert, copy_tokenizer, student_config
 from arwkv_student.evaluation.tasks import SUITES, evaluate_tasks
+from arwkv_student.model.loading import load_student
 from arwkv_student.settings import EvalSettings
-from arwkv_student.training.pipeline import load_student
 
 QUESTIONS = [
     {"question": "import", "choices": [" os", " class def", " return x"], "answer": 0},
@@ -86,7 +86,7 @@ def likeliest(student: Path, question: dict[str, object]) -> int:
 def test_local_tasks_give_what_the_student_says_unbatched(
     student: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = EvalSettings(model=str(student), tasks="choice,say", task_folder=folder, batch_size=3)
+    asked = EvalSettings(model=str(student), tasks="choice,say", task_folder=folder, batch_size=3, dtype="fp32")
     result = cli.evaluate(asked)
     right = [likeliest(student, question) == question["answer"] for question in QUESTIONS]
     assert result["tasks"]["choice"]["acc"] == pytest.approx(sum(right) / len(right))

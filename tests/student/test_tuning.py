@@ -13,8 +13,9 @@ from transformers import AutoTokenizer
 from arwkv_store.errors import ConfigurationDiffers, CorruptShard, NotFound, UsageError
 from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.bases.convert import convert, copy_tokenizer, student_config
+from arwkv_student.model.loading import load_student
 from arwkv_student.settings import TrainSettings
-from arwkv_student.training.pipeline import load_student, train
+from arwkv_student.training.pipeline import train
 from arwkv_student.training.run_folder import RunFolder
 from arwkv_student.training.tuned_trainer import TunedTrainer
 from arwkv_student.training.tuning import make_tuner, open_start, read_rows

@@ -10,8 +10,8 @@ from typing import Any
 import transformers
 
 from arwkv_store.errors import NotFound, UsageError
+from arwkv_student.model.loading import accelerator, computes_in_bf16, load_student
 from arwkv_student.settings import EvalSettings
-from arwkv_student.training.pipeline import accelerator, load_student, uses_bf16
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _run(
         max_length=max_length,
         truncation=True,
         batch_size=settings.batch_size,
-        mixed_precision_dtype="bfloat16" if uses_bf16(settings.dtype) else None,
+        mixed_precision_dtype="bfloat16" if computes_in_bf16(settings.dtype) else None,
     )
     try:
         found: dict[str, Any] = lm_eval.simple_evaluate(

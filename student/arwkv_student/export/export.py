@@ -14,10 +14,9 @@ from arwkv_student.bases.checkpoint import TOKENIZER_FILES
 from arwkv_student.bases.convert import copy_tokenizer
 from arwkv_student.export import exported_wkv7
 from arwkv_student.export.model_card import model_card
-from arwkv_student.generate import padding_rows
 from arwkv_student.model import modeling as model
+from arwkv_student.model.loading import load_student, padding_rows
 from arwkv_student.settings import ExportSettings
-from arwkv_student.training.pipeline import load_student
 from arwkv_student.training.run_folder import replace_text, write_json
 
 OUR_IMPORT = re.compile(r"^( *)from (arwkv_[\w.]+) import", re.MULTILINE)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 try:
     import numba
@@ -23,20 +22,19 @@ except ImportError:
 from arwkv_student.model.elementwise import LOWEST_LOG_DECAY
 
 if TYPE_CHECKING:
-    from arwkv_student.model.time_mix import LowRank, TimeMix
+    from arwkv_student.model.time_mix import TimeMix
 
 # As in the recurrence over whole sequences: sums may be reordered, NaN keeps its meaning.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def can_step(mixer: "TimeMix", x_BTC: Tensor) -> bool:
-    """Whether `step` gives what the mixer would: one fp32 token on a CPU, and no gradient."""
+    """Whether `step` gives what the mixer would: one token on a CPU, and no gradient."""
     return (
         x_BTC.shape[1] == 1
         and x_BTC.device.type == "cpu"
-        and x_BTC.dtype == mixer.receptance.weight.dtype == torch.float32
+        and x_BTC.dtype in (torch.float32, torch.bfloat16)
         and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
         and mixer.options.output_norm == "none"
         and numba is not None
     )
@@ -53,7 +51,7 @@ def step(
     """Returns (output [B, C], the first mixer's value [B, U], the state after the token)."""
     options = mixer.options
     x_r, x_w, x_k, x_v, x_a, x_g = (
-        torch.addcmul(x_BC, last_input_BC - x_BC, mixer.shift_mix[:, None]).unbind(0)
+        torch.addcmul(x_BC, last_input_BC.to(x_BC.dtype) - x_BC, mixer.shift_mix[:, None].to(x_BC.dtype)).unbind(0)
         if options.token_shift
         else (x_BC,) * 6
     )
@@ -61,17 +59,20 @@ def step(
     mixes_value = v_first_BU is not None and options.value_residual != "none"
     inputs = (
         *(r, k, v),
-        _low_rank(mixer.decay, x_w).sigmoid_().mul_(LOWEST_LOG_DECAY).exp_(),
-        _low_rank(mixer.rate, x_a).sigmoid_(),
+        mixer.decay(x_w).sigmoid_().mul_(LOWEST_LOG_DECAY).exp_(),
+        mixer.rate(x_a).sigmoid_(),
         v_first_BU if mixes_value else None,
-        _low_rank(mixer.value_mix, x_v).sigmoid_() if mixes_value else None,
+        mixer.value_mix(x_v).sigmoid_() if mixes_value else None,
         *(cos_sin_BD if options.rope and cos_sin_BD is not None else (None, None)),
         mixer.removal_scale,
         None if options.state_balancing else mixer.rate_scale,
         mixer.bonus.view(-1) if options.bonus else None,
-        _low_rank(mixer.gate, x_g) if options.gate != "none" else None,
+        mixer.gate(x_g) if options.gate != "none" else None,
     )
-    after, y_BW = torch.empty_like(wkv_BHDD, memory_format=torch.contiguous_format), torch.empty_like(r)
+    after, y_BW = (
+        torch.empty_like(wkv_BHDD, memory_format=torch.contiguous_format),
+        torch.empty_like(r, dtype=torch.float32),
+    )
     scale = options.head_dim**-0.5 if options.state_balancing else 1.0
     _loop(options.head_dim, options.num_heads // options.num_key_value_heads)(
         *map(_array, inputs),
@@ -81,18 +82,11 @@ def step(
         np.float32(scale),
         np.float32(options.gate == "residual"),
     )
-    return mixer.output(y_BW), v if v_first_BU is None else v_first_BU, after
-
-
-def _low_rank(low_rank: "LowRank", x_BC: Tensor) -> Tensor:
-    inner = low_rank.down(x_BC)
-    if low_rank.activation != "none":
-        inner = torch.tanh(inner) if low_rank.activation == "tanh" else torch.sigmoid(inner)
-    return F.linear(inner, low_rank.up.weight, low_rank.bias)
+    return mixer.output(y_BW.to(x_BC.dtype)), v if v_first_BU is None else v_first_BU, after
 
 
 def _array(x: Tensor | None) -> Any:  # an array, or None for a part that the mixer lacks
-    return None if x is None else x.detach().contiguous().numpy()
+    return None if x is None else x.detach().float().contiguous().numpy()
 
 
 @functools.cache

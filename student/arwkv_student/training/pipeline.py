@@ -1,7 +1,6 @@
 """`student train`: the stages that the shards allow, one after another, each resumable by the same command."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import transformers
 from accelerate import PartialState
 
 from arwkv_store import Dataset
-from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.errors import UsageError
 from arwkv_student.bases.attention import BaseAttention
 from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
 from arwkv_student.bases.convert import convert, copy_tokenizer, student_config
@@ -28,11 +27,11 @@ from arwkv_student.data.shards import (
     require_fitting_hidden_states,
     require_same_tokenizer,
 )
+from arwkv_student.model.loading import checkpoint_hash, computes_in_bf16, load_student, require_student
 from arwkv_student.model.modeling import ArwkvConfig, ArwkvForCausalLM
 from arwkv_student.model.time_mix import TimeMix
 from arwkv_student.settings import NOT_COMPARED, TimeMixSettings, TrainSettings, TuneSettings
 from arwkv_student.training.align import AlignTrainer, EarlyStop, train_only_time_mixers
-from arwkv_student.training.checkpoint_hash import checkpoint_hash
 from arwkv_student.training.distill import DistillTrainer, choose_trained, distill_objective
 from arwkv_student.training.held_out import HeldOutShards
 from arwkv_student.training.provenance import origin
@@ -137,7 +136,7 @@ def _held_out(settings: TrainSettings, base: BaseCheckpoint) -> HeldOutShards | 
         return None
     dataset = open_shards(settings.eval_shards, ["logits", "token_stats"], flag="--eval-shards")
     require_same_tokenizer(f"base {base.name}", base.folder, dataset.info, settings.eval_shards)
-    return HeldOutShards(dataset, base.folder, settings.batch_size, uses_bf16(settings.dtype))
+    return HeldOutShards(dataset, base.folder, settings.batch_size, computes_in_bf16(settings.dtype))
 
 
 def _run_stage(
@@ -230,7 +229,7 @@ def make_trainer(
     held_out: HeldOutShards | None = None,
 ) -> AlignTrainer | DistillTrainer:
     """The trainer of one stage, with the parameters frozen that the stage leaves alone."""
-    bf16 = uses_bf16(settings.dtype)
+    bf16 = computes_in_bf16(settings.dtype)
     common = (model, ShardSamples(*datasets), run, plan, settings, bf16, held_out)
     infos = [dataset.info for dataset in datasets]
     if plan.name == "align":
@@ -291,34 +290,3 @@ def _student_config(base: BaseCheckpoint, settings: TimeMixSettings) -> ArwkvCon
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(TimeMixSettings)}
     preset, layers = chosen.pop("preset") or "arwkv", chosen.pop("layers")
     return student_config(base, preset, chosen, layers)
-
-
-def load_student(folder: Path) -> ArwkvForCausalLM:
-    """A trained student, in the precision it was saved in. Raises NotFound or UsageError where there is none."""
-    require_student(folder)
-    model: ArwkvForCausalLM = ArwkvForCausalLM.from_pretrained(folder)
-    return model
-
-
-def require_student(folder: Path) -> None:
-    """Raise NotFound or UsageError unless the folder describes a student."""
-    config = folder / "config.json"
-    if not config.is_file():
-        raise NotFound(f"model {folder}: no config.json there; name the folder of a run, or one of its stages")
-    model_type = json.loads(config.read_text()).get("model_type")
-    if model_type != "arwkv":
-        raise UsageError(f"model {folder}: model type {model_type!r}, not 'arwkv'; train one with --base")
-
-
-def accelerator() -> torch.device:
-    """The device that models run on outside training: the machine's accelerator, or the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
-
-
-def uses_bf16(dtype: str) -> bool:
-    """Whether matrix products run in bf16: as asked, or where the processor multiplies it natively."""
-    if dtype != "auto":
-        return dtype == "bf16"
-    if torch.accelerator.is_available():
-        return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -17,11 +17,11 @@ from transformers import PrinterCallback
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_student.bases.convert import copy_tokenizer
 from arwkv_student.data.conversations import examples, pairs, read_records
+from arwkv_student.model.loading import checkpoint_hash, computes_in_bf16, load_student, require_student
 from arwkv_student.settings import NOT_COMPARED, TrainSettings, TuneSettings
-from arwkv_student.training.checkpoint_hash import checkpoint_hash
 from arwkv_student.training.distill import choose_trained
 from arwkv_student.training.fsdp import shard
-from arwkv_student.training.pipeline import load_student, require_student, train_to_the_end, uses_bf16, world_size
+from arwkv_student.training.pipeline import train_to_the_end, world_size
 from arwkv_student.training.provenance import origin
 from arwkv_student.training.run_folder import RunFolder, replace_text
 from arwkv_student.training.trainer import RunLog, StagePlan, reporters, training_arguments
@@ -132,7 +132,7 @@ def make_tuner(
     plan = _plan(settings, rows)
     model = load_student(start.folder)
     choose_trained(model, "all" if settings.trained == "preset" else settings.trained)
-    bf16 = uses_bf16(settings.dtype)
+    bf16 = computes_in_bf16(settings.dtype)
     log = RunLog(run, plan, None, None)
     told = HeldOut(log, held_out is not None)
     common: dict[str, Any] = {

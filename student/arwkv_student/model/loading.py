@@ -1,0 +1,74 @@
+"""A trained student from its folder, and what whoever runs one needs to know: where, how precisely, which tokens."""
+
+import functools
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arwkv_kernels.precision import compute_dtype, multiplies_bf16
+from arwkv_store.errors import NotFound, UsageError
+from arwkv_student.model.modeling import ArwkvForCausalLM
+
+
+def load_student(folder: Path) -> ArwkvForCausalLM:
+    """A trained student, in the precision it was saved in. Raises NotFound or UsageError where there is none."""
+    require_student(folder)
+    model: ArwkvForCausalLM = ArwkvForCausalLM.from_pretrained(folder)
+    return model
+
+
+def require_student(folder: Path) -> None:
+    """Raise NotFound or UsageError unless the folder describes a student."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise NotFound(f"model {folder}: no config.json there; name the folder of a run, or one of its stages")
+    model_type = json.loads(config.read_text()).get("model_type")
+    if model_type != "arwkv":
+        raise UsageError(f"model {folder}: model type {model_type!r}, not 'arwkv'; train one with --base")
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """sha256 over a student's configuration and weight files. Raises NotFound without weights."""
+    weights = sorted(folder.glob("model*.safetensors"))
+    if not weights:
+        raise NotFound(f"model {folder}: no model.safetensors there; name a trained student's folder")
+    digest = hashlib.sha256()
+    for file in (folder / "config.json", *weights):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def accelerator() -> torch.device:
+    """The device that models run on outside training: the machine's accelerator, or the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+@functools.cache
+def computes_in_bf16(dtype: str) -> bool:
+    """Whether matrix products run in bf16 with `--dtype dtype`; says it on stderr, once a process of the first rank."""
+    bf16 = compute_dtype(dtype, accelerator()) == torch.bfloat16
+    if os.environ.get("RANK", "0") == "0":
+        native = "multiplies bf16 natively" if multiplies_bf16(accelerator()) else "does not multiply bf16 natively"
+        print(
+            f"matrix products in {'bf16' if bf16 else 'fp32'} (--dtype {dtype}); the {accelerator().type} {native}",
+            file=sys.stderr,
+        )
+    return bf16
+
+
+def hold_products_in_bf16(model: ArwkvForCausalLM) -> None:
+    """Keep the weights of all matrix products in bf16, for inference: autocast would cast them again at every token."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight = torch.nn.Parameter(module.weight.to(torch.bfloat16), requires_grad=False)
+
+
+def padding_rows(tokenizer: Any, rows: int) -> list[int] | None:
+    """The head's rows that are no token's, which no loss has taught to be unlikely; None where there are none."""
+    return list(range(max(tokenizer.get_vocab().values()) + 1, rows)) or None
