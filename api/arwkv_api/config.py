@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -12,6 +13,11 @@ import tyro
 
 from arwkv_store.commands.command_line import VERBATIM
 from arwkv_store.errors import UsageError
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+# Stand among trusted hosts for every host, and for every address but no name. A page of another site can reach this
+# service by a name of its own (DNS rebinding), never by an address. Neither can be a host's name.
+ANY_HOST, ANY_ADDRESS = "*", "[*]"
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Settings:
     api_key: str | None = None
     keys: Path | None = None
     public_read: bool = False
+    trusted_hosts: tuple[str, ...] = LOOPBACK_HOSTS
     scan_interval_s: float = 1.0
     log_format: Literal["text", "json"] = "text"
     request_limit_bytes: int = 1 << 20
@@ -50,6 +57,10 @@ class ServeConfig:
 
     port: int = 8000
     """Port to bind; 0 takes a free one."""
+
+    trusted_host: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
+    """Further names by which callers may address the service, as in their Host header; `*`: any. Loopback names and the
+    bound address are always trusted; bound to all addresses, every address and this machine's own name are."""
 
     api_key: Annotated[str | None, VERBATIM] = None
     """Bearer key with read and write scope. Default: the environment's ARWKV_API_KEY, where set."""
@@ -117,6 +128,7 @@ class ServeConfig:
             api_key=api_key,
             keys=self.keys,
             public_read=self.public_read,
+            trusted_hosts=(*_bound_hosts(self.host), *(name.lower() for names in self.trusted_host for name in names)),
             scan_interval_s=self.scan_interval_s,
             log_format=self.log_format,
             request_limit_bytes=self.request_limit_bytes,
@@ -152,6 +164,13 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _bound_hosts(host: str) -> tuple[str, ...]:
+    """The names that callers of this address may use."""
+    if host in ("0.0.0.0", "::"):
+        return (*LOOPBACK_HOSTS, ANY_ADDRESS, socket.gethostname().lower())
+    return (*LOOPBACK_HOSTS, host.lower())
 
 
 def default_database(roots: Sequence[Path]) -> str:

@@ -50,7 +50,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def settings(root: Path, database: str) -> Settings:
     """Settings over `root`, with an index of its own, looked at twenty times a second."""
-    return Settings(roots=(root,), runs=(), database=database, scan_interval_s=0.05)
+    return Settings(roots=(root,), runs=(), database=database, scan_interval_s=0.05, trusted_hosts=("testserver",))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from arwkv_api.http import problems
 from arwkv_api.http.access_log import Observe, configure_logging
 from arwkv_api.http.compress import Compact
 from arwkv_api.http.guard import Guard
+from arwkv_api.http.hosts import Hosts
 from arwkv_api.http.routes import datasets, operations, pages, runs, samples, shards
 from arwkv_api.http.service import Service
 from arwkv_api.index.database import connect
@@ -61,6 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(routes.router)
     app.mount("/page", pages.files)
     app.add_middleware(Guard, settings.request_limit_bytes, settings.requests_per_s)
+    app.add_middleware(Hosts, settings.trusted_hosts)
     app.add_middleware(Compact)
     app.add_middleware(Observe)
     return app

@@ -67,10 +67,10 @@ def problem_response(
 
 
 def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses=` of a route: each status with the problem shape (401, 403 and 429 may always occur)."""
+    """The `responses=` of a route: each status with the problem shape (those named below may always occur)."""
     return {
         status: {"model": Problem, "description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {}}}
-        for status in sorted({*statuses, 400, 401, 403, 413, 422, 429, 503})
+        for status in sorted({*statuses, 400, 401, 403, 413, 421, 422, 429, 503})
     }
 
 
