@@ -19,8 +19,8 @@ from arwkv_api.config import Settings
 from arwkv_api.http.app import create_app
 from arwkv_api.index import scan
 from arwkv_api.index.database import connect
-from arwkv_api.index.folders import ShardFiles, dataset_folders
-from arwkv_api.index.lease import lease, scanned_within
+from arwkv_api.index.folders import BREATH_FILES, BREATH_S, ShardFiles, dataset_folders
+from arwkv_api.index.lease import LEASE_S, lease, scanned_within
 from arwkv_api.index.looks import Looks
 from arwkv_api.index.manifests import Shard
 from arwkv_api.index.metrics import LAG_LIMIT_S, scan_lag
@@ -91,6 +91,44 @@ def test_root_is_scanned_once_however_many_ask_at_once(
         assert len(scans) == scanned
 
 
+def test_lease_is_kept_while_a_slow_root_is_listed_and_read(
+    engine: Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk on which each step takes longer than half a lease: nobody else may take the root over meanwhile."""
+    many_shards(root / "many", 2 * BREATH_FILES)
+    clock, real_time, real_monotonic = [0.0], time.time, time.monotonic
+    monkeypatch.setattr("arwkv_api.index.lease.time.time", lambda: real_time() + clock[0])
+    monkeypatch.setattr("arwkv_api.index.lease.time.monotonic", lambda: real_monotonic() + clock[0])
+    held_by_another: list[object] = []
+
+    def slow(_path: object) -> None:
+        clock[0] += 0.6 * LEASE_S
+        with lease(engine, str(root), 0.0) as other:
+            held_by_another.append(other)
+
+    folders, breath, read = scan.dataset_folders, time.sleep, scan.read_shard
+    monkeypatch.setattr(scan, "dataset_folders", lambda given: (slow(one) or one for one in folders(given)))
+    monkeypatch.setattr("arwkv_api.index.folders.time.sleep", lambda s: breath(s) if s < BREATH_S else slow(s))
+    monkeypatch.setattr(scan, "read_shard", lambda *given: (given[1].part % 40 or slow(given), read(*given))[1])
+    assert scan_root(engine, root).done
+    assert len(held_by_another) > 10
+    assert not any(held_by_another)
+
+
+def test_folder_whose_name_is_taken_is_not_listed_and_said_once(
+    engine: Engine, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other, listed, looks = tmp_path / "other", [], Looks(0.0)
+    write_example_dataset(other / "train")
+    scan_root(engine, root)
+    real = scan.shard_files
+    monkeypatch.setattr(scan, "shard_files", lambda folder, *more: listed.append(folder) or real(folder, *more))
+    for _ in range(3):
+        assert scan_root(engine, other, looks=looks).done
+    assert listed == []
+    assert caplog.text.count("name taken by") == 1
+
+
 def test_dataset_that_comes_while_others_are_verified_is_seen(
     settings: Settings, open_client: Open, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,10 +146,10 @@ def test_dataset_is_served_only_after_a_first_whole_look(
     monkeypatch.setattr(scan, "BATCH_SHARDS", 2)
     go_on, real = threading.Event(), scan._read
 
-    def stalled(row: DatasetRow, folder: Path, batch: Sequence[ShardFiles]) -> list[Shard]:
+    def stalled(row: DatasetRow, folder: Path, batch: Sequence[ShardFiles], *more: Callable[[], None]) -> list[Shard]:
         if row.name == "train" and batch[0].part == 2:
             go_on.wait(60)
-        return real(row, folder, batch)
+        return real(row, folder, batch, *more)
 
     monkeypatch.setattr(scan, "_read", stalled)
     with TestClient(create_app(settings)) as client:
@@ -169,10 +207,10 @@ def test_dataset_whose_reading_fails_says_why_and_recovers(
 ) -> None:
     real = scan.shard_files
 
-    def failing(folder: Path) -> object:
+    def failing(folder: Path, *more: Callable[[], None]) -> object:
         if folder.name == "heldout":
             raise failure
-        return real(folder)
+        return real(folder, *more)
 
     with monkeypatch.context() as patched:
         patched.setattr(scan, "shard_files", failing)

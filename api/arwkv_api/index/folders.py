@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +56,11 @@ def dataset_folders(root: Path) -> Iterator[tuple[str, Path]]:
                 yield entry.name, Path(entry)
 
 
-def shard_files(folder: Path) -> dict[int, ShardFiles]:
-    """The parts of a dataset that have a manifest, by number. A dataset without its folder `shards` has none yet."""
+def shard_files(folder: Path, meanwhile: Callable[[], None] = lambda: None) -> dict[int, ShardFiles]:
+    """The parts of a dataset that have a manifest, by number. A dataset without its folder `shards` has none yet.
+
+    `meanwhile` is called at each pause of a long listing.
+    """
     found: dict[int, list[tuple[str, os.stat_result]]] = {}
     shards = folder / "shards"
     if shards.is_symlink() or not shards.is_dir():
@@ -66,6 +69,7 @@ def shard_files(folder: Path) -> dict[int, ShardFiles]:
         for number, entry in enumerate(entries):
             if number % BREATH_FILES == BREATH_FILES - 1:
                 time.sleep(BREATH_S)
+                meanwhile()
             if (match := _SHARD_FILE.fullmatch(entry.name)) is not None:
                 try:
                     found.setdefault(int(match[1]), []).append((match[2], entry.stat(follow_symlinks=False)))

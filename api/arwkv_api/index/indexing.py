@@ -27,7 +27,6 @@ def store_identity(session: Session, held: Lease, name: str, folder: Path, ident
     """
     row = session.scalar(select(DatasetRow).where(DatasetRow.name == name))
     if row is not None and row.root != held.root and not is_abandoned(session, row.root):
-        log.warning("%s: name taken by %s; rename one of the two folders", folder, row.folder)
         return None
     if row is None:
         row = DatasetRow(name=name, created_at_s=identity.mtime_ns / 1e9, dataset_hash="", parts=0)

@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Engine, update
 from sqlalchemy.exc import IntegrityError
@@ -16,6 +16,7 @@ from arwkv_store.errors import TryAgain
 # A holder that neither renews nor releases for this long is taken to be dead.
 LEASE_S = 15.0
 RETRY_S = 0.05
+RENEW_EVERY_S = 5.0
 # Scans take at most this share of the time, so that a slow root does not keep a disk busy.
 BUSY_SHARE = 0.2
 # A root that nobody has scanned for this long is no longer served: its datasets' names are free again.
@@ -43,6 +44,21 @@ class Lease:
         """Note that everything under the root was looked at just now, and how long that took."""
         mine = update(LeaseRow).where(LeaseRow.root == self.root, LeaseRow.holder == self.holder)
         session.execute(mine.values(scanned_at_s=time.time(), scan_took_s=took_s))
+
+
+@dataclass
+class Renewal:
+    """Keeps a lease during long work that writes nothing: call it often, it renews every few seconds. Raises LeaseLost."""
+
+    engine: Engine
+    held: Lease
+    _renewed_s: float = field(default_factory=time.monotonic, init=False)
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._renewed_s > RENEW_EVERY_S:
+            with Session(self.engine) as session, session.begin():
+                self.held.renew(session)
+            self._renewed_s = time.monotonic()
 
 
 @contextmanager

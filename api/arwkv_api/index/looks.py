@@ -15,11 +15,17 @@ class Looks:
 
     deep_every_s: float
     _seen: dict[Path, tuple[int, float]] = field(default_factory=dict)
+    _said: dict[Path, str] = field(default_factory=dict)
 
     def unchanged(self, folder: Path) -> bool:
         """True where dataset `folder` was read not long ago and its shards folder has the time that it had then."""
         time_ns, deep_at_s = self._seen.get(folder, (-1, 0.0))
         return time.monotonic() < deep_at_s and shards_time_ns(folder) == time_ns
+
+    def is_news(self, folder: Path, other: str) -> bool:
+        """True when it was not said before that `folder` has the name of `other`."""
+        said, self._said[folder] = self._said.get(folder), other
+        return said != other
 
     def saw(self, folder: Path, time_ns: int) -> None:
         """Remember that everything in `folder` was read, after its shards folder had `time_ns`."""

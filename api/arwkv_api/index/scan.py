@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from arwkv_api.index.indexing import (
     store_identity,
     store_shards,
 )
-from arwkv_api.index.lease import Lease, LeaseLost, lease, scanned_within
+from arwkv_api.index.lease import Lease, LeaseLost, Renewal, is_abandoned, lease, scanned_within
 from arwkv_api.index.looks import Looks, shards_time_ns
 from arwkv_api.index.manifests import Shard, one_line, read_identity, read_shard
 from arwkv_api.index.orm import DatasetRow, ShardRow
@@ -67,12 +67,16 @@ def scan_root(
         if held is None or (fresh_s and scanned_within(engine, str(root), fresh_s)):
             return Report(done=False)
         began = time.monotonic()
-        folders = dict(dataset_folders(root)) if root.is_dir() else {}
+        renew = Renewal(engine, held)
+        folders = {}
+        for name, folder in dataset_folders(root) if root.is_dir() else ():
+            folders[name] = folder
+            renew()
         with Session(engine) as session, session.begin():
             mark_missing(session, held, present=set(folders))
             if anew in folders:
                 forget(session, held, anew)
-        scan = _Scan(engine, held, looks, stopping)
+        scan = _Scan(engine, held, renew, looks, stopping)
         changed = [scan.dataset(name, folder) for name, folder in folders.items()]
         if stopping is None or not stopping.is_set():
             with Session(engine) as session, session.begin():
@@ -86,6 +90,7 @@ class _Scan:
 
     engine: Engine
     held: Lease
+    renew: Renewal
     looks: Looks | None
     stopping: threading.Event | None
 
@@ -105,7 +110,12 @@ class _Scan:
         return 0
 
     def _update(self, name: str, folder: Path) -> int:
+        self.renew()
         row = self._row(name)
+        if row is not None and row.root != self.held.root and not self._is_abandoned(row.root):
+            if self.looks is None or self.looks.is_news(folder, row.folder):
+                log.warning("%s: name taken by %s; rename one of the two folders", folder, row.folder)
+            return 0
         identity = None
         if row is None or row.root != self.held.root or not _is_current(row, folder):
             identity = read_identity(folder)
@@ -113,7 +123,7 @@ class _Scan:
             return 0
         time_ns = shards_time_ns(folder)
         # Listed before anything is written: a dataset is not ready while its shards cannot be seen.
-        found = shard_files(folder)
+        found = shard_files(folder, self.renew)
         if identity is not None:
             with Session(self.engine, expire_on_commit=False) as session, session.begin():
                 self.held.renew(session)
@@ -131,6 +141,10 @@ class _Scan:
 
     def _unchanged(self, folder: Path) -> bool:
         return self.looks is not None and self.looks.unchanged(folder)
+
+    def _is_abandoned(self, root: str) -> bool:
+        with Session(self.engine) as session:
+            return is_abandoned(session, root)
 
     def _row(self, name: str) -> DatasetRow | None:
         with Session(self.engine, expire_on_commit=False) as session:
@@ -152,7 +166,7 @@ class _Scan:
         for batch in _batches(changed):
             if self.stopping is not None and self.stopping.is_set():
                 return False, 0
-            shards = _read(row, folder, batch)
+            shards = _read(row, folder, batch, self.renew)
             unread += len(batch) - len(shards)
             with Session(self.engine) as session, session.begin():
                 self.held.renew(session)
@@ -174,10 +188,11 @@ def _is_current(row: DatasetRow, folder: Path) -> bool:
     return (status.st_mtime_ns, str(folder)) == (row.identity_mtime_ns, row.folder)
 
 
-def _read(row: DatasetRow, folder: Path, batch: Sequence[ShardFiles]) -> list[Shard]:
+def _read(row: DatasetRow, folder: Path, batch: Sequence[ShardFiles], meanwhile: Callable[[], None]) -> list[Shard]:
     """The batch's shards but those that cannot be read just now, which the next look tries again."""
     shards = []
     for files in batch:
+        meanwhile()
         try:
             shards.append(read_shard(folder, files, row.dataset_hash))
         except TryAgain as error:

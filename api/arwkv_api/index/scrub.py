@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from arwkv_api.index.folders import part_files
 from arwkv_api.index.indexing import refresh_totals, store_shards
-from arwkv_api.index.lease import Lease, LeaseLost, lease
+from arwkv_api.index.lease import LeaseLost, Renewal, lease
 from arwkv_api.index.manifests import ShardState, open_data, parse_manifest, read_shard, unreadable
 from arwkv_api.index.metrics import VERIFICATIONS, VERIFIED_BYTES
 from arwkv_api.index.orm import DatasetRow, ManifestRow, ShardRow
@@ -33,7 +33,6 @@ BATCH_SHARDS, BATCH_S = 64, 2.0
 HOLDS_S = 7 * 86_400.0
 # How long to wait for a scan of the same root before its verdicts are written.
 SCAN_WAIT_S = 10.0
-RENEW_EVERY_S = 5.0
 
 Read = Callable[[int], None]
 """Told of each so many bytes that were read."""
@@ -119,7 +118,7 @@ def verify_due(engine: Engine, root: str, pace: Pace, passed: int = 0) -> tuple[
         if held is None:
             return False, 0
         verdicts: list[Verdict] = []
-        reading = _Reading(pace, engine, held)
+        reading = _Reading(pace, Renewal(engine, held))
         for shard in _due(engine, root, passed, limit=BATCH_SHARDS):
             try:
                 fault = fault_of(Path(shard.folder), parse_manifest(shard.raw), reading)
@@ -138,20 +137,15 @@ def verify_due(engine: Engine, root: str, pace: Pace, passed: int = 0) -> tuple[
 
 @dataclass
 class _Reading:
-    """Keeps the pace, and every so often renews the lease in a transaction of its own. Raises LeaseLost."""
+    """Keeps the pace and the lease. Raises LeaseLost."""
 
     pace: Pace
-    engine: Engine
-    held: Lease
+    renew: Renewal
     began_s: float = field(default_factory=time.monotonic, init=False)
-    _renewed_s: float = field(default_factory=time.monotonic, init=False)
 
     def __call__(self, size_bytes: int) -> None:
         self.pace(size_bytes)
-        if time.monotonic() - self._renewed_s > RENEW_EVERY_S:
-            with Session(self.engine) as session, session.begin():
-                self.held.renew(session)
-            self._renewed_s = time.monotonic()
+        self.renew()
 
 
 def _require_committed_bytes(folder: Path, manifest: ShardManifest, kind: str, read: Read) -> None:
