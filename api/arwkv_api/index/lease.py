@@ -48,7 +48,7 @@ class Lease:
 
 @dataclass
 class Renewal:
-    """Keeps a lease during long work that writes nothing: call it often, it renews every few seconds. Raises LeaseLost."""
+    """Keeps a lease during long work that writes nothing: call it often, it renews at times. Raises LeaseLost."""
 
     engine: Engine
     held: Lease
