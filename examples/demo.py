@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from arwkv_store.commands.command_line import main
 from arwkv_store.errors import ArwkvError
+from arwkv_store.format.hidden_names import is_hidden_column
 from corpus import read_corpus, write_jsonl
 from report import write_report
 
@@ -170,7 +171,7 @@ def _summarise(
 ) -> dict[str, Any]:
     align_losses = [m["loss"] for m in metrics if m.get("stage") == "align" and "loss" in m]
     by_column, tokens = stats["bytes_by_column"], stats["tokens"]
-    hidden = sum(size for column, size in by_column.items() if column.startswith("hidden"))
+    hidden = sum(size for column, size in by_column.items() if is_hidden_column(column))
     return {
         "teacher_perplexity": distilled["teacher_perplexity"],
         "student_perplexity": distilled["student_perplexity"],

@@ -3,7 +3,8 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,13 @@ MAY_IMPORT = {
 }
 # Rooms: which subpackages of a package another one may import. Modules beside them are open to all.
 ROOMS_MAY_IMPORT = {
+    "store": {
+        "format": set[str](),
+        "arrow": {"format"},
+        "places": {"arrow", "format"},
+        "dataset": {"places", "arrow", "format"},
+        "commands": {"dataset", "places", "arrow", "format"},
+    },
     "api": {
         "access": set[str](),
         "index": set[str](),
@@ -26,6 +34,7 @@ ROOMS_MAY_IMPORT = {
         "http": {"access", "index", "views"},
     },
 }
+WITHOUT_CYCLES = ("store", "producer", "api", "kernels")
 MOST_FILES = 16
 
 
@@ -36,6 +45,28 @@ def imported_modules(folder: str) -> Iterator[tuple[Path, str]]:
                 yield file, node.module or ""
             elif isinstance(node, ast.Import):
                 yield from ((file, alias.name) for alias in node.names)
+
+
+def module_graph(package: Path) -> dict[str, set[str]]:
+    """By module of a package the modules of it that it imports at run time, inside functions too."""
+    files = {".".join(_module_parts(file.relative_to(package.parent))): file for file in package.rglob("*.py")}
+    return {module: set(_imports(ast.parse(file.read_text()), files)) - {module} for module, file in files.items()}
+
+
+def _module_parts(file: Path) -> tuple[str, ...]:
+    return file.parent.parts if file.name == "__init__.py" else file.with_suffix("").parts
+
+
+def _imports(tree: ast.AST, modules: Collection[str]) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module in modules:
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in modules else node.module for name in inner)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        yield from _imports(node, modules)
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
@@ -56,6 +87,14 @@ def test_rooms_import_only_the_rooms_below_them(folder: str) -> None:
         top, _, inner = module.partition(".")
         if room in rooms and top == package and (other := inner.split(".")[0]) in rooms:
             assert other in rooms[room] | {room}, f"{file.relative_to(ROOT)} imports {module}"
+
+
+@pytest.mark.parametrize("folder", WITHOUT_CYCLES)
+def test_modules_import_each_other_in_no_cycle(folder: str) -> None:
+    try:
+        TopologicalSorter(module_graph(ROOT / folder / f"arwkv_{folder}")).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
 @pytest.mark.parametrize("folder", ROOMS_MAY_IMPORT)

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from arwkv_store import CorruptShard, Sample, open_dataset
-from arwkv_store.arrow import rows, shard_file
+from arwkv_store.arrow import arrow_file_writer, rows
 from arwkv_store.dataset import writer
 from arwkv_store.format import seal
 from arwkv_store.format.codecs import frames, logits_exact
@@ -76,7 +76,7 @@ print(peak_bytes() - before)
 
 def _write_compressed_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset whose record batches are compressed by Arrow itself, with a source of 256 MiB in a few kilobytes."""
-    plain = shard_file.write_arrow_file
+    plain = arrow_file_writer.write_arrow_file
 
     def compressed(file: IO[bytes], name: str, schema: pa.Schema, batches: Sequence[pa.RecordBatch]) -> Any:
         def blown(batch: pa.RecordBatch) -> pa.RecordBatch:

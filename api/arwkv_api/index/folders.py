@@ -3,19 +3,17 @@
 import hashlib
 import logging
 import os
-import re
 import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, part_stem
+from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, part_of, part_stem
 
 log = logging.getLogger("arwkv_api.folders")
 
 METRICS = "metrics.jsonl"
-_SHARD_FILE = re.compile(r"part-(\d{6}|[1-9]\d{6,14})\.(json|arrow|hidden\.arrow)")
 NAME_LIMIT_CHARACTERS = 255
 # How deep below a root a run's metrics may lie: ROOT/experiment/run/metrics.jsonl.
 RUN_DEPTH = 3
@@ -62,7 +60,7 @@ def shard_files(folder: Path, meanwhile: Callable[[], None] = lambda: None) -> d
     `meanwhile` is called at each pause of a long listing.
     """
     found: dict[int, list[tuple[str, os.stat_result]]] = {}
-    shards = folder / "shards"
+    shards = folder / SHARDS_FOLDER
     if shards.is_symlink() or not shards.is_dir():
         return {}
     with os.scandir(shards) as entries:
@@ -70,9 +68,9 @@ def shard_files(folder: Path, meanwhile: Callable[[], None] = lambda: None) -> d
             if number % BREATH_FILES == BREATH_FILES - 1:
                 time.sleep(BREATH_S)
                 meanwhile()
-            if (match := _SHARD_FILE.fullmatch(entry.name)) is not None:
+            if (named := part_of(entry.name)) is not None:
                 try:
-                    found.setdefault(int(match[1]), []).append((match[2], entry.stat(follow_symlinks=False)))
+                    found.setdefault(named[0], []).append((named[1], entry.stat(follow_symlinks=False)))
                 except FileNotFoundError:
                     continue  # went between listing and looking; the next look settles it
     return {part: shard for part, files in found.items() if (shard := _shard(part, sorted(files))) is not None}

@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from arwkv_store.format.layout import SHARDS_FOLDER
+
 # A folder's time may stand still for a tick of the clock; names may have come after a listing within this.
 SETTLED_NS = 2_000_000_000
 
@@ -36,6 +38,6 @@ class Looks:
 def shards_time_ns(folder: Path) -> int:
     """The time of a dataset's shards folder; -2 where there is none."""
     try:
-        return (folder / "shards").lstat().st_mtime_ns
+        return (folder / SHARDS_FOLDER).lstat().st_mtime_ns
     except OSError:
         return -2

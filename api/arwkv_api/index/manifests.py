@@ -11,7 +11,7 @@ from pathlib import Path
 from arwkv_api.index.files import open_inside, read_inside
 from arwkv_api.index.folders import ShardFiles
 from arwkv_store.errors import ArwkvError, CorruptShard, NotFound, TryAgain
-from arwkv_store.format.layout import DATASET_FILE, manifest_name
+from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, manifest_name
 from arwkv_store.format.manifest import FileInfo, ShardManifest
 from arwkv_store.format.schema import DatasetInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
@@ -77,7 +77,7 @@ def read_shard(folder: Path, files: ShardFiles, dataset_hash: str) -> Shard:
     raw = b""
     where = manifest_name(files.part)
     try:
-        raw, _ = read_inside(folder / "shards", where, MAX_DOCUMENT_BYTES)
+        raw, _ = read_inside(folder / SHARDS_FOLDER, where, MAX_DOCUMENT_BYTES)
         manifest = ShardManifest.from_bytes(raw, where)
         _require_same_dataset(manifest, files.part, dataset_hash, where)
         for kind in manifest.files:
@@ -105,7 +105,7 @@ def open_data(folder: Path, manifest: ShardManifest, kind: str) -> tuple[int, Fi
     if info is None:
         raise NotFound(f"file={kind!r}: part {manifest.part} has only {', '.join(manifest.files)}")
     try:
-        fd = open_inside(folder / "shards", info.name)
+        fd = open_inside(folder / SHARDS_FOLDER, info.name)
     except OSError as error:
         raise unreadable(error, info.name) from error
     size_bytes = os.fstat(fd).st_size
@@ -127,7 +127,7 @@ def _require_same_dataset(manifest: ShardManifest, part: int, dataset_hash: str,
 
 def _require_full_size(folder: Path, manifest: ShardManifest, kind: str) -> None:
     info = manifest.files[kind]
-    path = folder / "shards" / info.name
+    path = folder / SHARDS_FOLDER / info.name
     size_bytes = path.lstat().st_size
     if size_bytes != info.size_bytes or path.is_symlink():
         raise CorruptShard(f"{info.name}: {size_bytes} bytes on disk, {info.size_bytes} committed; make the part again")

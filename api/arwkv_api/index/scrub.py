@@ -1,11 +1,10 @@
 """Reading shards' files through, at a steady pace, to find what names, sizes and times do not tell: changed bytes."""
 
-import hashlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from arwkv_api.index.manifests import ShardState, open_data, parse_manifest, rea
 from arwkv_api.index.metrics import VERIFICATIONS, VERIFIED_BYTES
 from arwkv_api.index.orm import DatasetRow, ManifestRow, ShardRow
 from arwkv_store.errors import CorruptShard, NotFound, TryAgain
+from arwkv_store.format.file_hash import pieces_of, sha256_of
 from arwkv_store.format.manifest import ShardManifest
 
 log = logging.getLogger("arwkv_api.verify")
@@ -150,20 +150,21 @@ class _Reading:
 
 def _require_committed_bytes(folder: Path, manifest: ShardManifest, kind: str, read: Read) -> None:
     fd, info = open_data(folder, manifest, kind)
-    digest, buffer = hashlib.sha256(), bytearray(CHUNK_BYTES)
     read(max(0, LEAST_BYTES - info.size_bytes))
     try:
         with os.fdopen(fd, "rb", buffering=0) as file:
-            while size_bytes := file.readinto(buffer):
-                digest.update(memoryview(buffer)[:size_bytes])
-                VERIFIED_BYTES.inc(size_bytes)
-                read(size_bytes)
+            found = sha256_of(_counted(pieces_of(file), read))
     except OSError as error:
         raise unreadable(error, info.name) from error
-    if digest.hexdigest() != info.sha256:
-        raise CorruptShard(
-            f"{info.name}: SHA-256 {digest.hexdigest()[:16]}…, committed as {info.sha256[:16]}…; make the part again"
-        )
+    if found != info.sha256:
+        raise CorruptShard(f"{info.name}: SHA-256 {found[:16]}…, committed as {info.sha256[:16]}…; make the part again")
+
+
+def _counted(pieces: Iterator[memoryview], read: Read) -> Iterator[memoryview]:
+    for piece in pieces:
+        VERIFIED_BYTES.inc(len(piece))
+        read(len(piece))
+        yield piece
 
 
 def _due(engine: Engine, root: str, passed: int, limit: int) -> list[Row[Any]]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from arwkv_producer.check.rescored_logits import Entries, differences, entries, surprise
 from arwkv_producer.config import VerifyConfig
-from arwkv_producer.run.identity import hidden_names
 from arwkv_producer.teacher.teacher import Teacher, chosen_layers, find_teacher
 from arwkv_producer.text.tokenizer import load_tokenizer
 from arwkv_store import Dataset, DatasetInfo, Sample, open_dataset
@@ -226,8 +225,8 @@ def _check_hidden(
     info: DatasetInfo, sample: Sample, states: dict[str, Tensor], arithmetic: str, findings: Findings
 ) -> None:
     where = f"sample {sample.sample_id}"
-    if set(sample.hidden) != set(hidden_names(info.capture)):
-        missing = set(hidden_names(info.capture)) - set(sample.hidden)
+    if set(sample.hidden) != set(info.capture.hidden_names()):
+        missing = set(info.capture.hidden_names()) - set(sample.hidden)
         findings.problem(f"{where}: hidden states {sorted(missing)} are missing")
     relative = HIDDEN_TOLERANCE[arithmetic] + CODEC_HIDDEN.get(info.capture.hidden_dtype, 0.0)
     for name, stored_TC in sample.hidden.items():

@@ -43,16 +43,6 @@ def capture_info(config: CaptureConfig, teacher: Teacher) -> CaptureInfo:
     )
 
 
-def hidden_names(capture: CaptureInfo) -> tuple[str, ...]:
-    """Names of the captured hidden states as in `Sample.hidden`."""
-    if capture.hidden_states == "none":
-        return ()
-    if capture.hidden_states == "final":
-        return ("final",)
-    kind = "attn" if capture.hidden_states == "attention" else "boundary"
-    return tuple(f"{kind}.{layer}" for layer in capture.layers)
-
-
 def dataset_info(
     config: GenerateConfig,
     teacher: Teacher,

@@ -7,6 +7,7 @@ from arwkv_producer.run.identity import capture_info
 from arwkv_producer.run.sizes import PARTS_BEFORE_WRITING, SHARD_BYTES, row_bytes, samples_per_part, stored_bytes
 from arwkv_producer.teacher.capture import LOGITS_CHUNK_BYTES
 from arwkv_producer.teacher.teacher import Teacher, find_teacher
+from arwkv_store.format.hidden_names import is_hidden_column
 from arwkv_store.format.schema import CaptureInfo
 
 FULL_HIDDEN_TOKENS = 20_000_000
@@ -61,7 +62,7 @@ def host_bytes(capture: CaptureInfo, teacher: Teacher, samples_per_part: int, wr
 
 def advice(capture: CaptureInfo, columns: dict[str, float], tokens: int) -> str:
     """What to choose instead where full hidden states cost more than they bring; empty where nothing is amiss."""
-    hidden = sum(size for name, size in columns.items() if name.startswith("hidden."))
+    hidden = sum(size for name, size in columns.items() if is_hidden_column(name))
     if hidden * tokens <= FULL_HIDDEN_TOKENS * 60_000 or len(capture.layers) <= 1:
         return ""
     return (

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arwkv_producer.run.account import Account
-from arwkv_producer.run.identity import hidden_names
 from arwkv_producer.run.job import Job
 from arwkv_producer.run.samples import BadCapture, GaveUp, to_sample
 from arwkv_producer.run.sizes import row_bytes
@@ -100,6 +99,6 @@ class TeacherPass:
             corpus.sample_mask(sample_id),
             corpus.sources[sample_id],
             rows,
-            expected=(*self._engine.distribution, *hidden_names(capture)),
+            expected=(*self._engine.distribution, *capture.hidden_names()),
             capture=capture,
         )

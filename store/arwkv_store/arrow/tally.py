@@ -8,7 +8,8 @@ import numpy as np
 from arwkv_store.errors import UsageError
 from arwkv_store.format.codecs.rounding import ChannelError
 from arwkv_store.format.columns import HeavyColumn
-from arwkv_store.format.sample import Sample, hidden_name
+from arwkv_store.format.hidden_names import hidden_name
+from arwkv_store.format.sample import Sample
 
 MAX_CHANNEL_ERROR = 0.1
 """Largest relative L2 error of any channel over a part; above it the part is not committed."""

@@ -10,6 +10,7 @@ from typing import IO
 from arwkv_store.commands.progress import followed
 from arwkv_store.dataset.index import manifest_of
 from arwkv_store.errors import ConfigurationDiffers, CorruptShard
+from arwkv_store.format.file_hash import pieces_of, sha256_of
 from arwkv_store.format.layout import DATASET_FILE, manifest_uri
 from arwkv_store.format.manifest import FileInfo, ShardManifest
 from arwkv_store.format.schema import DatasetInfo, require_same
@@ -17,8 +18,6 @@ from arwkv_store.places.cache import FileCache
 from arwkv_store.places.commit import storage_faults, write_all
 from arwkv_store.places.source import Source, source_of
 from arwkv_store.places.target import Target, target_of
-
-PIECE_BYTES = 1 << 20
 
 
 @dataclass
@@ -85,17 +84,20 @@ def _copy_part(source: Source, target: Target, manifest: ShardManifest) -> None:
 
 
 def _copy_file(path: Path, file: FileInfo, to: IO[bytes]) -> None:
-    digest = hashlib.sha256()
     to.seek(0)
     to.truncate()
     try:
-        with open(path, "rb") as content:
-            while piece := content.read(PIECE_BYTES):
-                digest.update(piece)
-                write_all(to, piece)
+        with open(path, "rb", buffering=0) as content:
+            found = sha256_of(_written(pieces_of(content), to))
     except FileNotFoundError as error:
         raise CorruptShard(f"{path}: gone, though its manifest is there; run store verify --repair") from error
-    if digest.hexdigest() != file.sha256:
+    if found != file.sha256:
         raise CorruptShard(
-            f"{path}: SHA-256 {digest.hexdigest()}, committed as {file.sha256}; run store verify --repair at the source"
+            f"{path}: SHA-256 {found}, committed as {file.sha256}; run store verify --repair at the source"
         )
+
+
+def _written(pieces: Iterator[memoryview], to: IO[bytes]) -> Iterator[memoryview]:
+    for piece in pieces:
+        write_all(to, piece)
+        yield piece

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from arwkv_store.dataset.reader import Dataset, open_dataset
+from arwkv_store.format.hidden_names import hidden_column
 from arwkv_store.format.layout import part_stem
-from arwkv_store.format.sample import Sample, hidden_column
+from arwkv_store.format.sample import Sample
 from arwkv_store.places.commit import storage_faults, sync_folder, temporary_file
 
 ROW_GROUP_BYTES = 64 << 20

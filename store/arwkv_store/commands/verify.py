@@ -13,7 +13,7 @@ from arwkv_store.dataset.index import manifest_of
 from arwkv_store.dataset.shard import Shard
 from arwkv_store.errors import CorruptShard, UnsupportedVersion, UsageError
 from arwkv_store.format.columns import heavy_columns
-from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, data_file_name, manifest_name, manifest_uri
+from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, data_file_name, manifest_name, manifest_uri, part_of
 from arwkv_store.format.schema import DatasetInfo
 from arwkv_store.places.cache import FileCache
 from arwkv_store.places.commit import locked, storage_faults, sync_folder
@@ -90,8 +90,8 @@ def verify_dataset(uri: str, *, deep: bool = False, repair: bool = False) -> Ite
 
 
 def _unclaimed(folder: Path, committed: set[int]) -> list[str]:
-    claimed = {data_file_name(part, kind) for part in committed for kind in ("rows", "hidden")}
-    return sorted(path.name for path in (folder / SHARDS_FOLDER).glob("part-*.arrow") if path.name not in claimed)
+    named = ((path.name, part_of(path.name)) for path in (folder / SHARDS_FOLDER).glob("*"))
+    return sorted(name for name, found in named if found and found[1] != "json" and found[0] not in committed)
 
 
 def set_aside(folder: Path, part: int) -> None:

@@ -12,6 +12,7 @@ from arwkv_store.dataset.index import ManifestIndex, Manifests
 from arwkv_store.dataset.shard import Shard
 from arwkv_store.errors import UsageError
 from arwkv_store.format.columns import HeavyColumn, heavy_columns, known_columns
+from arwkv_store.format.hidden_names import is_hidden_column
 from arwkv_store.format.layout import DATASET_FILE
 from arwkv_store.format.manifest import ShardManifest
 from arwkv_store.format.sample import Sample
@@ -141,7 +142,7 @@ def _chosen_columns(info: DatasetInfo, asked: Collection[str] | None) -> frozens
         raise UsageError(f"columns={asked!r}: give a list of names, [{asked!r}]")
     chosen: set[str] = set()
     for name in asked:
-        matching = [column for column in known if column == name or (name == "hidden" and column.startswith("hidden."))]
+        matching = [column for column in known if column == name or (name == "hidden" and is_hidden_column(column))]
         if not matching:
             raise UsageError(f"column {name!r} is not captured; the dataset has {', '.join(known)}")
         chosen.update(matching)

@@ -14,8 +14,9 @@ from arwkv_store.arrow.rows import LIGHT_COLUMNS
 from arwkv_store.errors import CorruptShard
 from arwkv_store.format.codecs.frames import BadCell
 from arwkv_store.format.columns import HeavyColumn
+from arwkv_store.format.hidden_names import hidden_name
 from arwkv_store.format.manifest import ShardManifest
-from arwkv_store.format.sample import Sample, hidden_name
+from arwkv_store.format.sample import Sample
 from arwkv_store.places.source import Source
 
 Columns = Mapping[str, tuple[HeavyColumn, ...]]

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from arwkv_store.arrow.arrow_file_writer import write_arrow_file
 from arwkv_store.arrow.rows import arrow_schema, record_batches
-from arwkv_store.arrow.shard_file import write_arrow_file
 from arwkv_store.arrow.tally import Tally
 from arwkv_store.errors import UsageError
 from arwkv_store.format.columns import heavy_columns, require_captured
+from arwkv_store.format.hidden_names import is_hidden_column
 from arwkv_store.format.layout import DATASET_FILE, data_file_name, manifest_uri
 from arwkv_store.format.manifest import FileInfo, ShardManifest
 from arwkv_store.format.sample import Sample, validate_sample
@@ -81,7 +82,7 @@ class Writer:
     def _manifest(
         self, part: int, samples: Sequence[Sample], files: dict[str, FileInfo], tally: Tally
     ) -> ShardManifest:
-        heavy = sum(size for name, size in tally.size_bytes.items() if not name.startswith("hidden."))
+        heavy = sum(size for name, size in tally.size_bytes.items() if not is_hidden_column(name))
         measured = {
             "bytes_by_column": {**tally.size_bytes, "rows": files["rows"].size_bytes - heavy},
             "hidden_worst_channel_error": tally.worst_channel_error(),

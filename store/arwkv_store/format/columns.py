@@ -22,7 +22,8 @@ from arwkv_store.format.codecs import (
     logits_sampled,
     token_stats,
 )
-from arwkv_store.format.sample import Sample, hidden_column, hidden_name
+from arwkv_store.format.hidden_names import hidden_name
+from arwkv_store.format.sample import Sample
 from arwkv_store.format.schema import CaptureInfo, DatasetInfo
 
 _LOGITS = {
@@ -94,7 +95,7 @@ def require_captured(sample: Sample, info: DatasetInfo) -> None:
         )
     if sample.logits is not None and _LOGITS[info.capture.logits_codec] is logits_compact:
         logits_compact.require_codes(where, sample.logits)
-    expected, given = set(info.capture.hidden_columns()), {hidden_column(name) for name in sample.hidden}
+    expected, given = set(info.capture.hidden_names()), set(sample.hidden)
     if expected != given:
         raise UsageError(f"{where}: hidden states {sorted(given)}, the dataset captures {sorted(expected)}")
     for name, states in sample.hidden.items():

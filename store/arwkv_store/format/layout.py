@@ -8,7 +8,7 @@ SHARDS_FOLDER = "shards"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """What is kept of the teacher's tokenizer beside dataset.json, where it has them. They decide nothing: dataset.json has
 the vocabulary's hash, and whoever reads them compares it."""
-_MANIFEST_NAME = re.compile(r"part-(\d{6}|[1-9]\d{6,})\.json", re.ASCII)
+_PART_FILE = re.compile(r"part-(\d{6}|[1-9]\d{6,11})\.(json|arrow|hidden\.arrow)", re.ASCII)
 
 
 def part_stem(part: int) -> str:
@@ -31,7 +31,12 @@ def manifest_uri(uri: str, part: int) -> str:
     return f"{uri}/{SHARDS_FOLDER}/{manifest_name(part)}"
 
 
+def part_of(name: str) -> tuple[int, str] | None:
+    """The part that a file of a shards folder is of, and its ending ("json" or a data file's); None for other files."""
+    match = _PART_FILE.fullmatch(name)
+    return (int(match[1]), match[2]) if match else None
+
+
 def committed_parts(names: Iterable[str]) -> set[int]:
     """The parts whose manifest is among these file names of a shards folder."""
-    matches = map(_MANIFEST_NAME.fullmatch, names)
-    return {int(match[1]) for match in matches if match}
+    return {named[0] for named in map(part_of, names) if named is not None and named[1] == "json"}

@@ -52,23 +52,6 @@ class Sample:
     """"attn.7", "boundary.7" or "final" -> [T, C]."""
 
 
-def hidden_column(name: str) -> str:
-    """The column of a hidden state: "attn.7" is kept in "hidden.attn.007". Raises UsageError for other names."""
-    kind, _, layer = name.partition(".")
-    if name == "final":
-        return "hidden.final"
-    if kind in ("attn", "boundary") and layer.isdecimal() and len(layer) <= 3:
-        return f"hidden.{kind}.{int(layer):03d}"
-    raise UsageError(f'hidden state {name!r}: not "attn.N", "boundary.N" or "final"')
-
-
-def hidden_name(column: str) -> str:
-    """The hidden state kept in a column: "hidden.attn.007" holds "attn.7"."""
-    _, _, name = column.partition(".")
-    kind, _, layer = name.partition(".")
-    return f"{kind}.{int(layer)}" if layer else kind
-
-
 def validate_sample(sample: Sample, vocab_size: int) -> None:
     """Raise UsageError, naming the sample and the field, unless every shape and value can be stored and trusted."""
     T = len(sample.tokens)

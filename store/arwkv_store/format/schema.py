@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from arwkv_store.errors import ConfigurationDiffers, CorruptShard, UnsupportedVersion
+from arwkv_store.format.hidden_names import hidden_column
 from arwkv_store.format.seal import sealed, unsealed
 
 FORMAT_VERSION = 1
@@ -53,14 +54,18 @@ class CaptureInfo(_Frozen):
     max_length: int = Field(gt=0)
     logits_codec: Literal["exact", "compact", "sampled", "hybrid", "none"] = "exact"
 
-    def hidden_columns(self) -> tuple[str, ...]:
-        """Names of the hidden-state columns these settings capture, in file order."""
+    def hidden_names(self) -> tuple[str, ...]:
+        """Names of the hidden states these settings capture, as in `Sample.hidden`, in file order."""
         if self.hidden_states == "none":
             return ()
         if self.hidden_states == "final":
-            return ("hidden.final",)
+            return ("final",)
         kind = "attn" if self.hidden_states == "attention" else "boundary"
-        return tuple(f"hidden.{kind}.{layer:03d}" for layer in self.layers)
+        return tuple(f"{kind}.{layer}" for layer in self.layers)
+
+    def hidden_columns(self) -> tuple[str, ...]:
+        """Names of their columns, in file order."""
+        return tuple(map(hidden_column, self.hidden_names()))
 
 
 class CorpusInfo(_Frozen):

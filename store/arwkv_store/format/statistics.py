@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from arwkv_store.format.sample import Sample, hidden_column
+from arwkv_store.format.hidden_names import hidden_column
+from arwkv_store.format.sample import Sample
 
 ENTROPY_BIN_NATS = 0.25
 ENTROPY_BINS = 52

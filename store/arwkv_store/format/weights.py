@@ -7,9 +7,10 @@ from typing import Any
 
 import xxhash
 
+from arwkv_store.format.file_hash import pieces_of
+
 CONFIG_NOT_HASHED = ("transformers_version", "_name_or_path")
 """Says who wrote config.json, not what the model computes."""
-_PIECE_BYTES = 1 << 24
 
 
 def hash_of_weights(folder: Path) -> str:
@@ -17,8 +18,8 @@ def hash_of_weights(folder: Path) -> str:
     digest = xxhash.xxh3_128()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE_BYTES):
+        with path.open("rb", buffering=0) as file:
+            for piece in pieces_of(file):
                 digest.update(piece)
     return digest.hexdigest()
 

@@ -6,7 +6,6 @@ evicting a file never loses anything.
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import re
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from arwkv_store.errors import CorruptShard, NotFound, TryAgain, UsageError
+from arwkv_store.format.file_hash import pieces_of, sha256_of
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.places.retry import Passing, given_up, pauses_s
 
@@ -139,7 +139,8 @@ def _locked(partial: Path) -> Iterator[IO[bytes]]:
 def _download(partial: IO[bytes], file: FileInfo, stream: Stream, where: str) -> None:
     for _ in range(2):
         _continue(partial, file.size_bytes, stream, where)
-        found = _sha256(partial)
+        partial.seek(0)
+        found = sha256_of(pieces_of(partial))
         if found == file.sha256:
             os.fsync(partial.fileno())
             return
@@ -168,11 +169,3 @@ def _continue(partial: IO[bytes], size_bytes: int, stream: Stream, where: str) -
                 time.sleep(pause_s)
     if have > size_bytes:
         partial.truncate(size_bytes)
-
-
-def _sha256(file: IO[bytes]) -> str:
-    file.seek(0)
-    digest = hashlib.sha256()
-    while piece := file.read(1 << 20):
-        digest.update(piece)
-    return digest.hexdigest()

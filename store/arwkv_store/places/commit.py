@@ -142,7 +142,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def write_all(file: IO[bytes], content: bytes) -> None:
+def write_all(file: IO[bytes], content: bytes | memoryview) -> None:
     """Write all of it: an unbuffered file may take less at a time."""
     view = memoryview(content)
     while view:

@@ -4,7 +4,6 @@ Objects appear whole, and are created only where there are none: S3 and Google C
 (`If-None-Match: *`); of the stores that cannot, fsspec looks first, and two writers at one instant could both win.
 """
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from functools import partial
 from typing import IO, Any
 
 from arwkv_store.errors import TryAgain
+from arwkv_store.format.file_hash import sha256_of
 from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, manifest_name
 from arwkv_store.format.manifest import FileInfo, ShardManifest
 from arwkv_store.places.object_folder import ObjectFolder
@@ -100,12 +100,10 @@ class ObjectTarget:
         return bool(self._folder.attempt(lambda: self._folder.filesystem().exists(path), name))
 
     def _sha256(self, name: str, file: FileInfo) -> str:
-        digest = hashlib.sha256()
         path = self._folder.path(name)
         size = int(self._folder.attempt(lambda: self._folder.filesystem().size(path), name))
         if size != file.size_bytes:
             return ""
-        for start in range(0, size, PIECE_BYTES):
-            end = min(start + PIECE_BYTES, size)
-            digest.update(self._folder.attempt(partial(self._folder.piece, name, start, end), name))
-        return digest.hexdigest()
+        starts = range(0, size, PIECE_BYTES)
+        reads = (partial(self._folder.piece, name, start, min(start + PIECE_BYTES, size)) for start in starts)
+        return sha256_of(self._folder.attempt(read, name) for read in reads)

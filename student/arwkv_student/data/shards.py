@@ -10,6 +10,7 @@ from typing import Any
 
 from arwkv_store import Dataset, DatasetInfo, open_dataset
 from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.format.hidden_names import hidden_column
 from arwkv_store.format.seal import self_hash
 from arwkv_student.bases.checkpoint import BaseCheckpoint, tokenizer_hash
 
@@ -115,10 +116,10 @@ def columns_of(stage: str, info: DatasetInfo, mixed: Sequence[int]) -> list[str]
     """The heavy columns that a stage reads."""
     if stage == "align":
         kind = "attn" if info.capture.hidden_states == "attention" else "boundary"
-        return [f"hidden.{kind}.{layer:03d}" for layer in layers_read(info, mixed)]
+        return [hidden_column(f"{kind}.{layer}") for layer in layers_read(info, mixed)]
     if info.capture.logits in ("sampled", "hybrid"):
         return ["logits", "token_stats"]
-    return ["logits"] if info.capture.logits != "none" else ["hidden.final"]
+    return ["logits"] if info.capture.logits != "none" else [hidden_column("final")]
 
 
 @dataclass(frozen=True)

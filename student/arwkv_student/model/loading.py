@@ -12,6 +12,7 @@ import torch
 
 from arwkv_kernels.precision import compute_dtype, multiplies_bf16
 from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.format.file_hash import sha256_of_file
 from arwkv_student.model.modeling import ArwkvForCausalLM
 
 
@@ -39,8 +40,7 @@ def checkpoint_hash(folder: Path) -> str:
         raise NotFound(f"model {folder}: no model.safetensors there; name a trained student's folder")
     digest = hashlib.sha256()
     for file in (folder / "config.json", *weights):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of_file(file)))
     return digest.hexdigest()
 
 

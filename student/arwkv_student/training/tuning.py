@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 
 from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.format.file_hash import sha256_of_file
 from arwkv_student.bases.convert import copy_tokenizer
 from arwkv_student.data.conversations import examples, pairs, read_records
 from arwkv_student.model.loading import checkpoint_hash, computes_in_bf16, load_student, require_student
@@ -88,11 +89,9 @@ def _identity(settings: TrainSettings, start: Start) -> dict[str, Any]:
     """What makes a continued run the same run, and in `start` how its student came about."""
     own = {field.name for field in dataclasses.fields(TuneSettings)} | SHARED
     compared = {name: value for name, value in dataclasses.asdict(settings).items() if name in own - NOT_COMPARED}
-    with Path(str(settings.data)).open("rb") as opened:
-        data_hash = hashlib.file_digest(opened, "sha256").hexdigest()
     return compared | {
         "samples_per_step": settings.batch_size * settings.gradient_accumulation * world_size(),
-        "data_hash": data_hash,
+        "data_hash": sha256_of_file(Path(str(settings.data))),
         "template_hash": start.template,
         "start": origin(start.folder, start.checkpoint),
     }
