@@ -29,14 +29,14 @@ class Captures:
         return open_dataset(str(self.folder / name))
 
 
-def run_captures(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Summaries of captures made one after another in one fresh process."""
+def run_captures(runs: list[dict[str, Any]], **environment: str) -> list[dict[str, Any]]:
+    """Summaries of captures made one after another in one fresh process, with more in its environment."""
     finished = subprocess.run(
         [sys.executable, str(RUN_ALL)],
         input=json.dumps(runs),
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         timeout=280,
         check=False,
     )

@@ -47,10 +47,19 @@ def test_what_was_captured_fits(captures: Captures, tiny_teacher: Path, name: st
     assert all(difference < (0.126 if name == "hybrid" else 0.01) for difference in largest.values())
 
 
+def eight_bit_products_are_exact() -> bool:
+    """As torch's own oneDNN computes them on this processor."""
+    most = torch.full((64, 64), 127, dtype=torch.int8)
+    return bool((torch._int_mm(most, most) == 64 * 127 * 127).all())
+
+
 @pytest.mark.filterwarnings("ignore")  # what compressed-tensors and transformers say to one another
 def test_a_quantised_teacher_runs_and_fits_as_far_as_transformers_computes_it_alike(
     captures: Captures, quantised_teacher: Path
 ) -> None:
+    if not eight_bit_products_are_exact():
+        assert "this processor has no VNNI instructions" in captures.summaries["quantised"]["message"]
+        return
     shards = str(captures.folder / "quantised")
     document = verify(VerifyConfig(shards=shards, teacher=str(quantised_teacher), samples=4))
     assert 0 < document["largest_differences"]["true_logprob"] < 1.0

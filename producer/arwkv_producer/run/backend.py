@@ -7,6 +7,7 @@ from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run.job import Job
 from arwkv_producer.teacher.engine import TeacherEngine
 from arwkv_producer.teacher.engine_faults import engine_faults
+from arwkv_producer.teacher.int8_products import multiplies_int8
 from arwkv_producer.teacher.vllm_setup import EngineConfig, prepare_environment
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def start_engine(config: GenerateConfig, job: Job) -> "TeacherEngine | StockEngi
         architecture=job.teacher.architecture,
         head_size=job.teacher.head_size,
         head_dtype=job.teacher.head_dtype,
+        multiplies_int8=multiplies_int8(job.teacher.quantisation),
         revision=job.teacher.revision,
         dtype=job.info.teacher.dtype,
         max_length=config.max_length,

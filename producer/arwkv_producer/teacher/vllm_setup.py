@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arwkv_producer.teacher.capture import register
+from arwkv_producer.teacher.int8_products import int8_products_are_exact
 from arwkv_producer.teacher.quiet import output_shown_on_failure
 from arwkv_store.errors import UsageError
 
@@ -35,6 +36,8 @@ class EngineConfig:
     """Width of one attention head; 0 where unknown."""
     head_dtype: str = "float32"
     """`model` leaves the head in the model's arithmetic."""
+    multiplies_int8: bool = False
+    """Whether the teacher multiplies 8-bit activations by 8-bit weights."""
     revision: str | None = None
     dtype: str = "float32"
     max_length: int = 2048
@@ -52,6 +55,7 @@ def start_vllm(config: EngineConfig, architecture: str, **arguments: Any) -> Any
         import vllm
 
         _require_supported_head(config)
+        _require_exact_products(config)
         register()
         llm = vllm.LLM(
             model=config.model,
@@ -120,6 +124,18 @@ def _require_supported_head(config: EngineConfig) -> None:
         raise UsageError(
             f"--teacher {config.model}: attention heads of size {config.head_size}; on a CPU vLLM has "
             f"{', '.join(map(str, sizes))}: use such a teacher, or a GPU"
+        )
+
+
+def _require_exact_products(config: EngineConfig) -> None:
+    """Raise UsageError where the teacher multiplies 8-bit integers and this processor's sums of them saturate."""
+    from vllm.platforms import current_platform
+
+    if config.multiplies_int8 and current_platform.is_cpu() and not int8_products_are_exact():
+        raise UsageError(
+            f"--teacher {config.model}: it multiplies 8-bit activations, and this processor has no VNNI instructions: "
+            "vLLM's products would saturate, and log-probabilities be off by up to 2 nats; use a processor that has "
+            "them (lscpu lists avx512_vnni or avx_vnni), a GPU, or the teacher before quantisation"
         )
 
 

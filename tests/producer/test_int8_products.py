@@ -1,0 +1,37 @@
+"""A quantised teacher whose products a processor gets wrong is refused there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arwkv_producer.teacher.int8_products import multiplies_int8
+from producer_captures import run_captures
+
+EIGHT_BITS = {"num_bits": 8, "type": "int", "symmetric": True}
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "expected"),
+    [
+        ({}, False),
+        ({"quant_method": "awq", "bits": 4}, False),
+        ({"config_groups": {"group_0": {"weights": EIGHT_BITS, "input_activations": None}}}, False),
+        ({"config_groups": {"group_0": {"input_activations": {"num_bits": 8, "type": "float"}}}}, False),
+        ({"config_groups": {"group_0": {"weights": EIGHT_BITS, "input_activations": EIGHT_BITS}}}, True),
+        ({"global_quant_config": {"input_tensors": {"dtype": "int8"}, "weight": {"dtype": "int8"}}}, True),
+    ],
+)
+def test_quantised_activations_are_told_from_quantised_weights(quantisation: dict[str, Any], expected: bool) -> None:
+    assert multiplies_int8(quantisation) is expected
+
+
+def test_a_quantised_teacher_is_refused_where_its_products_saturate(
+    quantised_teacher: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    asked = {"teacher": str(quantised_teacher), "data": [str(tiny_corpus)], "out": str(tmp_path / "o")}
+    (refusal,) = run_captures([{**asked, "max_length": 96}], ONEDNN_MAX_CPU_ISA="AVX2")
+    assert (refusal["error"], refusal["exit_code"]) == ("UsageError", 2)
+    assert "this processor has no VNNI instructions" in refusal["message"], json.dumps(refusal)
+    assert not list((tmp_path / "o" / "shards").glob("*"))
