@@ -28,10 +28,11 @@ ROOMS_MAY_IMPORT = {
     },
     "api": {
         "access": set[str](),
-        "index": set[str](),
+        "roots": set[str](),
+        "index": {"roots"},
         "migrations": {"index"},
-        "views": {"index"},
-        "http": {"access", "index", "views"},
+        "views": {"roots", "index"},
+        "http": {"access", "roots", "index", "views"},
     },
 }
 WITHOUT_CYCLES = ("store", "producer", "api", "kernels")

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from arwkv_api.roots import folders
+
 RUN = "/v1/runs/students-one"
 
 
@@ -96,9 +98,18 @@ def test_folder_that_cannot_be_listed_hides_no_other_run(
             raise PermissionError(13, "Permission denied", str(path))
         return real(path)
 
-    monkeypatch.setattr("arwkv_api.index.folders.os.scandir", failing)
+    monkeypatch.setattr("arwkv_api.roots.folders.os.scandir", failing)
     assert [item["name"] for item in client.get("/v1/runs").json()["items"]] == ["students-one"]
     assert client.get(f"{RUN}/metrics").status_code == 200
+
+
+def test_many_viewers_walk_the_folders_once(client: TestClient, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks, real = [], folders.run_folders
+    monkeypatch.setattr("arwkv_api.views.runs.run_folders", lambda roots: walks.append(roots) or real(roots))
+    for _ in range(5):
+        assert client.get(f"{RUN}/metrics").status_code == 200
+        assert len(client.get("/v1/runs").json()["items"]) == 1
+    assert len(walks) == 1
 
 
 def test_newest_runs_come_first_up_to_the_limit(client: TestClient, root: Path, run: Path) -> None:

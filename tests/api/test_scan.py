@@ -19,15 +19,15 @@ from arwkv_api.config import Settings
 from arwkv_api.http.app import create_app
 from arwkv_api.index import scan
 from arwkv_api.index.database import connect
-from arwkv_api.index.folders import BREATH_FILES, BREATH_S, ShardFiles, dataset_folders
 from arwkv_api.index.lease import LEASE_S, lease, scanned_within
-from arwkv_api.index.looks import Looks
-from arwkv_api.index.manifests import Shard
 from arwkv_api.index.metrics import LAG_LIMIT_S, scan_lag
 from arwkv_api.index.orm import DatasetRow, LeaseRow
 from arwkv_api.index.query import find_dataset
 from arwkv_api.index.scan import scan_root
 from arwkv_api.index.scrub import Pace, verify_due
+from arwkv_api.roots.folders import BREATH_FILES, BREATH_S, ShardFiles, dataset_folders
+from arwkv_api.roots.looks import Looks
+from arwkv_api.roots.manifests import Shard
 from store_examples import example_dataset_info, write_example_dataset
 
 Open = Callable[[Settings], TestClient]
@@ -108,7 +108,7 @@ def test_lease_is_kept_while_a_slow_root_is_listed_and_read(
 
     folders, breath, read = scan.dataset_folders, time.sleep, scan.read_shard
     monkeypatch.setattr(scan, "dataset_folders", lambda given: (slow(one) or one for one in folders(given)))
-    monkeypatch.setattr("arwkv_api.index.folders.time.sleep", lambda s: breath(s) if s < BREATH_S else slow(s))
+    monkeypatch.setattr("arwkv_api.roots.folders.time.sleep", lambda s: breath(s) if s < BREATH_S else slow(s))
     monkeypatch.setattr(scan, "read_shard", lambda *given: (given[1].part % 40 or slow(given), read(*given))[1])
     assert scan_root(engine, root).done
     assert len(held_by_another) > 10

@@ -1,6 +1,7 @@
 """Shards over HTTP: their list, their documents, and what is said of those that went bad."""
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from fastapi.testclient import TestClient
 
 from api_eventually import eventually
 from arwkv_api.index import query as catalogue
+from arwkv_api.kept import Kept
+from arwkv_api.roots import manifests
+from arwkv_api.roots.manifests import MEMORY_PER_BYTE
 from arwkv_store import ShardManifest, open_dataset
 
 SHARDS = "/v1/datasets/train/shards"
@@ -166,3 +170,31 @@ def test_manifest_of_another_dataset_is_refused(client: TestClient, root: Path) 
         (root / "train" / "shards" / name).write_bytes((source / name).read_bytes())
     shard = eventually(lambda: (a := client.get(f"{SHARDS}/0").json())["state"] == "corrupt" and a)
     assert "belongs to dataset" in shard["problem"]
+
+
+def test_what_is_kept_is_bounded_in_bytes_and_the_longest_unused_goes_first_a_number_of_bytes() -> None:
+    kept = Kept[bytes](1000, len)
+    made: list[int] = []
+    for number in (0, 1, 0, 2, 0, 1):
+        assert kept.of(number, lambda n=number: made.append(n) or bytes(400)) == bytes(400)
+    assert made == [0, 1, 2, 1]
+    assert kept.of("large", lambda: bytes(1001)) == bytes(1001)
+    kept.of(1, lambda: made.append(9) or b"")
+    assert made == [0, 1, 2, 1]
+
+
+def test_manifests_take_no_more_memory_than_they_may(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parsed form of a manifest is several times its text; the bound is on the parsed form."""
+    raw = (root / "train" / "shards" / "part-000000.json").read_bytes()
+    parsed = Kept(2 * MEMORY_PER_BYTE * len(raw), manifests._PARSED._size_of)
+    monkeypatch.setattr(manifests, "_PARSED", parsed)
+    for number in range(5):
+        name = f"part-{number:06d}.json"
+        manifests.parse_manifest((root / "train" / "shards" / name).read_bytes())
+    assert 1 <= len(parsed._kept) <= 2
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    many = [ShardManifest.from_bytes(raw, "part 0") for _ in range(20)]
+    taken = (tracemalloc.get_traced_memory()[0] - before) / len(many)
+    tracemalloc.stop()
+    assert taken + len(raw) <= MEMORY_PER_BYTE * len(raw) * 1.2

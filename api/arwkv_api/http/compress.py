@@ -8,8 +8,8 @@ from anyio import to_thread
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from arwkv_api.http.answers import Answers
 from arwkv_api.http.ranges import matches
+from arwkv_api.kept import Kept
 
 COMPRESSIBLE = ("application/json", "application/problem+json", "text/")
 SMALLEST_BYTES = 600
@@ -23,7 +23,7 @@ class Compact:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._compressed = Answers(KEPT_BYTES)
+        self._compressed = Kept[bytes](KEPT_BYTES, len)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -36,7 +36,7 @@ class Compact:
 class _Answer:
     """Holds one response back until its body is whole, where it is of a kind that this layer works on."""
 
-    def __init__(self, scope: Scope, send: Send, compressed: Answers) -> None:
+    def __init__(self, scope: Scope, send: Send, compressed: Kept[bytes]) -> None:
         self._request, self._method, self._send = Headers(scope=scope), scope["method"], send
         self._compressed = compressed
         self._start: Message | None = None

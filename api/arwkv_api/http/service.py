@@ -11,17 +11,20 @@ from fastapi import Depends, Request
 from sqlalchemy import Engine
 
 from arwkv_api.config import Settings
-from arwkv_api.http.answers import Answers
 from arwkv_api.index.lease import pause_s
-from arwkv_api.index.looks import Looks
 from arwkv_api.index.scan import scan_root
 from arwkv_api.index.scrub import Pace, verify_due
+from arwkv_api.kept import Kept
+from arwkv_api.roots.looks import Looks
 from arwkv_api.views.preview import Previews
+from arwkv_api.views.runs import Runs
 
 log = logging.getLogger("arwkv_api.service")
 
 # Every so many looks, files are compared even in folders whose own time has not changed.
 DEEP_LOOK_INTERVALS = 10
+# Pages of lists: many readers ask for the same ones of a dataset.
+KEPT_ANSWERS_BYTES = 16 << 20
 
 
 @dataclass
@@ -30,16 +33,14 @@ class Service:
 
     engine: Engine
     settings: Settings
-    answers: Answers = field(default_factory=Answers)
+    answers: Kept[bytes] = field(default_factory=lambda: Kept(KEPT_ANSWERS_BYTES, len))
     previews: Previews = field(default_factory=Previews)
     scanned_once: threading.Event = field(default_factory=threading.Event)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
-    @property
-    def run_roots(self) -> tuple[Path, ...]:
-        """Where runs are looked for."""
-        return (*self.settings.runs, *self.settings.roots)
+    def __post_init__(self) -> None:
+        self.runs = Runs((*self.settings.runs, *self.settings.roots))
 
     def start(self) -> None:
         """Begin to look at the roots and to verify what is there, in the background."""

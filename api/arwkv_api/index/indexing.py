@@ -9,10 +9,10 @@ from sqlalchemy import and_, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from arwkv_api.index.lease import Lease, is_abandoned
-from arwkv_api.index.manifests import Identity, Shard, ShardState
 from arwkv_api.index.orm import NOT_KNOWN, DatasetRow, ManifestRow, ShardRow
 from arwkv_api.index.timeline import grown
 from arwkv_api.index.totals import BATCH_MANIFESTS, grow, recompute
+from arwkv_api.roots.manifests import Identity, Shard, ShardState
 
 log = logging.getLogger("arwkv_api.indexing")
 

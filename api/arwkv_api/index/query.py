@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, Row, Select, String, func, literal_column, or_, select
 from sqlalchemy.orm import Session
 
-from arwkv_api.index.folders import is_servable_name
-from arwkv_api.index.manifests import ShardState
 from arwkv_api.index.orm import DatasetRow, LeaseRow, ManifestRow, ShardRow
 from arwkv_api.index.paging import Column, Order
+from arwkv_api.roots.folders import is_servable_name
+from arwkv_api.roots.manifests import ShardState
 from arwkv_store.errors import NotFound, TryAgain
 
 DATASET_ORDERS = {

@@ -12,7 +12,6 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
-from arwkv_api.index.folders import ShardFiles, dataset_folders, shard_files
 from arwkv_api.index.indexing import (
     forget,
     mark_missing,
@@ -23,9 +22,10 @@ from arwkv_api.index.indexing import (
     store_shards,
 )
 from arwkv_api.index.lease import Lease, LeaseLost, Renewal, is_abandoned, lease, scanned_within
-from arwkv_api.index.looks import Looks, shards_time_ns
-from arwkv_api.index.manifests import Shard, one_line, read_identity, read_shard
 from arwkv_api.index.orm import DatasetRow, ShardRow
+from arwkv_api.roots.folders import ShardFiles, dataset_folders, shard_files
+from arwkv_api.roots.looks import Looks, shards_time_ns
+from arwkv_api.roots.manifests import Shard, one_line, read_identity, read_shard
 from arwkv_store.errors import ArwkvError, TryAgain
 from arwkv_store.format.layout import DATASET_FILE
 

@@ -12,12 +12,12 @@ from typing import Any
 from sqlalchemy import Engine, Row, select
 from sqlalchemy.orm import Session
 
-from arwkv_api.index.folders import part_files
 from arwkv_api.index.indexing import refresh_totals, store_shards
 from arwkv_api.index.lease import LeaseLost, Renewal, lease
-from arwkv_api.index.manifests import ShardState, open_data, parse_manifest, read_shard, unreadable
 from arwkv_api.index.metrics import VERIFICATIONS, VERIFIED_BYTES
 from arwkv_api.index.orm import DatasetRow, ManifestRow, ShardRow
+from arwkv_api.roots.folders import part_files
+from arwkv_api.roots.manifests import ShardState, open_data, parse_manifest, read_shard, unreadable
 from arwkv_store.errors import CorruptShard, NotFound, TryAgain
 from arwkv_store.format.file_hash import pieces_of, sha256_of
 from arwkv_store.format.manifest import ShardManifest

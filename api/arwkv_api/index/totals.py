@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from arwkv_api.index.manifests import parse_manifest
 from arwkv_api.index.orm import DatasetRow
+from arwkv_api.roots.manifests import parse_manifest
 from arwkv_store.format.statistics import DatasetStats, ShardStats
 
 BATCH_MANIFESTS = 200

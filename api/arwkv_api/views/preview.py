@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from arwkv_api.index.manifests import unreadable
+from arwkv_api.roots.manifests import unreadable
 from arwkv_store.dataset.shard import Shard
 from arwkv_store.errors import CorruptShard, NotFound
 from arwkv_store.format.columns import heavy_columns

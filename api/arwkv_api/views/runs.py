@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -9,10 +11,13 @@ from typing import Any, BinaryIO
 from pydantic_core import to_json
 
 from arwkv_api.errors import BadCursor
-from arwkv_api.index.files import open_inside
-from arwkv_api.index.folders import METRICS, run_folders
+from arwkv_api.index.lease import pause_s
+from arwkv_api.roots.files import open_inside
+from arwkv_api.roots.folders import METRICS, run_folders
 from arwkv_store.errors import NotFound
 
+# A run that appears is listed within this, or later where the folders are slow to walk.
+FRESH_S = 2.0
 # Longest line that is taken for a line of figures.
 LINE_LIMIT_BYTES = 1 << 20
 # An answer with figures ends after the line with which it grows beyond this.
@@ -30,12 +35,29 @@ class Figures:
     restarted: bool
 
 
-def find_run(folders: tuple[Path, ...], name: str) -> Path:
-    """The folder of the run called `name`. Raises NotFound."""
-    found = run_folders(folders).get(name)
-    if found is None:
-        raise NotFound(f"run {name[:100]!r}: no such folder with a {METRICS}; GET /v1/runs lists what is")
-    return found
+class Runs:
+    """Where the runs lie. However many viewers ask, the folders are walked now and then only."""
+
+    def __init__(self, roots: tuple[Path, ...]) -> None:
+        self._roots, self._found, self._due_s = roots, dict[str, Path](), 0.0
+        self._lock = threading.Lock()
+
+    def folders(self) -> dict[str, Path]:
+        """Each run's folder by its name, as found a moment ago."""
+        with self._lock:
+            began_s = time.monotonic()
+            if began_s >= self._due_s:
+                self._found = run_folders(self._roots)
+                took_s = time.monotonic() - began_s
+                self._due_s = began_s + took_s + max(FRESH_S, pause_s(took_s))
+            return self._found
+
+    def find(self, name: str) -> Path:
+        """The folder of the run called `name`; one that was found before is not looked for again. Raises NotFound."""
+        found = self._found.get(name) or self.folders().get(name)
+        if found is None:
+            raise NotFound(f"run {name[:100]!r}: no such folder with a {METRICS}; GET /v1/runs lists what is")
+        return found
 
 
 def read_figures(folder: Path, cursor: str | None, limit: int) -> Figures:

@@ -12,8 +12,8 @@ from arwkv_api.http.models import moment
 from arwkv_api.http.parameters import PAGE_LIMIT, Cursor
 from arwkv_api.http.problems import answers
 from arwkv_api.http.service import ServiceDep
-from arwkv_api.index.folders import METRICS, run_folders
-from arwkv_api.views.runs import find_run, read_figures, read_samples
+from arwkv_api.roots.folders import METRICS
+from arwkv_api.views.runs import read_figures, read_samples
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 RunName = Annotated[str, Path(max_length=1000, description="the run's name", examples=["demo-student"])]
@@ -62,7 +62,7 @@ def list_runs(
 ) -> RunList:
     """Runs under the roots and the folders given as --runs, newest first."""
     runs = []
-    for name, folder in run_folders(service.run_roots).items():
+    for name, folder in service.runs.folders().items():
         with suppress(FileNotFoundError):  # went between listing and looking
             status = (folder / METRICS).lstat()
             runs.append(Run(name=name, updated_at=moment(status.st_mtime), size_bytes=status.st_size))
@@ -77,7 +77,7 @@ def run_metrics(
     limit: Annotated[int, Query(ge=1, le=10_000, description="most lines to answer")] = 10_000,
 ) -> Response:
     """The run's figures, all of them or those written since `cursor`."""
-    figures = read_figures(find_run(service.run_roots, name), cursor, limit)
+    figures = read_figures(service.runs.find(name), cursor, limit)
     rest = RunFigures(items=[], next_cursor=figures.next_cursor, restarted=figures.restarted).model_dump_json()
     body = rest.encode().replace(b"[]", b"[" + b",".join(figures.items) + b"]", 1)
     return Response(body, media_type="application/json")
@@ -90,5 +90,5 @@ def run_samples(
     limit: Annotated[int, Query(ge=1, le=1000, description="most samples to answer")] = 20,
 ) -> RunSamples:
     """What teacher and student make of the same prompts, side by side; empty where the run wrote none."""
-    samples = read_samples(find_run(service.run_roots, name), limit)
+    samples = read_samples(service.runs.find(name), limit)
     return RunSamples(items=[RunSample(**sample) for sample in samples])

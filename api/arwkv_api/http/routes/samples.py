@@ -11,9 +11,9 @@ from arwkv_api.access.auth import Read
 from arwkv_api.http.parameters import LARGEST_ID, DatasetName
 from arwkv_api.http.problems import answers
 from arwkv_api.http.service import ServiceDep
-from arwkv_api.index.manifests import ShardState, parse_manifest
 from arwkv_api.index.orm import ManifestRow, ShardRow
 from arwkv_api.index.query import find_dataset, still_indexed
+from arwkv_api.roots.manifests import ShardState, parse_manifest
 from arwkv_api.views.preview import SamplePreview, preview_of
 from arwkv_api.views.tokenizer import decoder_for
 from arwkv_store.errors import NotFound

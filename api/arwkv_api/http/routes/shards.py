@@ -17,10 +17,10 @@ from arwkv_api.http.ranges import matches, requested_ranges
 from arwkv_api.http.service import Service, ServiceDep
 from arwkv_api.http.transfer import FileResponse
 from arwkv_api.index import query as catalogue
-from arwkv_api.index.manifests import ShardState, open_data, parse_manifest
 from arwkv_api.index.orm import DatasetRow, ManifestRow
 from arwkv_api.index.query import ShardFilter, dataset_figures, find_dataset, find_shard, manifests_of
 from arwkv_api.index.scrub import verify_shard
+from arwkv_api.roots.manifests import ShardState, open_data, parse_manifest
 from arwkv_store.errors import CorruptShard, NotFound
 from arwkv_store.format.manifest import ShardManifest
 from arwkv_store.format.statistics import ShardStats

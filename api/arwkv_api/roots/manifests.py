@@ -5,11 +5,11 @@ import hashlib
 import os
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from pathlib import Path
 
-from arwkv_api.index.files import open_inside, read_inside
-from arwkv_api.index.folders import ShardFiles
+from arwkv_api.kept import Kept
+from arwkv_api.roots.files import open_inside, read_inside
+from arwkv_api.roots.folders import ShardFiles
 from arwkv_store.errors import ArwkvError, CorruptShard, NotFound, TryAgain
 from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, manifest_name
 from arwkv_store.format.manifest import FileInfo, ShardManifest
@@ -21,6 +21,9 @@ from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
 NO_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 # What a BIGINT column keeps.
 LARGEST_INTEGER = (1 << 63) - 1
+KEPT_MANIFESTS_BYTES = 64 << 20
+# What a parsed manifest and its text take in memory for each byte of the text, as measured.
+MEMORY_PER_BYTE = 7
 
 
 class ShardState(StrEnum):
@@ -89,10 +92,12 @@ def read_shard(folder: Path, files: ShardFiles, dataset_hash: str) -> Shard:
     return Shard(files, raw, manifest, None)
 
 
-@lru_cache(maxsize=1024)
 def parse_manifest(raw: bytes) -> ShardManifest:
     """A manifest that was verified when it was indexed."""
-    return ShardManifest.from_bytes(raw, "index")
+    return _PARSED.of(raw, lambda: (ShardManifest.from_bytes(raw, "index"), len(raw)))[0]
+
+
+_PARSED = Kept[tuple[ShardManifest, int]](KEPT_MANIFESTS_BYTES, lambda kept: MEMORY_PER_BYTE * kept[1])
 
 
 def open_data(folder: Path, manifest: ShardManifest, kind: str) -> tuple[int, FileInfo]:
