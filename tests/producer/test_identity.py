@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from arwkv_kernels.precision import multiplies_bf16
 from arwkv_producer.config import GenerateConfig
-from arwkv_producer.run.identity import recorded_command
+from arwkv_producer.run.identity import recorded_command, teacher_dtype
 from arwkv_producer.run.job import prepare
 from arwkv_producer.teacher.teacher import Teacher, find_teacher, weights_hash
 from arwkv_store import create_dataset
@@ -63,3 +65,38 @@ def test_the_command_holds_every_flag_that_decides_wherever_it_came_from() -> No
 def test_a_quantised_head_stays_in_the_models_arithmetic(quantisation: dict[str, Any] | None, head: str) -> None:
     config = {**CONFIG, "quantization_config": quantisation}
     assert Teacher("m", "m", None, config, "Qwen2ForCausalLM").head_dtype == head
+
+
+NATIVE = "bfloat16" if multiplies_bf16() else "float32"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "flags", "limit", "expected"),
+    [
+        ("bfloat16", {}, "ALL", NATIVE),
+        ("bfloat16", {}, "AVX2", "float32"),
+        ("bfloat16", {"ray": "auto"}, "AVX2", "bfloat16"),
+        ("bfloat16", {"dtype": "bfloat16"}, "AVX2", "bfloat16"),
+        ("float16", {}, "AVX2", "float16"),
+        ("float32", {}, "ALL", "float32"),
+    ],
+)
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator computes, whatever the processor may do")
+def test_a_bf16_checkpoint_runs_in_bf16_only_where_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: str, flags: dict[str, Any], limit: str, expected: str
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    config = GenerateConfig(teacher="m", data=("d",), out="o", **flags)
+    teacher = Teacher("m", "m", None, {**CONFIG, "torch_dtype": checkpoint}, "Qwen2ForCausalLM")
+    assert teacher_dtype(config, teacher) == expected
+
+
+def test_a_dataset_goes_on_in_the_arithmetic_it_began_with(
+    tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    config = GenerateConfig(teacher=str(tiny_teacher), data=(str(tiny_corpus),), out=str(tmp_path / "o"), max_length=96)
+    (job,) = prepare(config)
+    elsewhere = job.info.teacher.model_copy(update={"dtype": "bfloat16"})
+    create_dataset(config.out, job.info.model_copy(update={"teacher": elsewhere}))
+    (again,) = prepare(config)
+    assert again.info.teacher.dtype == "bfloat16"

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def start_engine(config: GenerateConfig, job: Job) -> "TeacherEngine | StockEngine":
     """The backend that was asked for, running. Raises EngineFailed where it does not start."""
-    print(f"starting vLLM with {job.teacher.name}", file=sys.stderr)
+    dtype, own = job.info.teacher.dtype, job.teacher.dtype
+    why = f" (--dtype {config.dtype}; the checkpoint's own is {own})" if dtype != own else ""
+    print(f"starting vLLM with {job.teacher.name} in {dtype}{why}", file=sys.stderr)
     engine = EngineConfig(
         model=job.teacher.model,
         architecture=job.teacher.architecture,
@@ -24,7 +26,7 @@ def start_engine(config: GenerateConfig, job: Job) -> "TeacherEngine | StockEngi
         head_dtype=job.teacher.head_dtype,
         multiplies_int8=multiplies_int8(job.teacher.quantisation),
         revision=job.teacher.revision,
-        dtype=job.info.teacher.dtype,
+        dtype=dtype,
         max_length=config.max_length,
         step_tokens=config.step_tokens,
         tensor_parallel=config.tensor_parallel,

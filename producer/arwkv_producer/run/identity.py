@@ -50,6 +50,7 @@ def dataset_info(
     corpus: Corpus,
     description: str,
     weights_hash: str | None,
+    dtype: str,
     present: DatasetInfo | None = None,
 ) -> DatasetInfo:
     """What dataset.json will say; the dataset that is `present` keeps its samples per part unless told otherwise."""
@@ -58,7 +59,6 @@ def dataset_info(
         per_part = present.corpus.samples_per_part
     else:
         per_part = samples_per_part(config, capture, teacher.width)
-    head_dtype = teacher.head_dtype if teacher.head_dtype == "float32" else teacher_dtype(config, teacher)
     return DatasetInfo(
         teacher=TeacherInfo(
             model=teacher.name,
@@ -66,7 +66,7 @@ def dataset_info(
             model_type=str(teacher.config.get("model_type", "")),
             hidden_size=teacher.width,
             num_hidden_layers=teacher.layers,
-            dtype=teacher_dtype(config, teacher),
+            dtype=dtype,
             weights_hash=weights_hash,
         ),
         tokenizer=tokenizer,
@@ -81,14 +81,23 @@ def dataset_info(
             description=description,
         ),
         command=recorded_command(config),
-        versions=versions(head_dtype),
+        versions=versions("float32" if teacher.head_dtype == "float32" else dtype),
         created_by=CREATED_BY[config.capture_backend],
     )
 
 
-def teacher_dtype(config: CaptureConfig, teacher: Teacher) -> str:
-    """The arithmetic the teacher runs in."""
-    return teacher.dtype if config.dtype == "auto" else config.dtype
+def teacher_dtype(config: GenerateConfig, teacher: Teacher, present: DatasetInfo | None = None) -> str:
+    """The arithmetic the teacher runs in; with `auto` that of the dataset that is `present`, or else the checkpoint's
+    own, but fp32 in place of a bf16 that is not native here (on a Ray cluster other machines compute: its own)."""
+    if config.dtype != "auto":
+        return config.dtype
+    if present is not None:
+        return present.teacher.dtype
+    if teacher.dtype != "bfloat16" or config.ray is not None:
+        return teacher.dtype
+    from arwkv_kernels.precision import compute_dtype
+
+    return str(compute_dtype()).removeprefix("torch.")
 
 
 def require_fitting(config: GenerateConfig, teacher: Teacher, vocab_size: int) -> None:

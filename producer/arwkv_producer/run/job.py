@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arwkv_producer.config import GenerateConfig
-from arwkv_producer.run.identity import dataset_info, require_fitting
+from arwkv_producer.run.identity import dataset_info, require_fitting, teacher_dtype
 from arwkv_producer.run.output_folder import present_info, require_room, require_writable
 from arwkv_producer.teacher.capture import CaptureSettings
 from arwkv_producer.teacher.teacher import Teacher, find_teacher, require_weights, weights_hash
@@ -81,11 +81,12 @@ def prepare(config: GenerateConfig) -> list[Job]:
     outs = config.out, config.out.rstrip("/") + "-held-out"
     present = [present_info(out) for out in outs]
     teacher_hash = weights_hash(teacher, None if present[0] is None else present[0].teacher.weights_hash)
+    dtype = teacher_dtype(config, teacher, present[0] or present[1])
     return [
         Job(
             teacher,
             corpus,
-            dataset_info(config, teacher, tokenizer_info, corpus, description, teacher_hash, begun),
+            dataset_info(config, teacher, tokenizer_info, corpus, description, teacher_hash, dtype, begun),
             out,
             files,
             config.writers,
