@@ -34,7 +34,7 @@ class CaptureConfig:
     max_length: int = 2048
     """Tokens per sample; longer documents are cut into several samples, none is dropped."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The teacher's arithmetic. `auto`: as the dataset began, or the checkpoint's own; float32 in place of bfloat16 where
+    """The teacher's arithmetic. `auto`: as the dataset began, or the checkpoint's own; float32 in place of bfloat16 if
     the processor does not multiply that natively. The head always runs in float32."""
     samples_per_shard: int = 0
     """Samples in one part; 0 chooses so that a part's files stay near 256 MiB, or goes on as the dataset began."""
