@@ -95,7 +95,7 @@ def test_verify_tells_of_missing_parts_and_of_data_without_a_manifest(tmp_path: 
 def test_repair_leaves_parts_of_a_newer_version_in_place(tmp_path: Path, run: Run) -> None:
     write_example_dataset(tmp_path)
     manifest = tmp_path / "shards/part-000001.json"
-    manifest.write_bytes(sealed({**unsealed(manifest.read_bytes(), "manifest"), "format_version": 2}))
+    manifest.write_bytes(sealed({**unsealed(manifest.read_bytes(), "manifest"), "format_version": 3}))
     code, out, err = run("verify", tmp_path, "--repair", "--json")
     assert (code, list(json.loads(out)["newer"]), json.loads(out)["set_aside"]) == (2, ["1"], [])
     assert err.splitlines()[-1].startswith("store: UnsupportedVersion: ")

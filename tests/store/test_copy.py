@@ -1,13 +1,16 @@
 """Copying datasets between places."""
 
 import json
+import re
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from arwkv_store import ConfigurationDiffers, CorruptShard, create_dataset, open_dataset
 from arwkv_store.cli import main
 from arwkv_store.commands.copy import copy_dataset
+from arwkv_store.commands.verify import verify_dataset
 from store_examples import assert_same_sample, example_dataset_info, example_samples, write_example_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
@@ -29,6 +32,18 @@ def test_there_and_back_every_byte_is_the_same(tmp_path: Path, s3_bucket: str) -
     list(copy_dataset(str(tmp_path / "data"), f"{s3_bucket}/sets/one"))
     list(copy_dataset(f"{s3_bucket}/sets/one", str(tmp_path / "back")))
     assert files_of(tmp_path / "back") == files_of(tmp_path / "data")
+
+
+def test_objects_fetched_by_another_tool_are_a_dataset_in_a_folder(tmp_path: Path) -> None:
+    samples, memory = write_example_dataset("memory://fetched/one"), fsspec.filesystem("memory")
+    memory.get("/fetched/one", str(tmp_path / "one"), recursive=True)
+    memory.rm("/fetched", recursive=True)
+    names = sorted(path.name for path in (tmp_path / "one" / "shards").glob("part-000000.*"))
+    assert re.fullmatch(r"(part-000000\.[0-9a-f]{32}(\.hidden)?\.arrow ){2}part-000000\.json", " ".join(names))
+    for read, sample in zip(open_dataset(tmp_path / "one"), samples, strict=True):
+        assert_same_sample(read, sample)
+    verdict = list(verify_dataset(str(tmp_path / "one"), deep=True))[-1]
+    assert (verdict.parts, verdict.damaged, verdict.unclaimed) == (3, {}, [])
 
 
 def test_copy_continues_and_brings_what_is_new(

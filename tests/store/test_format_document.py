@@ -29,9 +29,11 @@ def _rows(folder: Path, kind: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for path in sorted(folder.glob("shards/part-*.json")):
         manifest = _sealed(path)
-        assert manifest["format_version"] == 1
+        assert manifest["format_version"] in (1, 2)
         assert manifest["dataset_hash"] == hashlib.sha256((folder / "dataset.json").read_bytes()).hexdigest()
         file = manifest["files"][kind]
+        digits = f".{file['sha256'][:32]}" if manifest["format_version"] == 2 else ""
+        assert file["name"] == f"{path.stem}{digits}{'.arrow' if kind == 'rows' else '.hidden.arrow'}"
         content = (path.parent / file["name"]).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file["size_bytes"], file["sha256"])
         end = 0

@@ -14,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from arwkv_store import CorruptShard, NotFound, TryAgain, UsageError, open_dataset
 from arwkv_store.commands.verify import verify_dataset
-from arwkv_store.places import retry
+from arwkv_store.places import object_source, retry
 from store_examples import assert_same_sample, write_example_dataset
 from store_hub import hub_of
 from store_s3 import s3_running, use_s3
@@ -90,6 +90,54 @@ def test_missing_data_file_is_damage_that_verifying_names_and_passes(in_memory: 
         open_dataset(in_memory)[4]
     verdict = list(verify_dataset(in_memory))[-1]
     assert (verdict.parts, list(verdict.damaged)) == (3, [1])
+
+
+@pytest.mark.parametrize("length", [0, 1000, 1_000_000])
+def test_object_of_another_length_is_damage_that_verifying_names_and_passes(in_memory: str, length: int) -> None:
+    store = fsspec.filesystem("memory")
+    path = "/sets/one/shards/part-000001.arrow"
+    store.pipe_file(path, store.cat_file(path).ljust(length, b"\0")[:length])
+    with pytest.raises(CorruptShard, match=rf"part-000001\.arrow: {length} bytes, committed with"):
+        open_dataset(in_memory)[4]
+    verdict = list(verify_dataset(in_memory))[-1]
+    assert (verdict.parts, list(verdict.damaged)) == (3, [1])
+
+
+def test_object_cut_while_it_is_read_is_damage(in_memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cat_file = MemoryFileSystem.cat_file
+
+    def cutting(self: Any, path: str, *arguments: Any, **keywords: Any) -> bytes:
+        if path.endswith(".arrow"):
+            self.pipe_file(path, self.store[path].getvalue()[:1000])
+        content: bytes = cat_file(self, path, *arguments, **keywords)
+        return content
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cutting)
+    with pytest.raises(CorruptShard, match="1000 bytes, committed with"):
+        open_dataset(in_memory)[0]
+
+
+def test_truncated_object_in_s3_is_damage(tmp_path: Path, s3_bucket: str) -> None:
+    write_example_dataset(f"{s3_bucket}/one")
+    store = fsspec.filesystem("s3", skip_instance_cache=True)
+    (path,) = store.glob(f"{s3_bucket}/one/shards/part-000001.*.hidden.arrow")
+    store.pipe_file(path, store.cat_file(path)[:1000])
+    verdict = list(verify_dataset(f"{s3_bucket}/one"))[-1]
+    assert (verdict.parts, list(verdict.damaged)) == (3, [1])
+
+
+def test_files_are_fetched_in_pieces_at_once(in_memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_source, "PIECE_BYTES", 100)
+    at_once, cat_ranges = [], MemoryFileSystem.cat_ranges
+
+    def counted(self: Any, paths: list[str], *arguments: Any, **keywords: Any) -> list[bytes]:
+        at_once.append(len(paths))
+        content: list[bytes] = cat_ranges(self, paths, *arguments, **keywords)
+        return content
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_ranges", counted)
+    assert [sample.sample_id for sample in open_dataset(in_memory)] == list(range(10))
+    assert max(at_once[1:]) == object_source.PIECES_AT_ONCE
 
 
 def test_larger_document_than_any_is_not_read_whole(in_memory: str) -> None:

@@ -9,9 +9,13 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from arwkv_store import ConfigurationDiffers, TryAgain, create_dataset, open_dataset
-from arwkv_store.places import object_target, retry
+from arwkv_store import ConfigurationDiffers, create_dataset, open_dataset
+from arwkv_store.places import retry
+from arwkv_store.places.object_folder import ObjectFolder
+from arwkv_store.places.object_target import ObjectTarget
 from store_examples import assert_same_sample, example_dataset_info, example_samples
+from store_race import example_contenders, race
+from store_s3 import s3_running, use_s3
 
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
 
@@ -70,16 +74,59 @@ def test_first_commit_wins_over_other_content(memory: str) -> None:
     assert_same_sample(open_dataset(memory)[0], example_samples(4)[0])
 
 
-def test_data_of_a_writer_that_died_is_replaced_when_it_is_old(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_of_a_writer_that_died_stands_in_no_ones_way(memory: str) -> None:
     filesystem = fsspec.filesystem("memory")
     create_dataset(memory, example_dataset_info()).write_shard(0, example_samples(4, seed=1))
     filesystem.rm("/written/one/shards/part-000000.json")
-    with pytest.raises(TryAgain, match="another writer"):
-        create_dataset(memory, example_dataset_info()).write_shard(0, example_samples(4))
-    assert create_dataset(memory, example_dataset_info()).missing_parts() == [0, 1, 2]
-    monkeypatch.setattr(object_target, "ABANDONED_S", -1.0)
-    create_dataset(memory, example_dataset_info()).write_shard(0, example_samples(4))
+    writer = create_dataset(memory, example_dataset_info())
+    assert writer.missing_parts() == [0, 1, 2]
+    writer.write_shard(0, example_samples(4))
     assert_same_sample(open_dataset(memory)[0], example_samples(4)[0])
+
+
+def test_data_put_by_a_writer_that_looked_too_early_replaces_nothing(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (create_dataset(memory, example_dataset_info()) for _ in range(2))
+    put, firsts = MemoryFileSystem.put_file, []
+
+    def late(self: Any, *arguments: Any, **keywords: Any) -> None:
+        if not firsts:
+            firsts.append("the other commits between the look and the first object")
+            firsts.append(one.write_shard(0, example_samples(4)))
+        put(self, *arguments, **keywords)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", late)
+    assert other.write_shard(0, example_samples(4, seed=1)) == firsts[1]
+    names = {Path(name).name for name in fsspec.filesystem("memory").ls("/written/one/shards", detail=False)}
+    assert names == {"part-000000.json", *(file.name for file in firsts[1].files.values())}
+    for read, sample in zip(open_dataset(memory), example_samples(4), strict=True):
+        assert_same_sample(read, sample)
+
+
+def test_two_writers_in_any_order_of_steps_commit_once(memory: str, tmp_path: Path) -> None:
+    contenders = example_contenders(tmp_path)
+    for seed in range(60):
+        race(f"{memory}/{seed}", contenders, seed)
+
+
+@pytest.mark.slow
+def test_two_writers_in_a_thousand_orders_of_steps_commit_once(memory: str, tmp_path: Path) -> None:
+    contenders = example_contenders(tmp_path)
+    for seed in range(1000):
+        race(f"{memory}/{seed}", contenders, seed)
+
+
+def test_store_whose_refusal_names_no_condition_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_running("--without-condition") as address:
+        use_s3(monkeypatch, address)
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("terse")
+        one, other = (create_dataset("s3://terse/one", example_dataset_info()) for _ in range(2))
+        first = one.write_shard(0, example_samples(4))
+        assert other.write_shard(0, example_samples(4, seed=1)) == first
+        late, looks, exists = ObjectTarget("s3://terse/one"), iter([False]), ObjectFolder.exists
+        monkeypatch.setattr(ObjectFolder, "exists", lambda self, name: next(looks, True) and exists(self, name))
+        assert late.begin(b"{}") == one.info.to_bytes()
 
 
 @pytest.mark.parametrize("call", ["pipe_file", "put_file"])

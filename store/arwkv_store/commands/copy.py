@@ -80,7 +80,7 @@ def _copy_part(source: Source, target: Target, manifest: ShardManifest) -> None:
                 if not source.forget(file):
                     raise
                 _copy_file(source.data_path(manifest.part, kind, file), file, data[kind])
-        target.publish(manifest, data)
+        target.publish(target.placed(manifest), data)
 
 
 def _copy_file(path: Path, file: FileInfo, to: IO[bytes]) -> None:

@@ -1,5 +1,6 @@
 """Checking a whole dataset, part by part, and setting damaged parts aside."""
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -13,7 +14,7 @@ from arwkv_store.dataset.index import manifest_of
 from arwkv_store.dataset.shard import Shard
 from arwkv_store.errors import CorruptShard, UnsupportedVersion, UsageError
 from arwkv_store.format.columns import heavy_columns
-from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, data_file_name, manifest_name, manifest_uri, part_of
+from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, manifest_name, manifest_uri, part_stem
 from arwkv_store.format.schema import DatasetInfo
 from arwkv_store.places.cache import FileCache
 from arwkv_store.places.commit import locked, storage_faults, sync_folder
@@ -90,8 +91,9 @@ def verify_dataset(uri: str, *, deep: bool = False, repair: bool = False) -> Ite
 
 
 def _unclaimed(folder: Path, committed: set[int]) -> list[str]:
-    named = ((path.name, part_of(path.name)) for path in (folder / SHARDS_FOLDER).glob("*"))
-    return sorted(name for name, found in named if found and found[1] != "json" and found[0] not in committed)
+    claimed = {part_stem(part) for part in committed}
+    names = [path.name for path in (folder / SHARDS_FOLDER).glob("part-*.arrow")]
+    return sorted(name for name in names if name.split(".", 1)[0] not in claimed)
 
 
 def set_aside(folder: Path, part: int) -> None:
@@ -99,8 +101,9 @@ def set_aside(folder: Path, part: int) -> None:
     shards, aside = folder / SHARDS_FOLDER, folder / SET_ASIDE_FOLDER
     with storage_faults(str(aside)), locked(folder / DATASET_FILE):
         aside.mkdir(exist_ok=True)
-        for name in (manifest_name(part), data_file_name(part, "rows"), data_file_name(part, "hidden")):
-            if (shards / name).exists():
+        data = (path.name for path in sorted(shards.glob(f"{part_stem(part)}.*arrow")))
+        for name in (manifest_name(part), *data):
+            with contextlib.suppress(FileNotFoundError):
                 os.replace(shards / name, aside / name)
                 sync_folder(shards)
 

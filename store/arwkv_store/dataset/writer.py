@@ -72,7 +72,7 @@ class Writer:
                 batches = record_batches(schema, samples, columns, tally)
                 files[kind] = write_arrow_file(file, data_file_name(part, kind), schema, batches)
             tally.require_faithful(part)
-            manifest = self._manifest(part, samples, files, tally)
+            manifest = self._target.placed(self._manifest(part, samples, files, tally))
             return manifest if self._target.publish(manifest, data) else self.committed(part)
 
     def committed(self, part: int) -> ShardManifest:

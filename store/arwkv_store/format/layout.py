@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 DATASET_FILE = "dataset.json"
 SHARDS_FOLDER = "shards"
+ADDRESS_DIGITS = 32
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """What is kept of the teacher's tokenizer beside dataset.json, where it has them. They decide nothing: dataset.json has
 the vocabulary's hash, and whoever reads them compares it."""
@@ -16,9 +17,10 @@ def part_stem(part: int) -> str:
     return f"part-{part:06d}"
 
 
-def data_file_name(part: int, kind: str) -> str:
-    """Name of a part's "rows" or "hidden" file."""
-    return f"{part_stem(part)}.arrow" if kind == "rows" else f"{part_stem(part)}.hidden.arrow"
+def data_file_name(part: int, kind: str, sha256: str = "") -> str:
+    """Name of a part's "rows" or "hidden" file; in an object store it holds the first digits of the file's `sha256`."""
+    digits = f".{sha256[:ADDRESS_DIGITS]}" if sha256 else ""
+    return f"{part_stem(part)}{digits}{'.arrow' if kind == 'rows' else '.hidden.arrow'}"
 
 
 def manifest_name(part: int) -> str:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from arwkv_store.errors import CorruptShard
 from arwkv_store.format.layout import data_file_name
-from arwkv_store.format.schema import FORMAT_VERSION, refuse_unknown_version
+from arwkv_store.format.schema import ADDRESSED_VERSION, FORMAT_VERSION, refuse_unknown_version
 from arwkv_store.format.seal import sealed, unsealed
 from arwkv_store.format.statistics import ShardStats
 
@@ -66,6 +66,15 @@ class ShardManifest(BaseModel):
         """Bytes of the part's data files together."""
         return sum(file.size_bytes for file in self.files.values())
 
+    def named(self, *, addressed: bool) -> Self:
+        """The same part with its files named by their content too, as in an object store, or by the part alone."""
+        files = {
+            kind: file.model_copy(update={"name": data_file_name(self.part, kind, file.sha256 if addressed else "")})
+            for kind, file in self.files.items()
+        }
+        version = ADDRESSED_VERSION if addressed else FORMAT_VERSION
+        return self.model_copy(update={"files": files, "format_version": version})
+
     def to_bytes(self) -> bytes:
         """The exact bytes of part-NNNNNN.json."""
         return sealed(self.model_dump(mode="json"))
@@ -99,8 +108,8 @@ def _require_tiling(manifest: ShardManifest, where: str) -> None:
                 raise CorruptShard(f"{where}: {file.name}: regions do not tile the file at byte {region.offset}")
             end += region.length
         rows = sum(batch.rows for batch in file.batches)
-        expected_name = data_file_name(manifest.part, kind)
-        if end != file.size_bytes or rows != manifest.rows or file.name != expected_name:
+        address = file.sha256 if manifest.format_version == ADDRESSED_VERSION else ""
+        if end != file.size_bytes or rows != manifest.rows or file.name != data_file_name(manifest.part, kind, address):
             raise CorruptShard(
                 f"{where}: {file.name}: {end} of {file.size_bytes} bytes and {rows} of {manifest.rows} rows are covered"
             )

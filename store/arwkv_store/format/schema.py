@@ -11,6 +11,8 @@ from arwkv_store.format.hidden_names import hidden_column
 from arwkv_store.format.seal import sealed, unsealed
 
 FORMAT_VERSION = 1
+ADDRESSED_VERSION = 2
+"""Of manifests whose files are named by their content; all else is as in version 1."""
 
 # What made a dataset does not decide what is in it: a newer release or another command line may resume it.
 NOT_COMPARED = ("command", "versions", "created_by")
@@ -112,9 +114,9 @@ class DatasetInfo(_Frozen):
 def refuse_unknown_version(document: Mapping[str, Any], where: str) -> None:
     """Raise UnsupportedVersion, naming both versions, unless this release reads the document's format version."""
     found = document.get("format_version")
-    if found != FORMAT_VERSION:
+    if found not in (FORMAT_VERSION, ADDRESSED_VERSION):
         raise UnsupportedVersion(
-            f"{where}: format version {found}, this release reads version {FORMAT_VERSION}; "
+            f"{where}: format version {found}, this release reads version {FORMAT_VERSION} or {ADDRESSED_VERSION}; "
             "use the release that wrote it, or capture the dataset again"
         )
 

@@ -90,6 +90,12 @@ class FileCache:
                 excess -= size
 
 
+def require_size(where: str, file: FileInfo, found: int) -> None:
+    """Raise CorruptShard unless the remote file is as long as the committed one: no waiting makes up for that."""
+    if found != file.size_bytes:
+        raise CorruptShard(f"{where}: {found} bytes, committed with {file.size_bytes}; restore it at its source")
+
+
 def _touched(path: Path, file: FileInfo) -> bool:
     """Whether the file is there in full; marks it as just used."""
     try:

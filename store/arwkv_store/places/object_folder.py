@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import fsspec
@@ -47,6 +48,30 @@ class ObjectFolder:
         content: bytes = self.filesystem().cat_file(self.path(name), start=start, end=end)
         return content
 
+    def cat_ranges(self, names: Sequence[str], starts: Sequence[int], ends: Sequence[int]) -> list[bytes | Exception]:
+        """A range of each object, all asked for at once, or what went wrong with it."""
+        # Of fsspec's ways to read many this is the one that takes a bound, and no path for a pattern.
+        paths = [self.path(name) for name in names]
+        answers: list[bytes | Exception] = self.filesystem().cat_ranges(
+            paths, list(starts), list(ends), on_error="return"
+        )
+        return answers
+
+    def ranges(self, name: str, starts: Sequence[int], ends: Sequence[int]) -> Iterator[bytes]:
+        """Ranges of one object, asked for at once, up to the first that fails. Raises as `once` does."""
+        for answer in self.once(partial(self.cat_ranges, [name] * len(starts), starts, ends), name):
+            yield self.once(partial(_content, answer), name)
+
+    def exists(self, name: str) -> bool:
+        """Whether the object is there now; raises the filesystem's own errors."""
+        self.filesystem().invalidate_cache()
+        return bool(self.filesystem().exists(self.path(name)))
+
+    def size_bytes(self, name: str) -> int:
+        """The object's size now; raises the filesystem's own errors."""
+        self.filesystem().invalidate_cache()
+        return int(self.filesystem().size(self.path(name)))
+
     def attempt(self, operation: Callable[[], Result], name: str) -> Result:
         """The operation's result, tried again while its failure may pass. Raises NotFound, UsageError, TryAgain."""
         return with_retries(lambda: self.once(operation, name), f"{self.uri}/{name}")
@@ -81,6 +106,12 @@ class ObjectFolder:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_filesystem": None, "_process_id": 0}
+
+
+def _content(answer: bytes | Exception) -> bytes:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _library_roots(error: Exception) -> set[str]:

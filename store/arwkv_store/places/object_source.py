@@ -9,10 +9,11 @@ from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, TOKENIZER_FILES, committed_parts, manifest_name
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
-from arwkv_store.places.cache import FileCache
+from arwkv_store.places.cache import FileCache, require_size
 from arwkv_store.places.object_folder import ObjectFolder
 
 PIECE_BYTES = 8 << 20
+PIECES_AT_ONCE = 4
 MANIFESTS_AT_ONCE = 128
 MAX_TOKENIZER_BYTES = 256 << 20
 
@@ -57,9 +58,13 @@ class ObjectSource:
         name = f"{SHARDS_FOLDER}/{file.name}"
 
         def pieces(offset: int) -> Iterator[bytes]:
-            for start in range(offset, file.size_bytes, PIECE_BYTES):
-                end = min(start + PIECE_BYTES, file.size_bytes)
-                yield self._folder.once(partial(self._folder.piece, name, start, end), name)
+            size_bytes = self._folder.once(partial(self._folder.size_bytes, name), name)
+            require_size(f"{self.uri}/{name}", file, size_bytes)
+            starts = range(offset, size_bytes, PIECE_BYTES)
+            for at in range(0, len(starts), PIECES_AT_ONCE):
+                some = starts[at : at + PIECES_AT_ONCE]
+                ends = [min(start + PIECE_BYTES, size_bytes) for start in some]
+                yield from self._folder.ranges(name, some, ends)
 
         return self._cache.fetch(file, pieces, f"{self.uri}/{name}")
 
@@ -70,10 +75,8 @@ class ObjectSource:
 
     def _read_many(self, names: list[str]) -> list[bytes]:
         """The content of each document; asked for all at once, and again one by one where that failed."""
-        # Of fsspec's ways to read many this is the one that takes a bound, and no path for a pattern.
-        paths, n = [self._folder.path(name) for name in names], len(names)
-        starts, ends = [0] * n, [MAX_DOCUMENT_BYTES + 1] * n
-        read = partial(self._folder.filesystem().cat_ranges, paths, starts, ends, on_error="return")
+        n = len(names)
+        read = partial(self._folder.cat_ranges, names, [0] * n, [MAX_DOCUMENT_BYTES + 1] * n)
         answers = self._folder.attempt(read, SHARDS_FOLDER)
         return [
             answer if isinstance(answer, bytes) else self._folder.read(name)

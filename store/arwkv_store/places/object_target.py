@@ -1,25 +1,23 @@
 """Writing a dataset into an object store or onto the Hub.
 
-Objects appear whole, and are created only where there are none: S3 and Google Cloud Storage decide that themselves
+A part's data objects are named by their content: a writer can only put there again what is there. Writers contend for
+the manifest alone, which is created only where there is none: S3 and Google Cloud Storage decide that themselves
 (`If-None-Match: *`); of the stores that cannot, fsspec looks first, and two writers at one instant could both win.
 """
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
-from typing import IO, Any
+from typing import IO
 
-from arwkv_store.errors import TryAgain
-from arwkv_store.format.file_hash import sha256_of
+from arwkv_store.errors import ArwkvError
 from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, manifest_name
-from arwkv_store.format.manifest import FileInfo, ShardManifest
+from arwkv_store.format.manifest import ShardManifest
 from arwkv_store.places.object_folder import ObjectFolder
-from arwkv_store.places.object_source import PIECE_BYTES, object_parts
-
-ABANDONED_S = 3600.0
-"""Age at which data without a manifest counts as left behind by a writer that died."""
+from arwkv_store.places.object_source import object_parts
+from arwkv_store.places.retry import Passing, with_retries
 
 
 class ObjectTarget:
@@ -36,7 +34,7 @@ class ObjectTarget:
 
     def put_beside(self, name: str, content: bytes) -> None:
         """Put an object beside dataset.json; one that is there stays."""
-        self._create(name, lambda path: self._folder.filesystem().pipe_file(path, content, mode="create"))
+        with_retries(partial(self._create, name, content), f"{self.uri}/{name}")
 
     def committed_parts(self) -> set[int]:
         """Parts that have a manifest."""
@@ -52,58 +50,41 @@ class ObjectTarget:
         with tempfile.NamedTemporaryFile(prefix="arwkv-", buffering=0) as file:
             yield file
 
+    def placed(self, manifest: ShardManifest) -> ShardManifest:
+        """The manifest with its files named by their content."""
+        return manifest.named(addressed=True)
+
     def publish(self, manifest: ShardManifest, data: Mapping[str, IO[bytes]]) -> bool:
-        """Commit a part from its complete temporary files by kind; False where another's commit was first.
-
-        Raises TryAgain where data of another writer lies there without a manifest, too young to be of a dead one.
-        """
+        """Commit a part from its complete temporary files by kind; False where another's commit was first."""
         name, raw = f"{SHARDS_FOLDER}/{manifest_name(manifest.part)}", manifest.to_bytes()
-        for kind, file in data.items():
-            if self._exists(name) or not self._place(manifest.files[kind], file.name, name):
-                return False
-        # An answer that was lost makes the second try find the first one's object: it is ours.
+        objects = {f"{SHARDS_FOLDER}/{manifest.files[kind].name}": file.name for kind, file in data.items()}
+        if self._folder.attempt(partial(self._folder.exists, name), name):
+            return self._folder.read(name) == raw
+        for key, local in objects.items():
+            self._folder.attempt(partial(self._folder.filesystem().put_file, local, self._folder.path(key)), key)
         self.put_beside(name, raw)
-        return self._folder.read(name) == raw
+        counts = self._folder.read(name)
+        if counts != raw:
+            self._discard(key for key in objects if key.rsplit("/", 1)[-1].encode() not in counts)
+        return counts == raw
 
-    def _place(self, file: FileInfo, local: str, manifest: str) -> bool:
-        """Upload a data file; False where the part turns out to be committed."""
-        name = f"{SHARDS_FOLDER}/{file.name}"
-        filesystem = self._folder.filesystem()
-        if self._create(name, lambda path: filesystem.put_file(local, path, mode="create")):
-            return True
-        if self._sha256(name, file) == file.sha256:
-            return True
-        if self._exists(manifest):
-            return False
-        path = self._folder.path(name)
-        changed: datetime = self._folder.attempt(lambda: filesystem.modified(path), name)
-        age_s = (datetime.now(UTC) - changed.astimezone(UTC)).total_seconds()
-        if age_s < ABANDONED_S:
-            raise TryAgain(
-                f"{self.uri}/{name}: another writer put it there {age_s:.0f} s ago and has not committed the part; if "
-                f"that writer is dead, the same command replaces it after {ABANDONED_S - age_s:.0f} s"
-            )
-        self._folder.attempt(lambda: filesystem.put_file(local, path), name)
-        return True
-
-    def _create(self, name: str, put: Callable[[str], Any]) -> bool:
-        """Make an object that is not there; False where it is."""
-        path = self._folder.path(name)
+    def _create(self, name: str, content: bytes) -> None:
+        """Make an object where there is none. Raises Passing where it is not known to be there afterwards."""
+        there = partial(self._folder.once, partial(self._folder.exists, name), name)
+        if there():
+            return
+        put = partial(self._folder.filesystem().pipe_file, self._folder.path(name), content, mode="create")
         try:
-            self._folder.attempt(lambda: put(path), name)
+            self._folder.once(put, name)
         except FileExistsError:
-            return False
-        return True
+            return
+        except Passing:
+            # An answer may have been lost, and some stores refuse in words that fsspec takes for a fault.
+            if not there():
+                raise
 
-    def _exists(self, name: str) -> bool:
-        path = self._folder.path(name)
-        return bool(self._folder.attempt(lambda: self._folder.filesystem().exists(path), name))
-
-    def _sha256(self, name: str, file: FileInfo) -> str:
-        path = self._folder.path(name)
-        size = int(self._folder.attempt(lambda: self._folder.filesystem().size(path), name))
-        if size != file.size_bytes:
-            return ""
-        starts = range(0, size, PIECE_BYTES)
-        reads = (partial(self._folder.piece, name, start, min(start + PIECE_BYTES, size)) for start in starts)
-        return sha256_of(self._folder.attempt(read, name) for read in reads)
+    def _discard(self, keys: Iterator[str]) -> None:
+        """Remove data objects of a part that another writer committed without them."""
+        for key in keys:
+            with contextlib.suppress(ArwkvError):
+                self._folder.attempt(partial(self._folder.filesystem().rm_file, self._folder.path(key)), key)

@@ -33,6 +33,9 @@ class Target(Protocol):
     def temporary_file(self) -> AbstractContextManager[IO[bytes]]:
         """A named file on a local disk, unbuffered, gone when the block ends."""
 
+    def placed(self, manifest: ShardManifest) -> ShardManifest:
+        """The manifest with its files named as they are in this place."""
+
     def publish(self, manifest: ShardManifest, data: Mapping[str, IO[bytes]]) -> bool:
         """Commit a part from its complete temporary files by kind; False where another's commit was first."""
 
@@ -74,6 +77,10 @@ class LocalTarget:
     def temporary_file(self) -> AbstractContextManager[IO[bytes]]:
         """A file in the shards' folder under a temporary name."""
         return temporary_file(self._shards)
+
+    def placed(self, manifest: ShardManifest) -> ShardManifest:
+        """The manifest with its files named by the part alone."""
+        return manifest.named(addressed=False)
 
     def publish(self, manifest: ShardManifest, data: Mapping[str, IO[bytes]]) -> bool:
         """Commit a part from its complete temporary files by kind; False where another's commit was first."""
