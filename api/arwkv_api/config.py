@@ -63,7 +63,8 @@ class ServeConfig:
     bound address are always trusted; bound to all addresses, every address and this machine's own name are."""
 
     api_key: Annotated[str | None, VERBATIM] = None
-    """Bearer key with read and write scope. Default: the environment's ARWKV_API_KEY, where set."""
+    """Bearer key with read and write scope. Every user of this machine can read a flag in the list of processes:
+    set ARWKV_API_KEY in the environment instead, or use --keys."""
 
     keys: Path | None = None
     """File of hashed keys with scopes, as written by `api key`."""
@@ -119,7 +120,7 @@ class ServeConfig:
         if not is_loopback(self.host) and api_key is None and self.keys is None:
             raise UsageError(
                 f"--host {self.host}: reachable from other machines and no key is set; "
-                'give --api-key or --keys FILE (made by "api key"), or bind 127.0.0.1'
+                'set ARWKV_API_KEY, give --keys FILE (made by "api key"), or bind 127.0.0.1'
             )
         return Settings(
             roots=roots,

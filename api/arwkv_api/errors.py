@@ -21,6 +21,12 @@ class Forbidden(UsageError):
     http_status = 403
 
 
+class PreconditionFailed(UsageError):
+    """An If-Match that names no present version of what was asked for."""
+
+    http_status = 412
+
+
 class RangeNotSatisfiable(UsageError):
     """A Range outside the file, or more ranges than one request may ask for."""
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from api_eventually import eventually
 from api_serving import serving
 from arwkv_store import CorruptShard, NotFound, UsageError, open_dataset
-from store_examples import assert_same_sample
+from store_examples import assert_same_sample, write_example_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,23 @@ def test_remote_dataset_reads_like_the_folder(server: str, served_root: Path) ->
     assert len(remote) == len(local)
     for index in range(len(local)):
         assert_same_sample(remote[index], local[index])
+
+
+NAMES = ["größe", "my data", "100%", "what?", "a#b", "50%25", "日本 語", "a+b;c&d=e", "back\\slash", "tab", "🙂"]
+
+
+def test_every_name_that_the_service_lists_can_be_read(tmp_path: Path) -> None:
+    for name in NAMES:
+        write_example_dataset(tmp_path / "root" / name)
+    with serving("--root", str(tmp_path / "root"), cache=tmp_path) as (url, _):
+        listed = [item["name"] for item in httpx.get(f"{url}/v1/datasets").json()["items"]]
+        assert sorted(listed) == sorted(NAMES)
+        for name in listed:
+            typed = [] if "%2" in name else [name]
+            for written in (quote(name, safe=""), *typed):
+                dataset = open_dataset(f"{url}/v1/datasets/{written}")
+                assert len(dataset) == 10
+                assert dataset[9].sample_id == 9
 
 
 def test_unknown_dataset_is_not_found(server: str) -> None:

@@ -17,6 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from api_eventually import eventually
+from api_serving import serving
 from arwkv_api.access.keys import add_key, find_key, load_keys
 from arwkv_api.config import Settings
 from arwkv_store import UsageError
@@ -87,6 +88,24 @@ def test_key_added_or_taken_out_counts_without_a_restart(
     eventually(lambda: client.get("/v1/datasets", headers=later).status_code == 200)
     path.write_text("[]")
     eventually(lambda: client.get("/v1/datasets", headers=later).status_code == 401)
+
+
+def test_deleted_key_file_revokes_its_keys(
+    settings: Settings, open_client: Open, keys: dict[str, str], tmp_path: Path
+) -> None:
+    client = open_client(replace(settings, keys=tmp_path / "keys.json"))
+    assert client.get("/v1/datasets", headers=_bearer(keys["reader"])).status_code == 200
+    (tmp_path / "keys.json").unlink()
+    eventually(lambda: client.get("/v1/datasets", headers=_bearer(keys["reader"])).status_code == 401)
+    assert client.get("/v1/datasets").status_code == 401
+
+
+def test_key_on_the_command_line_is_said_to_be_visible(root: Path, tmp_path: Path) -> None:
+    for flags, environment, said in ((["--api-key", "sesame"], {}, True), ([], {"ARWKV_API_KEY": "sesame"}, False)):
+        with serving("--root", str(root), *flags, cache=tmp_path, environment=environment):
+            log = (tmp_path / "api.log").read_text()
+        assert ("can read it in the list of processes; set ARWKV_API_KEY instead" in log) == said
+        assert "sesame" not in log
 
 
 def test_key_file_that_breaks_leaves_the_keys_as_they_were(

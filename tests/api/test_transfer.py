@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -148,3 +149,18 @@ def test_tag_lists() -> None:
     assert matches('"a", W/"b"', 'W/"b"')
     assert not matches("", '"a"')
     assert ByteRange(3, 5).content_range(10) == "bytes 3-4/10"
+
+
+def test_if_match_is_honoured(server: str) -> None:
+    etag = httpx.get(server + DATA).headers["etag"]
+    asked = {"*": 200, etag: 200, f'"other", {etag}': 200, '"other"': 412, f"W/{etag}": 412, "": 412}
+    for method in ("GET", "HEAD"):
+        statuses = {tag: httpx.request(method, server + DATA, headers={"If-Match": tag}).status_code for tag in asked}
+        assert statuses == asked
+
+
+def test_write_with_a_version_that_is_not_the_present_one_is_not_done(client: TestClient) -> None:
+    etag = client.get("/v1/datasets/train").headers["etag"]
+    assert client.delete("/v1/datasets/train", headers={"If-Match": etag}).status_code == 412
+    assert client.get("/v1/datasets/train").status_code == 200
+    assert client.delete("/v1/datasets/train", headers={"If-Match": "*"}).status_code == 204

@@ -28,11 +28,14 @@ class Keyring:
         return bool(self._own) or self._path is not None
 
     def current(self) -> tuple[Key, ...]:
-        """Every key that is accepted now. A file that cannot be read any more leaves the keys as they were."""
+        """Every key that is accepted now.
+
+        A key file that was deleted admits nobody; one that cannot be read leaves its keys as they were.
+        """
         if self._path is not None and time.monotonic() - self._looked_at_s > LOOK_EVERY_S:
             self._looked_at_s = time.monotonic()
             try:
-                self._from_file = load_keys(self._path)
+                self._from_file = load_keys(self._path) if self._path.exists() else ()
             except UsageError as error:
                 log.error("%s", error)
         return (*self._own, *self._from_file)

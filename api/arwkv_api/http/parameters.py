@@ -2,7 +2,9 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Path, Query
+from fastapi import Depends, Header, Path, Query
+
+from arwkv_api.http.ranges import require_match
 
 # PostgreSQL keeps no NUL in a text, so nothing can be found by one.
 WITHOUT_NUL = r"^[^\x00]*$"
@@ -22,3 +24,12 @@ ShardSort = Literal[
     "-entropy_mean", "tail_mass_mean", "-tail_mass_mean", "committed_at", "-committed_at",
 ]  # fmt: skip
 Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before", max_length=1000)]
+IfMatch = Annotated[str | None, Header(description="do this only where `*` is given, or the ETag of this version")]
+
+
+async def _unconditional(if_match: IfMatch = None) -> None:
+    """What is written has no strong ETag."""
+    require_match(if_match, None)
+
+
+Unconditional = Depends(_unconditional)

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from arwkv_api.errors import RangeNotSatisfiable
+from arwkv_api.errors import PreconditionFailed, RangeNotSatisfiable
 
 _SPEC = re.compile(r"(?a:(\d{0,19})-(\d{0,19}))")
 HEADER_LIMIT_CHARACTERS = 1000
@@ -57,6 +57,16 @@ def matches(if_none_match: str, etag: str) -> bool:
     """True where an If-None-Match header names `etag`, by weak comparison (RFC 9110, section 13.1.2)."""
     given = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
     return given == ["*"] or etag.removeprefix("W/") in given
+
+
+def require_match(if_match: str | None, etag: str | None) -> None:
+    """Raise PreconditionFailed unless an If-Match header, if any, names `etag`, by strong comparison (section 13.1.1).
+
+    `etag` is None for what has no strong ETag: then only `*` matches.
+    """
+    given = [] if if_match is None else [tag.strip() for tag in if_match.split(",")]
+    if if_match is not None and given != ["*"] and etag not in given:
+        raise PreconditionFailed(f"If-Match: {if_match[:100]!r} is not the present version ({etag})")
 
 
 def _resolve(first: str, last: str, size_bytes: int) -> ByteRange | None:

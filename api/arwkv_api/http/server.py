@@ -1,6 +1,7 @@
 """Running the application: one process or several on one socket, from the first line to a clean end."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -19,6 +20,9 @@ from arwkv_api.http.protocol import BoundedHttp, raise_descriptor_limit
 from arwkv_api.index.database import connect
 from arwkv_store.errors import UsageError
 
+log = logging.getLogger("arwkv_api.server")
+
+KEY_ADVICE = "set ARWKV_API_KEY instead, or use --keys FILE"
 # Connections that wait for a worker to take them.
 BACKLOG = 2048
 
@@ -27,6 +31,8 @@ def run(config: ServeConfig) -> None:
     """Serve until SIGTERM or SIGINT, then let running transfers finish. Raises UsageError where it cannot start."""
     settings = config.settings()
     configure_logging(settings.log_format)
+    if config.api_key is not None:
+        log.warning("--api-key: every user of this machine can read it in the list of processes; %s", KEY_ADVICE)
     raise_descriptor_limit()
     listening = _bind(config.host, config.port)
     url = _url(config.host, listening)

@@ -4,6 +4,7 @@ import functools
 import http.client
 import json
 import os
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -28,7 +29,7 @@ class HttpSource:
     """Reads over HTTP; every answer is verified by hash after it arrives. The key is in ARWKV_API_KEY, if any."""
 
     def __init__(self, uri: str, cache: FileCache) -> None:
-        self.uri = uri.rstrip("/")
+        self.uri = _quoted(uri.rstrip("/"))
         self._cache = cache
 
     def dataset_json(self) -> bytes:
@@ -127,6 +128,17 @@ class HttpSource:
             raise _refusal(self.uri + path, error) from error
         except (OSError, http.client.HTTPException) as error:
             raise Passing(f"{type(error).__name__}: {error}") from error
+
+
+def _quoted(uri: str) -> str:
+    """The URI with everything in its path quoted that a request line cannot carry; what is quoted already stays so.
+
+    A dataset's name may hold any character, `?` and `#` too, and nothing follows it.
+    """
+    scheme, _, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    stray = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", path)
+    return f"{scheme}://{host}{slash}{urllib.parse.quote(stray, safe='/%')}"
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

@@ -16,7 +16,7 @@ from arwkv_api.http.models import (
     dataset_detail,
     dataset_summary,
 )
-from arwkv_api.http.parameters import WITHOUT_NUL, Cursor, DatasetName, DatasetSort, Limit
+from arwkv_api.http.parameters import WITHOUT_NUL, Cursor, DatasetName, DatasetSort, Limit, Unconditional
 from arwkv_api.http.problems import answers
 from arwkv_api.http.service import Service, ServiceDep
 from arwkv_api.index import query as catalogue
@@ -56,7 +56,7 @@ def list_datasets(
         return DatasetPage(items=[dataset_summary(row) for row in rows], next_cursor=following)
 
 
-@router.post("", dependencies=[Write], status_code=201, responses=answers(404))
+@router.post("", dependencies=[Write, Unconditional], status_code=201, responses=answers(404, 412))
 def register_dataset(service: ServiceDep, registration: Registration, request: Request, response: Response) -> Dataset:
     """Index a folder under the roots now instead of at the next scan; a withdrawn dataset comes back."""
     request.scope["dataset"] = registration.name
@@ -66,7 +66,7 @@ def register_dataset(service: ServiceDep, registration: Registration, request: R
         row = find_dataset(session, service.settings.roots, registration.name)
         if row.state == "missing":
             raise NotFound(f"{row.problem}; put it under a root first")
-        response.headers["Location"] = f"/v1/datasets/{quote(row.name, safe='')}"
+        response.headers["Location"] = f"datasets/{quote(row.name, safe='')}"
         return dataset_detail(row, _info(row))
 
 
@@ -78,7 +78,7 @@ def get_dataset(service: ServiceDep, name: DatasetName) -> Dataset:
         return dataset_detail(row, _info(row))
 
 
-@router.delete("/{name}", dependencies=[Write], status_code=204, responses=answers(404))
+@router.delete("/{name}", dependencies=[Write, Unconditional], status_code=204, responses=answers(404, 412))
 def withdraw_dataset(service: ServiceDep, name: DatasetName) -> None:
     """Stop serving a dataset. Its files stay; POST /v1/datasets brings it back."""
     with Session(service.engine) as session:
@@ -93,7 +93,7 @@ def withdraw_dataset(service: ServiceDep, name: DatasetName) -> None:
             row.state = "withdrawn"
 
 
-@router.post("/{name}/reindex", dependencies=[Write], responses=answers(404))
+@router.post("/{name}/reindex", dependencies=[Write, Unconditional], responses=answers(404, 412))
 def reindex_dataset(service: ServiceDep, name: DatasetName) -> Dataset:
     """Forget what is known of the dataset's shards and read every manifest again."""
     with Session(service.engine) as session:

@@ -9,11 +9,11 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from arwkv_api.access.auth import Read, Write
-from arwkv_api.errors import RangeNotSatisfiable
+from arwkv_api.errors import PreconditionFailed, RangeNotSatisfiable
 from arwkv_api.http.models import Shard, ShardPage, ShardStateName, shard_summary
-from arwkv_api.http.parameters import LARGEST_ID, Cursor, DatasetName, Limit, Part, ShardSort
+from arwkv_api.http.parameters import LARGEST_ID, Cursor, DatasetName, IfMatch, Limit, Part, ShardSort, Unconditional
 from arwkv_api.http.problems import answers
-from arwkv_api.http.ranges import matches, requested_ranges
+from arwkv_api.http.ranges import matches, requested_ranges, require_match
 from arwkv_api.http.service import Service, ServiceDep
 from arwkv_api.http.transfer import FileResponse
 from arwkv_api.index import query as catalogue
@@ -28,7 +28,7 @@ from arwkv_store.format.statistics import ShardStats
 router = APIRouter(prefix="/v1/datasets/{name}/shards", tags=["shards"])
 ARROW_FILE = "application/vnd.apache.arrow.file"
 DOWNLOADS: dict[int | str, dict[str, Any]] = {
-    **answers(404, 409, 416),
+    **answers(404, 409, 412, 416),
     200: {"description": "the whole file", "content": {ARROW_FILE: {}}},
     206: {"description": "the ranges asked for", "content": {ARROW_FILE: {}, "multipart/byteranges": {}}},
     304: {"description": "the caller's copy is this one"},
@@ -90,7 +90,7 @@ def shard_manifest(service: ServiceDep, name: DatasetName, part: Part) -> Respon
         return Response(raw, media_type="application/json")
 
 
-@router.post("/{part}/verify", dependencies=[Write], responses=answers(404, 409))
+@router.post("/{part}/verify", dependencies=[Write, Unconditional], responses=answers(404, 409, 412))
 def verify(service: ServiceDep, name: DatasetName, part: Part) -> Shard:
     """Read the shard's files through now, whatever the background has done, and say what state it is in."""
     with Session(service.engine) as session:
@@ -111,6 +111,7 @@ def download(
     file: Annotated[Literal["rows", "hidden"], Query(description="which of the part's files")] = "rows",
     range_: Annotated[str | None, Header(alias="Range", examples=["bytes=0-65535"])] = None,
     if_range: Annotated[str | None, Header()] = None,
+    if_match: IfMatch = None,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """A shard's Arrow file, whole or in ranges; its ETag is the file's SHA-256."""
@@ -127,12 +128,13 @@ def download(
         "Repr-Digest": f"sha-256=:{b64encode(bytes.fromhex(info.sha256)).decode()}:",
     }
     try:
+        require_match(if_match, etag)
         if if_none_match is not None and matches(if_none_match, etag):
             os.close(fd)
             return Response(status_code=304, headers=headers)
         wanted = range_ if request.method == "GET" else None
         ranges = requested_ranges(wanted, if_range, etag, info.size_bytes, service.settings.range_limit)
-    except RangeNotSatisfiable:
+    except (PreconditionFailed, RangeNotSatisfiable):
         os.close(fd)
         raise
     return FileResponse(fd, info.size_bytes, ranges, ARROW_FILE, headers)
