@@ -1,7 +1,7 @@
 // One dataset: what it is, how it grew, what is in it, and its shards.
 import { badge, bytes, count, element, facts, figure, percent, short, show, tiles, when } from "./elements.js";
 import { listing } from "./listing.js";
-import { ask, enc, save } from "./service.js";
+import { address, ask, enc, save } from "./service.js";
 import { charts, quality } from "./statistics.js";
 
 // A dataset that is being indexed is asked for again after this time.
@@ -9,7 +9,7 @@ const INDEXING_MS = 1000;
 
 export async function datasetView(place, signal, name) {
   document.title = `${name} – ARWKV datasets`;
-  const path = `/v1/datasets/${enc(name)}`;
+  const path = `v1/datasets/${enc(name)}`;
   const dataset = await ask(path, signal);
   const head = [element("p", { class: "crumbs" }, element("a", { href: "#/" }, "Datasets"), " /"),
     element("div", { class: "heading" }, element("h1", {}, name), badge(dataset.state))];
@@ -43,7 +43,7 @@ function figures(dataset, stats) {
 }
 
 function identity({ name, info }) {
-  const uri = `${location.origin}/v1/datasets/${enc(name)}`;
+  const uri = address(`v1/datasets/${enc(name)}`);
   const said = element("span", { role: "status", class: "soft" });
   const copy = element("button", { type: "button", onclick: async () => {
     await navigator.clipboard.writeText(uri);

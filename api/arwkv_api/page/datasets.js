@@ -8,7 +8,7 @@ const SUMMED = 1000;
 
 export async function datasetsView(place, signal) {
   document.title = "ARWKV datasets";
-  const first = await ask(`/v1/datasets?limit=${SUMMED}`, signal);
+  const first = await ask(`v1/datasets?limit=${SUMMED}`, signal);
   if (!first.items.length) {
     show(place, element("h1", {}, "Datasets"), element("div", { class: "card empty" },
       element("p", {}, "Nothing under the roots yet. A dataset appears here seconds after its first commit:"),
@@ -19,7 +19,7 @@ export async function datasetsView(place, signal) {
   const search = element("input", { id: "search", type: "search", autocomplete: "off", placeholder: "part of a name" });
   const table = listing({
     label: "Datasets",
-    path: "/v1/datasets",
+    path: "v1/datasets",
     sort: "name",
     signal,
     empty: "No dataset of that name.",

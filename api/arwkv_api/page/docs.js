@@ -1,12 +1,13 @@
 // Every operation of /openapi.json: what it does, takes and answers, to try from here or to paste into a shell.
 import { element, show } from "./elements.js";
+import { address } from "./service.js";
 import { offerThemes } from "./theme.js";
 
 const LONGEST_SHOWN = 20_000;
 const content = document.getElementById("content");
 
 async function draw() {
-  const book = await (await fetch("/openapi.json")).json();
+  const book = await (await fetch("openapi.json")).json();
   const groups = new Map();
   for (const [path, operations] of Object.entries(book.paths)) {
     for (const [method, operation] of Object.entries(operations)) {
@@ -18,7 +19,7 @@ async function draw() {
   key.value = sessionStorage.getItem("key") ?? "";
   key.addEventListener("input", () => sessionStorage.setItem("key", key.value));
   show(content,
-    element("div", { class: "heading" }, element("h1", {}, "API"), element("a", { href: "/openapi.json" }, "openapi.json")),
+    element("div", { class: "heading" }, element("h1", {}, "API"), element("a", { href: "openapi.json" }, "openapi.json")),
     ...book.info.description.split("\n").map((line) => element("p", {}, ...prose(line))),
     element("div", { class: "controls" }, element("label", { for: "key" }, "Key", key)),
     ...[...groups].map(([tag, operations]) => element("section", { class: "card", "aria-labelledby": `tag-${tag}` },
@@ -54,16 +55,16 @@ function trial({ method, path, parameters = [], operationId }, body) {
   const answer = element("div", { class: "answer", role: "status" });
   const form = element("form", { class: "controls", onsubmit: (event) => {
     event.preventDefault();
-    send(method, address(path, asked), text?.value, answer);
+    send(method, filled(path, asked), text?.value, answer);
   } }, ...asked.map(({ label }) => label), text ? element("label", { for: text.id }, "body", text) : null,
   element("button", { type: "submit", "aria-label": `Send ${method} ${path}` }, "Send"));
   return element("div", { class: "trial" }, form, answer);
 }
 
-function address(path, asked) {
-  const filled = path.replace(/\{(\w+)\}/g, (_, name) => encodeURIComponent(asked.find((p) => p.name === name).input.value));
+function filled(path, asked) {
+  const resource = path.replace(/\{(\w+)\}/g, (_, name) => encodeURIComponent(asked.find((p) => p.name === name).input.value));
   const query = new URLSearchParams(asked.filter((p) => p.in === "query" && p.input.value).map((p) => [p.name, p.input.value]));
-  return location.origin + filled + (query.size ? `?${query}` : "");
+  return address(resource.slice(1)) + (query.size ? `?${query}` : "");
 }
 
 async function send(method, url, body, place) {

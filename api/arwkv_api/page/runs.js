@@ -1,7 +1,7 @@
 // Training runs: which there are, one's curves as it goes, and what teacher and student make of the same prompts.
 import { chartCard } from "./charts.js";
 import { bytes, count, element, figure, short, show, tick, tiles, when } from "./elements.js";
-import { ask, enc, repeat } from "./service.js";
+import { address, ask, enc, repeat } from "./service.js";
 
 const EVERY_MS = 2000;
 const SAMPLES = 8;
@@ -18,11 +18,11 @@ const CURVES = [
 
 export async function runsView(place, signal) {
   document.title = "Runs – ARWKV datasets";
-  const { items } = await ask("/v1/runs", signal);
+  const { items } = await ask("v1/runs", signal);
   if (!items.length) {
     show(place, element("h1", {}, "Runs"), element("div", { class: "card empty" },
       element("p", {}, "No run under the roots or --runs yet. One appears with its first line of figures:"),
-      element("p", {}, element("code", {}, `student train --shards ${location.origin}/v1/datasets/NAME --out RUN`))));
+      element("p", {}, element("code", {}, `student train --shards ${address("v1/datasets/NAME")} --out RUN`))));
     return;
   }
   const rows = items.map((run) => element("tr", {},
@@ -48,13 +48,13 @@ export async function runView(place, signal, name) {
     element("p", { class: "crumbs" }, element("a", { href: "#/runs" }, "Runs"), " /"),
     element("div", { class: "heading" }, element("h1", {}, name), live), summary, grid, pairs);
   const compare = async () => {
-    const { items } = await ask(`/v1/runs/${enc(name)}/samples?limit=${SAMPLES}`, signal);
+    const { items } = await ask(`v1/runs/${enc(name)}/samples?limit=${SAMPLES}`, signal);
     if (JSON.stringify(items) === shown) return;
     shown = JSON.stringify(items);
     show(pairs, ...(items.length ? [element("h2", {}, "Teacher and student, given the same prompts"), ...items.map(pair)] : []));
   };
   const look = async () => {
-    const fresh = await ask(`/v1/runs/${enc(name)}/metrics${cursor ? `?cursor=${cursor}` : ""}`, signal);
+    const fresh = await ask(`v1/runs/${enc(name)}/metrics${cursor ? `?cursor=${cursor}` : ""}`, signal);
     if (fresh.restarted) lines = [];
     const first = cursor == null;
     cursor = fresh.next_cursor;

@@ -9,7 +9,7 @@ const WINDOW = 512;
 
 export async function sampleView(place, signal, name, id) {
   document.title = `Sample ${id} of ${name} – ARWKV datasets`;
-  const window = (first) => ask(`/v1/datasets/${enc(name)}/samples/${id}?first=${first}&limit=${WINDOW}&top=10`, signal);
+  const window = (first) => ask(`v1/datasets/${enc(name)}/samples/${id}?first=${first}&limit=${WINDOW}&top=10`, signal);
   const preview = await window(0);
   const inspector = element("aside", { class: "card inspector", tabindex: "0", "aria-live": "polite", "aria-label": "The teacher at this token" });
   const text = element("div", { class: "tokens", role: "group", "aria-label": "Tokens; arrow keys move between them" });

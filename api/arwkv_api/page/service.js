@@ -2,6 +2,9 @@
 
 export const enc = encodeURIComponent;
 
+// The whole address of a path of the service, which may lie behind a prefix: it is relative to the page's own.
+export const address = (path) => new URL(path, document.baseURI).href;
+
 export async function ask(path, signal, method = "GET") {
   return (await request(path, signal, method)).json();
 }

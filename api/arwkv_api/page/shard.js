@@ -5,7 +5,7 @@ import { charts, quality } from "./statistics.js";
 
 export async function shardView(place, signal, name, part) {
   document.title = `Part ${part} of ${name} – ARWKV datasets`;
-  const path = `/v1/datasets/${enc(name)}/shards/${part}`;
+  const path = `v1/datasets/${enc(name)}/shards/${part}`;
   const [shard, stats] = await Promise.all([ask(path, signal), ask(`${path}/stats`, signal)]);
   show(place,
     element("p", { class: "crumbs" }, element("a", { href: "#/" }, "Datasets"), " / ", element("a", { href: `#/datasets/${enc(name)}` }, name), " /"),
