@@ -8,7 +8,7 @@ PYTHON ?= python3
 # What to install: `gpu` where an NVIDIA driver answers, `cpu` elsewhere; `make EXTRA=cpu …` decides by hand.
 EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 TEACHER ?=
-PRESET ?= arwkv
+PRESET ?= auto
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed-$(EXTRA)

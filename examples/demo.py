@@ -1,17 +1,19 @@
 """The main job, end to end, through the same commands a user types.
 
-    make demo                                       a small teacher, trained here on the standard library's sources
-    make demo TEACHER=Qwen/Qwen2.5-0.5B-Instruct    the same job on real weights
+    make demo                     a small teacher, trained here on the standard library's sources
+    make demo TEACHER=smollm2     a real pretrained teacher, SmolLM2-135M-Instruct
+    make demo TEACHER=Qwen/Qwen2.5-0.5B-Instruct    any other, by folder or Hub name
 
 teacher -> `producer generate` (training and held-out text) -> `api serve` -> statistics over HTTP ->
 `student train`, reading over HTTP -> `student eval`. Writes summary.json and report.html into the run's folder. Each
-step resumes: a second run repeats only what has changed.
+step resumes: a second run repeats only what has changed. Every budget is a number of tokens: a slower machine gets the
+same result later.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import json
-import random
 import subprocess
 import sys
 import time
@@ -20,111 +22,212 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import pace
+from answers import continuations
+from arwkv_kernels.precision import machine
+from arwkv_store import open_dataset
 from arwkv_store.commands.command_line import main
 from arwkv_store.errors import ArwkvError
 from arwkv_store.format.hidden_names import is_hidden_column
-from corpus import read_corpus, write_jsonl
+from corpus import conversations, read_corpus, shuffled, within, write_jsonl
 from report import write_report
+from smollm2 import NAME as SMOLLM2
+from teacher import STEP_TOKENS, TeacherConfig, bigram_perplexity, qwen2_config
 
 BIN = Path(sys.executable).parent
-LONGEST_DOCUMENT = 20_000
-"""Characters taken of one file, so that no single file decides what is measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What fits a teacher: token budgets and the student's recipe."""
+
+    preset: str
+    train_tokens: int
+    chat_tokens: int
+    heldout_tokens: int
+    max_length: int
+    batch_size: int
+    align_lr: float
+    distill_lr: float
+
+
+SMALL = Sizes("arwkv", 2_000_000, 0, 110_000, 128, 32, 3e-3, 1e-3)  # a small model takes large steps
+REAL = Sizes("rad-rwkv7", 75_000, 25_000, 10_000, 256, 4, 1e-3, 3e-4)
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoConfig:
-    """Teach a small RNN from a teacher's stored outputs, and measure how close it came."""
+    """Teach an RNN from a teacher's stored outputs, and measure how close it came."""
 
     teacher: str | None = None
-    """Hugging Face name or folder of the teacher; default: the small one that examples/teacher.py trains."""
-    preset: Literal["arwkv", "rad-rwkv7"] = "arwkv"
-    """Which time mixer replaces the attention."""
-    out: str = "runs/demo"
-    """Folder of shards, student, summary.json and report.html."""
+    """smollm2, or a Hugging Face name or folder; default: the small one that examples/teacher.py trains."""
+    preset: Literal["auto", "arwkv", "rad-rwkv7"] = "auto"
+    """Which time mixer replaces the attention; auto: arwkv for the small teacher, rad-rwkv7 for a real one."""
+    out: str | None = None
+    """Folder of shards, student, summary.json and report.html; default: runs/demo, or runs/demo-TEACHER."""
     text: str | None = None
-    """Glob of text files to read; default: the Python standard library's sources."""
-    train_characters: int = 6_000_000
-    """How much training text the teacher reads for the student."""
-    heldout_characters: int = 300_000
-    """How much held-out text the evaluation uses."""
-    max_length: int = 128
-    """Tokens of a sample."""
+    """Glob of text files to read; default: the Python standard library's sources, for a real teacher prose too."""
+    train_tokens: int | None = None
+    """Tokens of text that the teacher reads for the student; default: 2,000,000, for a real teacher 75,000."""
+    chat_tokens: int | None = None
+    """Tokens of conversations beside them, for a teacher with a chat template; default: 25,000."""
+    heldout_tokens: int | None = None
+    """Tokens of held-out text that the evaluation uses; default: 110,000, for a real teacher 10,000."""
+    max_length: int | None = None
+    """Tokens of a sample; default: 128, for a real teacher 256."""
     json: bool = False
     """Print summary.json on stdout at the end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One demo: its teacher, what it costs, and where its files go."""
+
+    teacher: str
+    sizes: Sizes
+    out: Path
+    text: str | None
+    is_small: bool
+
+    @property
+    def run(self) -> Path:
+        """The student's folder."""
+        return self.out / f"student-{self.sizes.preset}"
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
     """Run every step, print the table, return the summary."""
     started = time.monotonic()
-    out = Path(config.out)
-    teacher = config.teacher or str(_train_teacher(config))
-    train_jsonl, heldout_jsonl = _write_text(config, out)
-    capture = _capture(config, teacher, train_jsonl, out)
-    _capture(config, teacher, heldout_jsonl, out)
-    run = out / f"student-{config.preset}"
-    with _serve(out / "shards") as address:
+    job = _plan(config)
+    if config.teacher == "smollm2":
+        _script("smollm2.py", "--out", job.teacher)
+    _say_estimate(job)
+    if job.is_small:
+        _say("teacher: a small Qwen2 model, trained on real text")
+        _script("teacher.py", "--out", job.teacher, *(["--text", job.text] if job.text else []))
+    texts = _write_text(job)
+    _capture(job, texts.pop("heldout"))
+    bigram = _require_better_than_bigram(job, texts["train"])
+    captures = {name: _capture(job, text) for name, text in texts.items()}
+    with _serve(job.out / "shards") as address:
         stats = _get_json(f"{address}/v1/datasets/train/stats")
-        _train_student(config, teacher, address, run)
-        heldout = f"{address}/v1/datasets/heldout"
-        untrained = _command("student", "eval", "--base", teacher, "--preset", config.preset, "--shards", heldout)
-        aligned = _command("student", "eval", "--model", str(run / "align"), "--shards", heldout)
-        distilled = _command("student", "eval", "--model", str(run), "--shards", heldout)
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    summary = _summarise(capture, stats, metrics, untrained, aligned, distilled)
+        _train_student(job, [f"{address}/v1/datasets/{name}" for name in texts])
+        evaluations = _evaluate(job, f"{address}/v1/datasets/heldout")
+    metrics = [json.loads(line) for line in (job.run / "metrics.jsonl").read_text().splitlines()]
+    summary = _summarize(captures["train"], stats, metrics, *evaluations)
+    summary |= {"teacher_bigram_perplexity": round(bigram, 3), "machine": machine()}
     summary["seconds"] = round(time.monotonic() - started, 1)
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    _report(config, teacher, run, summary, metrics, stats, out)
+    (job.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    _report(job, summary, metrics, stats)
     return summary
 
 
-def _train_teacher(config: DemoConfig) -> Path:
-    folder = Path("runs/teacher")
-    words = [sys.executable, str(Path(__file__).with_name("teacher.py")), "--out", str(folder)]
-    _say("teacher: a small Qwen2 model, trained on real text")
-    subprocess.run([*words, "--text", config.text] if config.text else words, check=True)
-    return folder
+def _plan(config: DemoConfig) -> Job:
+    is_small = config.teacher is None
+    named = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(Sizes)}
+    chosen = {name: value for name, value in named.items() if value not in (None, "auto")}
+    sizes = dataclasses.replace(SMALL if is_small else REAL, **chosen)
+    teacher = {None: "runs/teacher", "smollm2": f"runs/{SMOLLM2}"}.get(config.teacher, config.teacher or "")
+    out = config.out or ("runs/demo" if is_small else f"runs/demo-{Path(teacher).name}")
+    return Job(teacher, sizes, Path(out), config.text, is_small)
 
 
-def _write_text(config: DemoConfig, out: Path) -> tuple[Path, Path]:
-    """The heads of documents in a fixed shuffled order, as many as the character budgets allow."""
-    corpus = read_corpus(config.text)
-    out.mkdir(parents=True, exist_ok=True)
-    paths = out / "train.jsonl", out / "heldout.jsonl"
-    budgets = config.train_characters, config.heldout_characters
-    for path, documents, budget in zip(paths, (corpus.train, corpus.heldout), budgets, strict=True):
-        random.Random(1).shuffle(documents)
-        taken, used = [], 0
-        for document in documents:
-            if used >= budget:
-                break
-            taken.append({**document, "text": document["text"][:LONGEST_DOCUMENT]})
-            used += len(taken[-1]["text"])
-        write_jsonl(path, taken)
-    return paths
+def _say_estimate(job: Job) -> None:
+    """Time a model of the teacher's shape for some seconds, and say how long each step will take."""
+    from transformers import AutoConfig
+
+    small, sizes = TeacherConfig(), job.sizes
+    shape = qwen2_config(small, small.vocab_size, 0) if job.is_small else AutoConfig.from_pretrained(job.teacher)
+    trained = sizes.train_tokens + sizes.chat_tokens
+    tokens = {"capture": trained + sizes.heldout_tokens, "align": trained, "distill": trained}
+    tokens |= {"evaluation": 3 * sizes.heldout_tokens}
+    if job.is_small:
+        tokens = {"teacher": small.steps * STEP_TOKENS} | tokens
+    kind = "small" if job.is_small else "real"
+    minutes = pace.minutes(kind, tokens, pace.train_tokens_per_s(shape, job.sizes.batch_size * sizes.max_length))
+    here = machine()
+    _say(
+        f"about {sum(minutes.values()):.0f} minutes on {here['cores']} cores ({here['isa']}, {here['dtype']}): "
+        f"{', '.join(f'{step} {value:.0f}' for step, value in minutes.items())}; finished steps are not repeated"
+    )
 
 
-def _capture(config: DemoConfig, teacher: str, text: Path, out: Path) -> dict[str, Any]:
+def _script(name: str, *words: str) -> None:
+    subprocess.run([sys.executable, str(Path(__file__).with_name(name)), *words], check=True)
+
+
+def _write_text(job: Job) -> dict[str, Path]:
+    """The JSONL file of each dataset by its name: documents in a fixed shuffled order, as many as its budget allows."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(job.teacher)
+    corpus, sizes = read_corpus(job.text, prose=not job.is_small), job.sizes
+    wanted = {"heldout": (corpus.heldout, sizes.heldout_tokens), "train": (corpus.train, sizes.train_tokens)}
+    if sizes.chat_tokens and tokenizer.chat_template:
+        wanted["chat"] = (list(conversations(corpus.train)), sizes.chat_tokens)
+    job.out.mkdir(parents=True, exist_ok=True)
+    for name, (documents, budget) in wanted.items():
+        write_jsonl(job.out / f"{name}.jsonl", list(within(budget, shuffled(documents), tokenizer)))
+    return {name: job.out / f"{name}.jsonl" for name in wanted}
+
+
+def _capture(job: Job, text: Path) -> dict[str, Any]:
     """One teacher pass over one file; its first report is kept, since a later run finds nothing left to do."""
-    _say(f"producer: {teacher} reads {text.name}")
-    hidden = ["--hidden-states", "attention", "--layers", "all"] if text.stem == "train" else []
+    _say(f"producer: {job.teacher} reads {text.name}")
+    chat = ["--chat"] if text.stem == "chat" else []
+    hidden = ["--hidden-states", "attention", "--layers", "all"] if text.stem != "heldout" else []
     report = _command(
-        "producer", "generate", "--teacher", teacher, "--data", str(text), "--out", str(out / "shards" / text.stem),
-        "--top-k", "64", "--max-length", str(config.max_length), *hidden,
+        "producer", "generate", "--teacher", job.teacher, "--data", str(text),
+        "--out", str(job.out / "shards" / text.stem),
+        "--top-k", "64", "--max-length", str(job.sizes.max_length), *chat, *hidden,
     )  # fmt: skip
-    kept = out / f"capture-{text.stem}.json"
+    kept = job.out / f"capture-{text.stem}.json"
     if report["shards_present_before"] < report["shards"] or not kept.exists():
         kept.write_text(json.dumps(report, indent=2) + "\n")
     first: dict[str, Any] = json.loads(kept.read_text())
     return first
 
 
-def _train_student(config: DemoConfig, teacher: str, address: str, run: Path) -> None:
-    _say(f"student: preset {config.preset}, reading shards over HTTP")
-    rates = [] if config.teacher else ["--align-lr", "3e-3", "--distill-lr", "1e-3"]  # a small model takes large steps
+def _require_better_than_bigram(job: Job, text: Path) -> float:
+    """The held-out perplexity of a bigram model of the training text. Raises ArwkvError if the teacher's is no lower.
+
+    A student becomes no better than its teacher: a broken one is named before hours are spent on it.
+    """
+    from transformers import AutoTokenizer
+
+    heldout = open_dataset(str(job.out / "shards" / "heldout"), columns=[])
+    tokenizer = AutoTokenizer.from_pretrained(job.teacher)
+    documents = tokenizer([json.loads(line)["text"] for line in text.read_text().splitlines()])["input_ids"]
+    windows = [sample.tokens.tolist() for sample in heldout]
+    bigram = bigram_perplexity(list(itertools.chain(*documents)), windows, heldout.info.tokenizer.vocab_size)
+    perplexity = heldout.stats().teacher_perplexity
+    if perplexity is None or perplexity >= bigram:
+        raise ArwkvError(
+            f"teacher {job.teacher}: held-out perplexity {perplexity}, no lower than the {bigram:.1f} of token pairs "
+            f"counted in {text}; train it for longer (examples/teacher.py --steps), or name another with TEACHER="
+        )
+    return bigram
+
+
+def _train_student(job: Job, datasets: list[str]) -> None:
+    _say(f"student: preset {job.sizes.preset}, reading shards over HTTP")
+    sizes = job.sizes
     _command(
-        "student", "train", "--shards", f"{address}/v1/datasets/train", "--base", teacher,
-        "--preset", config.preset, "--stage", "auto", "--out", str(run), *rates,
+        "student", "train", *itertools.chain(*(["--shards", dataset] for dataset in datasets)),
+        "--base", job.teacher, "--preset", sizes.preset, "--stage", "auto", "--out", str(job.run),
+        "--batch-size", str(sizes.batch_size),
+        "--align-lr", str(sizes.align_lr), "--distill-lr", str(sizes.distill_lr),
     )  # fmt: skip
+
+
+def _evaluate(job: Job, heldout: str) -> list[dict[str, Any]]:
+    """Figures of the student untrained, after align and after distill."""
+    _say("student: compared with its teacher on held-out text")
+    students = [["--base", job.teacher, "--preset", job.sizes.preset], ["--model", str(job.run / "align")]]
+    return [
+        _command("student", "eval", "--shards", heldout, "--batch-size", str(job.sizes.batch_size), *student)
+        for student in [*students, ["--model", str(job.run)]]
+    ]
 
 
 @contextlib.contextmanager
@@ -161,7 +264,7 @@ def _command(*words: str) -> dict[str, Any]:
     return document
 
 
-def _summarise(
+def _summarize(
     capture: dict[str, Any],
     stats: dict[str, Any],
     metrics: list[dict[str, Any]],
@@ -200,17 +303,10 @@ def _tokens_per_s(metrics: list[dict[str, Any]]) -> float:
     return tokens / seconds
 
 
-def _report(
-    config: DemoConfig,
-    teacher: str,
-    run: Path,
-    summary: dict[str, Any],
-    metrics: list[dict[str, Any]],
-    stats: dict[str, Any],
-    out: Path,
-) -> None:
+def _report(job: Job, summary: dict[str, Any], metrics: list[dict[str, Any]], stats: dict[str, Any]) -> None:
     first, last = summary["align_loss_first"], summary["align_loss_last"]
     table = [
+        ("held-out perplexity, bigram", f"{summary['teacher_bigram_perplexity']:.2f}"),
         ("held-out perplexity, teacher", f"{summary['teacher_perplexity']:.2f}"),
         ("held-out perplexity, student", f"{summary['student_perplexity']:.2f}"),
         ("student / teacher", f"{summary['perplexity_ratio']:.4f}"),
@@ -224,47 +320,22 @@ def _report(
         ("bytes per token, attention outputs", f"{summary['bytes_per_token_hidden']:.1f}"),
         ("producer", f"{summary['producer_tokens_per_s']:,} tokens/s"),
         ("student", f"{summary['student_tokens_per_s']:,} tokens/s"),
+        ("machine", f"{summary['machine']['cores']} cores, {summary['machine']['isa']}, {summary['machine']['dtype']}"),
         ("this run", f"{summary['seconds']:.0f} s"),
     ]  # fmt: skip
     write_report(
-        out / "report.html",
-        title=f"{config.preset} student of {Path(teacher).name}",
+        job.out / "report.html",
+        title=f"{job.sizes.preset} student of {Path(job.teacher).name}",
         lead="An attention model turned into an RNN, from its stored outputs alone.",
         table=table,
         metrics=metrics,
         summary=summary,
         stats=stats,
-        continuations=_continue_prompts(teacher, run),
+        continuations=continuations(job.teacher, job.run, chat=not job.is_small),
     )
     width = max(len(name) for name, _ in table)
     print("\n".join(f"  {name:<{width}}  {value}" for name, value in table), file=sys.stderr)
-    print(f"\n  {out / 'summary.json'}\n  {out / 'report.html'}", file=sys.stderr)
-
-
-def _continue_prompts(teacher: str, run: Path, tokens: int = 60) -> list[tuple[str, str, str]]:
-    """Continuations of three prompts by teacher and student, drawn with the same random numbers."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
-
-    import arwkv_student  # noqa: F401  registers the student's architecture with transformers
-
-    disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(teacher)
-    models = [AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval() for name in (teacher, run)]
-    rows = []
-    for prompt in ("def __init__(self, ", "import os\nimport sys\n", "    for key, value in "):
-        prompt_BT = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        texts = []
-        for model in models:
-            torch.manual_seed(0)
-            ids_BT = model.generate(prompt_BT, max_new_tokens=tokens, do_sample=True, temperature=0.7)
-            texts.append(tokenizer.decode(ids_BT[0, prompt_BT.shape[1] :]))
-        rows.append((prompt, texts[0], texts[1]))
-    # The service's page shows them beside the run's curves.
-    lines = (json.dumps({"prompt": prompt, "teacher": teachers, "student": own}) for prompt, teachers, own in rows)
-    (run / "samples.jsonl").write_text("\n".join(lines) + "\n")
-    return rows
+    print(f"\n  {job.out / 'summary.json'}\n  {job.out / 'report.html'}", file=sys.stderr)
 
 
 def _say(text: str) -> None:

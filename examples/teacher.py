@@ -22,9 +22,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from arwkv_kernels.precision import compute_dtype, machine
 from arwkv_store.commands.command_line import main
 from arwkv_store.commands.progress import Progress
 from corpus import Corpus, read_corpus
+
+STEP_TOKENS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +38,8 @@ class TeacherConfig:
     """Folder of the checkpoint and of teacher.json, its summary."""
     text: str | None = None
     """Glob of text files (** for subfolders); default: the Python standard library's sources."""
-    max_seconds: float = 240.0
-    """Upper bound on training time; the learning rate reaches zero when it or `steps` is used up."""
-    steps: int = 900
-    """Optimiser steps of 4,096 tokens each."""
+    steps: int = 700
+    """Optimizer steps of 4,096 tokens each."""
     vocab_size: int = 2000
     """Token ids of the tokenizer; the head is padded to the next multiple of 64, as the large models' are."""
     hidden_size: int = 192
@@ -47,7 +48,7 @@ class TeacherConfig:
     """Decoder layers."""
     context: int = 128
     """Tokens of a training sequence."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
     """Peak learning rate of AdamW, cosine to zero."""
     seed: int = 0
     """Seed of weights and data order."""
@@ -84,30 +85,16 @@ def _fingerprint(config: TeacherConfig, corpus: Corpus) -> str:
 
 def _train(config: TeacherConfig, corpus: Corpus, out: Path) -> dict[str, Any]:
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM
 
     tokenizer = _train_tokenizer(config.vocab_size, (document["text"] for document in corpus.train))
     tokenizer.save_pretrained(out)
     train_ids = _encode(tokenizer, corpus.train)
     heldout = windows(_encode(tokenizer, corpus.heldout), config.context)
     torch.manual_seed(config.seed)
-    heads = max(1, config.hidden_size // 64)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=math.ceil(len(tokenizer) / 64) * 64,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.hidden_size * 8 // 3,
-            num_hidden_layers=config.layers,
-            num_attention_heads=heads,
-            num_key_value_heads=1,
-            max_position_embeddings=max(2048, config.context),
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    model = Qwen2ForCausalLM(qwen2_config(config, len(tokenizer), tokenizer.eos_token_id))
     started = time.monotonic()
-    tokens = _optimise(model, train_ids, config)
+    tokens = _optimize(model, train_ids, config)
     seconds = time.monotonic() - started
     model.save_pretrained(out)
     return {
@@ -120,7 +107,26 @@ def _train(config: TeacherConfig, corpus: Corpus, out: Path) -> dict[str, Any]:
         "tokens_per_s": round(tokens / seconds),
         "heldout_perplexity": round(_perplexity(model, heldout), 3),
         "bigram_perplexity": round(bigram_perplexity(train_ids, heldout, len(tokenizer)), 3),
+        "machine": machine(),
     }
+
+
+def qwen2_config(config: TeacherConfig, tokens: int, end: int) -> Any:
+    """The model's shape, for a tokenizer of so many `tokens` whose end-of-text token is `end`."""
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        vocab_size=math.ceil(tokens / 64) * 64,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.hidden_size * 8 // 3,
+        num_hidden_layers=config.layers,
+        num_attention_heads=max(1, config.hidden_size // 64),
+        num_key_value_heads=1,
+        max_position_embeddings=max(2048, config.context),
+        tie_word_embeddings=True,
+        bos_token_id=end,
+        eos_token_id=end,
+    )
 
 
 def _train_tokenizer(vocab_size: int, documents: Iterable[str]) -> Any:  # transformers publishes no types
@@ -146,40 +152,42 @@ def _encode(tokenizer: Any, documents: Sequence[dict[str, str]]) -> list[int]:
 
 
 def _batches(ids: Sequence[int], context: int, seed: int) -> Iterator[Any]:
-    """Endless [B, T+1] batches of B·T = 4,096 tokens at random offsets."""
+    """Endless [B, T+1] batches of B·T = STEP_TOKENS at random offsets."""
     import torch
 
     stream = torch.tensor(ids)
-    batch = max(1, 4096 // context)
+    batch = max(1, STEP_TOKENS // context)
     generator = torch.Generator().manual_seed(seed)
     while True:
         starts_B1 = torch.randint(len(stream) - context - 1, (batch, 1), generator=generator)
         yield stream[starts_B1 + torch.arange(context + 1)]
 
 
-def _optimise(model: Any, ids: Sequence[int], config: TeacherConfig) -> int:
+def _optimize(model: Any, ids: Sequence[int], config: TeacherConfig) -> int:
     import torch
     from torch.nn.functional import cross_entropy
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
-    started, tokens = time.monotonic(), 0
-    with Progress("teacher", config.steps * 4096) as progress:
-        for step, ids_BT in enumerate(_batches(ids, config.context, config.seed)):
-            done = max(step / config.steps, (time.monotonic() - started) / config.max_seconds)
-            if done >= 1:
-                break
-            rate = config.learning_rate * min(1.0, (step + 1) / 40) * (0.5 + 0.5 * math.cos(math.pi * done))
-            optimizer.param_groups[0]["lr"] = rate
-            with torch.autocast("cpu", torch.bfloat16):
+    dtype = compute_dtype(device="cpu")
+    tokens = 0
+    with Progress("teacher", config.steps * STEP_TOKENS) as progress:
+        for step, ids_BT in enumerate(itertools.islice(_batches(ids, config.context, config.seed), config.steps)):
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 logits_BTV = model(ids_BT[:, :-1], use_cache=False).logits
             loss = cross_entropy(logits_BTV.flatten(0, 1).float(), ids_BT[:, 1:].flatten())
-            optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.param_groups[0]["lr"] = _rate(config, step)
             optimizer.step()
+            optimizer.zero_grad()
             tokens += ids_BT.numel() - len(ids_BT)
             progress.advance(ids_BT.numel() - len(ids_BT), note=f"loss {loss.item():.3f}")
     return tokens
+
+
+def _rate(config: TeacherConfig, step: int) -> float:
+    warmup, cosine = min(1.0, (step + 1) / 40), 0.5 + 0.5 * math.cos(math.pi * step / config.steps)
+    return config.learning_rate * warmup * cosine
 
 
 def windows(ids: Sequence[int], context: int, limit: int = 120_000) -> list[Sequence[int]]:

@@ -1,0 +1,43 @@
+"""How long the demo will take on this machine, measured in its first seconds.
+
+One training step of a model of the teacher's shape is timed here, in the machine's own precision. What each step of the
+demo costs a token, in units of such a training token, was measured once (docs/benchmarks.md).
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from arwkv_kernels.precision import compute_dtype
+
+COST = {
+    "small": {"teacher": 1.0, "capture": 0.6, "align": 1.2, "distill": 1.5, "evaluation": 1.2},
+    "real": {"capture": 0.6, "align": 1.2, "distill": 1.5, "evaluation": 1.2},
+}
+STARTS_S = 90.0
+"""What the commands take to start: imports, models, the teacher's engine."""
+
+
+def train_tokens_per_s(config: Any, tokens: int, seconds: float = 3.0) -> float:
+    """Tokens a second of forward and backward of a model of this configuration, in batches of `tokens`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(config)
+    dtype = compute_dtype(device="cpu")
+    ids_BT = torch.randint(config.vocab_size, (max(1, tokens // 128), 128))
+    done, began = 0, 0.0
+    while not done or time.monotonic() - began < seconds:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            model(ids_BT, labels=ids_BT, use_cache=False).loss.backward()
+        if began:
+            done += ids_BT.numel()
+        else:  # the first step, which allocates and chooses, is not counted
+            began = time.monotonic()
+    return done / (time.monotonic() - began)
+
+
+def minutes(kind: str, tokens_of_step: Mapping[str, int], tokens_per_s: float) -> dict[str, float]:
+    """Minutes of each step of a demo of this kind, "small" or "real"."""
+    each = {step: COST[kind][step] * tokens / tokens_per_s / 60 for step, tokens in tokens_of_step.items()}
+    return each | {"starting": STARTS_S / 60}
