@@ -98,20 +98,20 @@ class Job:
 def run_demo(config: DemoConfig) -> dict[str, Any]:
     """Run every step, print the table, return the summary."""
     started = time.monotonic()
-    job = _plan(config)
+    job = plan(config)
     if config.teacher == "smollm2":
-        _script("smollm2.py", "--out", job.teacher)
+        script("smollm2.py", "--out", job.teacher)
     _say_estimate(job)
     if job.is_small:
         _say("teacher: a small Qwen2 model, trained on real text")
-        _script("teacher.py", "--out", job.teacher, *(["--text", job.text] if job.text else []))
-    texts = _write_text(job)
-    _capture(job, texts.pop("heldout"))
+        script("teacher.py", "--out", job.teacher, *(["--text", job.text] if job.text else []))
+    texts = write_text(job)
+    capture(job, texts.pop("heldout"))
     bigram = _require_better_than_bigram(job, texts["train"])
-    captures = {name: _capture(job, text) for name, text in texts.items()}
+    captures = {name: capture(job, text) for name, text in texts.items()}
     with _serve(job.out / "shards") as address:
         stats = _get_json(f"{address}/v1/datasets/train/stats")
-        _train_student(job, [f"{address}/v1/datasets/{name}" for name in texts])
+        train_student(job, [f"{address}/v1/datasets/{name}" for name in texts])
         evaluations = _evaluate(job, f"{address}/v1/datasets/heldout")
     metrics = [json.loads(line) for line in (job.run / "metrics.jsonl").read_text().splitlines()]
     summary = _summarize(captures["train"], stats, metrics, *evaluations)
@@ -122,7 +122,8 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     return summary
 
 
-def _plan(config: DemoConfig) -> Job:
+def plan(config: DemoConfig) -> Job:
+    """What this demo is, with the sizes that fit its teacher."""
     is_small = config.teacher is None
     named = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(Sizes)}
     chosen = {name: value for name, value in named.items() if value not in (None, "auto")}
@@ -152,11 +153,12 @@ def _say_estimate(job: Job) -> None:
     )
 
 
-def _script(name: str, *words: str) -> None:
+def script(name: str, *words: str) -> None:
+    """Run one of the scripts beside this one."""
     subprocess.run([sys.executable, str(Path(__file__).with_name(name)), *words], check=True)
 
 
-def _write_text(job: Job) -> dict[str, Path]:
+def write_text(job: Job) -> dict[str, Path]:
     """The JSONL file of each dataset by its name: documents in a fixed shuffled order, as many as its budget allows."""
     from transformers import AutoTokenizer
 
@@ -171,12 +173,12 @@ def _write_text(job: Job) -> dict[str, Path]:
     return {name: job.out / f"{name}.jsonl" for name in wanted}
 
 
-def _capture(job: Job, text: Path) -> dict[str, Any]:
+def capture(job: Job, text: Path) -> dict[str, Any]:
     """One teacher pass over one file; its first report is kept, since a later run finds nothing left to do."""
     _say(f"producer: {job.teacher} reads {text.name}")
     chat = ["--chat"] if text.stem == "chat" else []
     hidden = ["--hidden-states", "attention", "--layers", "all"] if text.stem != "heldout" else []
-    report = _command(
+    report = command(
         "producer", "generate", "--teacher", job.teacher, "--data", str(text),
         "--out", str(job.out / "shards" / text.stem),
         "--top-k", "64", "--max-length", str(job.sizes.max_length), *chat, *hidden,
@@ -209,14 +211,15 @@ def _require_better_than_bigram(job: Job, text: Path) -> float:
     return bigram
 
 
-def _train_student(job: Job, datasets: list[str]) -> None:
-    _say(f"student: preset {job.sizes.preset}, reading shards over HTTP")
+def train_student(job: Job, datasets: list[str], *words: str) -> None:
+    """Stages align and distill from these datasets, with further flags of `student train`."""
+    _say(f"student: preset {job.sizes.preset}")
     sizes = job.sizes
-    _command(
+    command(
         "student", "train", *itertools.chain(*(["--shards", dataset] for dataset in datasets)),
         "--base", job.teacher, "--preset", sizes.preset, "--stage", "auto", "--out", str(job.run),
         "--batch-size", str(sizes.batch_size),
-        "--align-lr", str(sizes.align_lr), "--distill-lr", str(sizes.distill_lr),
+        "--align-lr", str(sizes.align_lr), "--distill-lr", str(sizes.distill_lr), *words,
     )  # fmt: skip
 
 
@@ -225,7 +228,7 @@ def _evaluate(job: Job, heldout: str) -> list[dict[str, Any]]:
     _say("student: compared with its teacher on held-out text")
     students = [["--base", job.teacher, "--preset", job.sizes.preset], ["--model", str(job.run / "align")]]
     return [
-        _command("student", "eval", "--shards", heldout, "--batch-size", str(job.sizes.batch_size), *student)
+        command("student", "eval", "--shards", heldout, "--batch-size", str(job.sizes.batch_size), *student)
         for student in [*students, ["--model", str(job.run)]]
     ]
 
@@ -255,7 +258,7 @@ def _get_json(url: str) -> Any:
         return json.load(answer)
 
 
-def _command(*words: str) -> dict[str, Any]:
+def command(*words: str) -> dict[str, Any]:
     """Run one console script with `--json`; its bars and messages pass through, its document is returned."""
     done = subprocess.run([str(BIN / words[0]), *words[1:], "--json"], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
