@@ -20,6 +20,7 @@ MAY_IMPORT = {
 # Rooms: which subpackages of a package another one may import. Modules beside them are open to all.
 ROOMS_MAY_IMPORT = {
     "store": {
+        "text": set[str](),
         "format": set[str](),
         "arrow": {"format"},
         "places": {"arrow", "format"},

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from arwkv_producer.config import GenerateConfig, PlanConfig, VerifyConfig
@@ -79,6 +80,7 @@ def _dry_run(config: GenerateConfig) -> dict[str, Any]:
     for job in prepare(config):
         report_corpus(job)
         documents[job.out] = costs(config, job.teacher, len(job.corpus.tokens), len(job.corpus), config.tokens_per_s)
+        documents[job.out]["corpus"] = asdict(job.corpus.report)
         if not config.json:
             print_plan(documents[job.out])
         tokens += len(job.corpus.tokens)

@@ -67,14 +67,17 @@ class GenerateConfig(CaptureConfig):
     """Run the teacher over a corpus and write shards; the same command continues where it stopped."""
 
     data: tuple[str, ...]
-    """Text: files, folders or globs of .jsonl, .json, .parquet, .csv, .arrow and .txt (also .gz), or a Hub dataset's
-    name, perhaps `NAME:SUBSET`. Several give tokens in proportion as `a.jsonl:0.7 b.jsonl:0.3`."""
+    """Text: files, folders or globs of .jsonl, .json, .parquet, .csv, .tsv, .arrow and .txt (also .gz, .zst, .bz2 and
+    .xz), here or at s3://, hf:// and the like, or a Hub dataset's name, perhaps `NAME:SUBSET`. Several give tokens in
+    proportion as `a.jsonl:0.7 b.jsonl:0.3`."""
     out: str
     """The dataset's folder, or s3://BUCKET/NAME or another store's URI."""
     split: str = "train"
-    """Which split of a Hub dataset."""
+    """Which split of a Hub dataset, of one saved to disk, or of files named `train-00000-of-00001.parquet`."""
+    strict: bool = False
+    """Refuse a folder in which a file would be passed over, as its documentation and hidden files are."""
     field: str = ""
-    """The field that holds a document: by default `text`, with `--chat` `messages`."""
+    """The field that holds a document: by default `text`, with `--chat` `messages` or `conversations`."""
     chat: bool = False
     """Documents are conversations: the teacher's chat template applies, and only assistant turns count in the loss."""
     held_out: float = 0.0

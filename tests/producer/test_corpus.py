@@ -15,7 +15,9 @@ import pytest
 from arwkv_producer.cli import gathered
 from arwkv_producer.text.conversations import Document, chat_documents, plain_documents
 from arwkv_producer.text.corpus import Corpus, tokenise
-from arwkv_producer.text.documents import HubDataset, Record, find_shares, find_sources, read_records
+from arwkv_producer.text.reading import read_records
+from arwkv_producer.text.records import Record
+from arwkv_producer.text.sources import DataFile, HubDataset, find_shares, find_sources
 from arwkv_store.errors import NotFound, UsageError
 
 CHAT_TEMPLATE = (
@@ -32,6 +34,11 @@ def tokenizer(tiny_teacher: Path) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def read(name: Path) -> list[Document]:
+    """The plain documents of a file or folder."""
+    return list(plain_documents(read_records(find_sources([str(name)], "train").sources, "text"), "text"))
 
 
 def documents(*texts: str) -> list[Document]:
@@ -170,7 +177,7 @@ def test_weights_are_read_from_the_names(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt", "odd:3"):
         (tmp_path / name).write_text("x")
     one, other = find_shares([f"{tmp_path}/a.txt:0.7", f"{tmp_path}/b.txt:.3"], "train")
-    assert (one.sources, one.weight, other.weight) == ([tmp_path / "a.txt"], 0.7, 0.3)
+    assert (one.sources, one.weight, other.weight) == ([DataFile(f"{tmp_path}/a.txt")], 0.7, 0.3)
     (together,) = find_shares([f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"], "train")
     assert len(together.sources) == 2
     with pytest.raises(UsageError, match=r"b.txt: no weight, but others have one"):
@@ -189,17 +196,6 @@ def test_data_said_twice_is_said_once(words: str) -> None:
     assert gathered(["plan", "--top-k", "3"], "--data") == ["plan", "--top-k", "3"]
 
 
-def test_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> None:
-    messages = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
-    original = tokenizer.chat_template
-    tokenizer.chat_template = "{{ messages | length }}" + original
-    try:
-        with pytest.raises(UsageError, match="rewrites earlier turns"):
-            list(chat_documents([Record({"messages": messages}, "r", "r")], "messages", tokenizer))
-    finally:
-        tokenizer.chat_template = original
-
-
 @pytest.mark.parametrize("value", ["hello", [{"content": "no role"}], [3]])
 def test_messages_of_another_shape_are_refused(tokenizer: Any, value: Any) -> None:
     with pytest.raises(UsageError, match=r"r: field 'messages' is no list"):
@@ -216,7 +212,7 @@ def test_every_format_gives_the_same_texts(tmp_path: Path) -> None:
     with pa.OSFile(str(tmp_path / "t.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table)
     for name in ("t.parquet", "t.csv", "t.jsonl", "t.json", "t.arrow"):
-        found = list(plain_documents(read_records(find_sources([str(tmp_path / name)], "train"), "text"), "text"))
+        found = read(tmp_path / name)
         assert [document.text for document in found] == texts
         assert found[1].source == f"{name}:2"
 
@@ -228,12 +224,12 @@ def test_compressed_files_are_read(tmp_path: Path) -> None:
     for name, content in contents.items():
         with gzip.open(tmp_path / name, "wt", encoding="utf-8") as file:
             file.write(content)
-        found = list(plain_documents(read_records(find_sources([str(tmp_path / name)], "train"), "text"), "text"))
+        found = read(tmp_path / name)
         assert [document.text for document in found] == texts[: len(found)]
-    assert len(find_sources([str(tmp_path)], "train")) == 3
+    assert len(find_sources([str(tmp_path)], "train").sources) == len(contents)
     (tmp_path / "t.jsonl.gz").write_bytes((tmp_path / "t.jsonl.gz").read_bytes()[:-9])
     with pytest.raises(UsageError, match=r"t.jsonl.gz: ends too early .*; fetch the file again"):
-        list(read_records([tmp_path / "t.jsonl.gz"], "text"))
+        list(read_records([DataFile(f"{tmp_path}/t.jsonl.gz")], "text"))
 
 
 def test_null_rows_are_left_out_and_counted(tokenizer: Any) -> None:
@@ -248,12 +244,12 @@ def test_folders_and_globs_are_read_in_sorted_order(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "c.py"):
         (tmp_path / name).write_text(name)
     for asked in (str(tmp_path), str(tmp_path / "*.txt")):
-        assert [source.name for source in find_sources([asked], "train")] == ["a.txt", "b.txt"]
+        assert [source.label for source in find_sources([asked], "train").sources] == ["a.txt", "b.txt"]
 
 
 def test_names_that_are_no_files_are_hub_datasets_unless_they_look_like_files() -> None:
-    assert find_sources(["org/name"], "test") == [HubDataset("org/name", "test")]
-    assert find_sources(["org/name:2023.en"], "test") == [HubDataset("org/name", "test", "2023.en")]
+    assert find_sources(["org/name"], "test").sources == [HubDataset("org/name", "test")]
+    assert find_sources(["org/name:2023.en"], "test").sources == [HubDataset("org/name", "test", "2023.en")]
     (share,) = find_shares(["org/name:en:0.5"], "test")
     assert (share.sources, share.weight) == ([HubDataset("org/name", "test", "en")], 0.5)
     with pytest.raises(NotFound, match="no such file"):

@@ -36,7 +36,7 @@ def test_only_assistant_turns_count_to_their_end(tmp_path: Path, tokenizer: Any)
     (example,) = examples(read_records(write(tmp_path, {"messages": messages})), tokenizer, 512)
     assert tokenizer.decode(example.input_ids) == tokenizer.apply_chat_template(messages, tokenize=False)
     counted = [label for label in example.labels if label != IGNORED]
-    assert tokenizer.decode(counted) == "def f():<|endoftext|>\nreturn 1<|endoftext|>\n"
+    assert tokenizer.decode(counted) == "def f():<|endoftext|>return 1<|endoftext|>"
     assert all(label in (IGNORED, i) for i, label in zip(example.input_ids, example.labels, strict=True))
 
 
@@ -50,7 +50,7 @@ def test_greeting_that_answers_nothing_does_not_count(tmp_path: Path, tokenizer:
         512,
     )
     assert "Be kind" in tokenizer.decode(example.input_ids)
-    assert tokenizer.decode([label for label in example.labels if label != IGNORED]) == "yes<|endoftext|>\n"
+    assert tokenizer.decode([label for label in example.labels if label != IGNORED]) == "yes<|endoftext|>"
 
 
 def test_prompt_is_tokenised_as_it_is_when_asked(tmp_path: Path, tokenizer: Any) -> None:
@@ -59,7 +59,7 @@ def test_prompt_is_tokenised_as_it_is_when_asked(tmp_path: Path, tokenizer: Any)
     asked = tokenizer("import o")["input_ids"]
     assert plain.input_ids[: len(asked)] == asked
     assert tokenizer.decode([i for i in plain.labels if i != IGNORED]) == "s<|endoftext|>"
-    assert tokenizer.decode([i for i in chat.labels if i != IGNORED]) == "b<|endoftext|>\n"
+    assert tokenizer.decode([i for i in chat.labels if i != IGNORED]) == "b<|endoftext|>"
 
 
 def test_long_conversations_are_cut_and_dropped_without_a_reply(tmp_path: Path, tokenizer: Any) -> None:
@@ -76,7 +76,7 @@ def test_preferences_split_where_the_replies_begin(tmp_path: Path, tokenizer: An
     first, second, third = pairs(read_records(write(tmp_path, explicit, implicit, plain)), tokenizer, 512)
     assert first == second
     assert tokenizer.decode(first.prompt_ids) == "<user>import os<|endoftext|>\n<assistant>"
-    assert tokenizer.decode(first.chosen_ids) == "yes<|endoftext|>\n"
+    assert tokenizer.decode(first.chosen_ids) == "yes<|endoftext|>"
     assert tokenizer.decode(third.prompt_ids + third.rejected_ids) == "import os no<|endoftext|>"
     assert not list(pairs(read_records(write(tmp_path, plain)), tokenizer, len(third.prompt_ids)))
 
@@ -84,10 +84,10 @@ def test_preferences_split_where_the_replies_begin(tmp_path: Path, tokenizer: An
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"data\.jsonl:2: no JSON"),
-        ("[1]", r"data\.jsonl:2: list, not an object"),
-        ('{"text": "x"}', r"data\.jsonl:2: neither `messages` nor `prompt` and `completion`; it has text"),
-        ('{"messages": "hi"}', r"data\.jsonl:2: `messages` is no list"),
+        ("{", r"data\.jsonl:2: not JSON"),
+        ("[1]", r"data\.jsonl:2: list, not a JSON object"),
+        ('{"text": "x"}', r"data\.jsonl:2: neither `messages` nor `prompt` and `completion` .it has: text"),
+        ('{"messages": "hi"}', r"data\.jsonl:2: field 'messages' is no list"),
         ('{"prompt": "a", "completion": 3}', r"data\.jsonl:2: `completion` is int, not text"),
     ],
 )

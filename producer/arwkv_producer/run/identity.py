@@ -21,7 +21,7 @@ CREATED_BY = {"pooler": "arwkv producer", "stock": "arwkv producer, vLLM prompt_
 
 NOT_RECORDED = (
     *("out", "rank", "world_size", "ray", "ray_actors", "gpu_memory_fraction", "fill_disk", "dry_run"),
-    *("step_tokens", "tokens_per_s", "log_jsonl", "metrics_port", "metrics_host", "json", "verbose"),
+    *("step_tokens", "tokens_per_s", "log_jsonl", "metrics_port", "metrics_host", "json", "verbose", "strict"),
 )
 """Flags that say where and how a dataset is made, not what it is: whoever makes it, dataset.json is the same."""
 

@@ -3,7 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from arwkv_producer.teacher.capture import CaptureSettings
 from arwkv_producer.teacher.teacher import Teacher, find_teacher, require_weights, weights_hash
 from arwkv_producer.text.conversations import chat_documents, plain_documents
 from arwkv_producer.text.corpus import Corpus, tokenise
-from arwkv_producer.text.documents import HubDataset, Share, find_shares, read_records
+from arwkv_producer.text.reading import read_records
+from arwkv_producer.text.sources import Share, find_shares
 from arwkv_producer.text.tokenizer import load_tokenizer, real_vocab_size, tokenizer_files
 from arwkv_store import DatasetInfo
 from arwkv_store.errors import UsageError
@@ -64,6 +65,8 @@ def prepare(config: GenerateConfig) -> list[Job]:
     """
     teacher = find_teacher(config.teacher)
     shares = find_shares(config.data, config.split)
+    if config.strict:
+        _require_nothing_passed_over(shares)
     require_writable(config.out)
     tokenizer = load_tokenizer(teacher)
     vocab_size = real_vocab_size(tokenizer)
@@ -73,6 +76,7 @@ def prepare(config: GenerateConfig) -> list[Job]:
     if len(corpora[0]) == 0:
         sources = sum(len(share.sources) for share in shares)
         raise UsageError(f"--data {' '.join(config.data)}: no text in {sources} sources; name some that hold text")
+    _require_counted(config, corpora[0])
     if not config.fill_disk and not config.dry_run:
         require_room(config, teacher, sum(len(corpus.tokens) for corpus in corpora))
     tokenizer_info = TokenizerInfo(hash=vocabulary_hash(tokenizer.get_vocab()), vocab_size=vocab_size)
@@ -100,7 +104,7 @@ def _read(config: GenerateConfig, shares: Sequence[Share], tokenizer: Any) -> tu
     """The corpus and its held-out documents."""
     field = config.field or ("messages" if config.chat else "text")
     streams = [read_records(share.sources, field) for share in shares]
-    return tokenise(
+    corpora = tokenise(
         [
             chat_documents(records, field, tokenizer) if config.chat else plain_documents(records, field)
             for records in streams
@@ -112,11 +116,36 @@ def _read(config: GenerateConfig, shares: Sequence[Share], tokenizer: Any) -> tu
         keep_duplicates=config.keep_duplicates,
         held_out=config.held_out,
     )
+    files = [source.label for share in shares for source in share.sources]
+    passed_over = {passed.name: passed.reason for share in shares for passed in share.passed_over}
+    kept, apart = (
+        replace(corpus, report=replace(corpus.report, files_read=files, files_passed_over=passed_over))
+        for corpus in corpora
+    )
+    return kept, apart
+
+
+def _require_nothing_passed_over(shares: Sequence[Share]) -> None:
+    passed_over = [passed for share in shares for passed in share.passed_over]
+    if passed_over:
+        first = passed_over[0]
+        raise UsageError(
+            f"--strict: {len(passed_over)} files or folders would be passed over, first {first.name} ({first.reason}); "
+            "name the files that are meant, or leave --strict out"
+        )
+
+
+def _require_counted(config: GenerateConfig, corpus: Corpus) -> None:
+    """Raise UsageError where a student would have nothing to learn."""
+    if not corpus.report.tokens_counted:
+        told = "; ".join(corpus.report.lines(len(corpus.tokens)))
+        way_out = "replies are turns of the role assistant" if config.chat else "documents need two tokens or more"
+        raise UsageError(f"--data {' '.join(config.data)}: no token counts ({told}); {way_out}")
 
 
 def _description(config: GenerateConfig, shares: Sequence[Share], tokenizer: Any) -> str:
     sources = [source for share in shares for source in share.sources]
-    names = [source.label if isinstance(source, HubDataset) else source.name for source in sources]
+    names = [source.label for source in sources]
     described = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     if len(shares) > 1:
         described += f"; shares {', '.join(f'{Path(share.name).name} {share.weight:g}' for share in shares)}"
@@ -143,5 +172,7 @@ def report_corpus(job: Job) -> None:
     print(
         f"{job.out}: {report.documents:,} documents{''.join(notes)}: {len(job.corpus):,} samples, "
         f"{len(job.corpus.tokens):,} tokens in {job.info.corpus.parts:,} shards",
+        *(f"  {line}" for line in report.lines(len(job.corpus.tokens))),
+        sep="\n",
         file=sys.stderr,
     )

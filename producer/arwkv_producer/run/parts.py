@@ -14,6 +14,7 @@ from arwkv_producer.run.shard_queue import ShardQueue
 from arwkv_producer.run.teacher_pass import Engine, TeacherPass
 from arwkv_store import ShardManifest, Writer, create_dataset
 from arwkv_store.errors import ConfigurationDiffers, TryAgain
+from arwkv_store.format.layout import CORPUS_FILE
 
 
 @dataclass
@@ -45,6 +46,8 @@ def share(config: GenerateConfig, job: Job) -> Work:
         )
     for name, content in job.tokenizer_files.items():
         writer.put_beside(name, content)
+    corpus = job.corpus
+    writer.put_beside(CORPUS_FILE, corpus.report.to_bytes(len(corpus), len(corpus.tokens)))
     missing = writer.missing_parts()
     return Work(job, writer, len(missing), [part for part in missing if part % config.world_size == config.rank])
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,34 +11,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from arwkv_producer.text.chat_template import Span
 from arwkv_producer.text.conversations import Document
+from arwkv_producer.text.report import CorpusReport
+from arwkv_store.text.chat_template import Span
 
 DOCUMENTS_PER_BATCH = 256
-
-
-@dataclass(frozen=True)
-class CorpusReport:
-    """What became of the documents. Nothing else was left out."""
-
-    documents: int = 0
-    """In this corpus."""
-    documents_cut: int = 0
-    """Of these, longer than one sample."""
-    documents_empty: int = 0
-    """Without a single token, or null: left out."""
-    documents_duplicate: int = 0
-    """The same text as an earlier one: left out."""
-    documents_beyond_share: int = 0
-    """Left over when another source had no more to keep the proportions with: left out."""
-
-    def left_out(self) -> dict[str, int]:
-        """Documents left out by reason."""
-        return {
-            "empty": self.documents_empty,
-            "duplicate": self.documents_duplicate,
-            "beyond share": self.documents_beyond_share,
-        }
 
 
 @dataclass(frozen=True)
@@ -83,6 +60,7 @@ class _Building:
     masks: list[NDArray[np.bool_]] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     report: CorpusReport = field(default_factory=CorpusReport)
+    turns: Counter[str] = field(default_factory=Counter)
 
     def add(self, document: Document, ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> None:
         """Cut a document of n tokens into ceil(n / max_length) samples that hold each token once, in order."""
@@ -93,18 +71,20 @@ class _Building:
             documents_cut=report.documents_cut + (len(ids) > self.max_length),
             documents_empty=report.documents_empty + (len(ids) == 0),
         )
+        self.turns.update(document.roles)
         for start in range(0, len(ids), self.max_length):
             self.tokens.append(ids[start : start + self.max_length])
             self.masks.append(mask[start : start + self.max_length])
             self.sources.append(document.source + (f"+{start}" if start else ""))
 
     def corpus(self) -> Corpus:
+        counted = sum(int(mask[1:].sum()) for mask in self.masks)
         return Corpus(
             tokens=np.concatenate([np.empty(0, np.int32), *self.tokens]),
             loss_mask=np.concatenate([np.empty(0, np.bool_), *self.masks]),
             starts=np.cumsum([0, *map(len, self.tokens)], dtype=np.int64),
             sources=self.sources,
-            report=self.report,
+            report=replace(self.report, tokens_counted=counted, turns=dict(self.turns)),
         )
 
 

@@ -15,7 +15,8 @@ ADDRESSED_VERSION = 2
 """Of manifests whose files are named by their content; all else is as in version 1."""
 
 # What made a dataset does not decide what is in it: a newer release or another command line may resume it.
-NOT_COMPARED = ("command", "versions", "created_by")
+# Nor do the names of the files that the text came from: the fingerprint is that of the text itself.
+NOT_COMPARED = ("command", "versions", "created_by", "corpus.description")
 
 
 class _Frozen(BaseModel):
@@ -127,7 +128,7 @@ def require_same(on_disk: DatasetInfo, asked: DatasetInfo, where: str) -> None:
     differences = [
         f"{name}: {_shown(before.get(name))} on disk, {_shown(after.get(name))} asked"
         for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and name.split(".")[0] not in NOT_COMPARED
+        if before.get(name) != after.get(name) and not {name, name.split(".")[0]} & set(NOT_COMPARED)
     ]
     if differences:
         raise ConfigurationDiffers(f"{where}: {'; '.join(differences)}; name another folder, or ask for what is there")

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from arwkv_store.errors import NotFound, UsageError
-from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, TOKENIZER_FILES, committed_parts, manifest_name
+from arwkv_store.format.layout import BESIDE_FILES, DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
 from arwkv_store.places.cache import FileCache, require_size
@@ -31,9 +31,9 @@ class ObjectSource:
         return self._folder.read(DATASET_FILE)
 
     def beside(self) -> dict[str, bytes]:
-        """The tokenizer's files that are there."""
+        """The tokenizer's files that are there, and the corpus report."""
         found: dict[str, bytes] = {}
-        for name in TOKENIZER_FILES:
+        for name in BESIDE_FILES:
             with contextlib.suppress(NotFound):
                 found[name] = self._folder.read(name, MAX_TOKENIZER_BYTES)
             if len(found.get(name, b"")) > MAX_TOKENIZER_BYTES:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from arwkv_store.errors import CorruptShard, NotFound
-from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, TOKENIZER_FILES, committed_parts, manifest_name
+from arwkv_store.format.layout import BESIDE_FILES, DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
 from arwkv_store.places.cache import FileCache
@@ -55,8 +55,8 @@ class LocalSource:
             raise NotFound(f"{self._folder}: no {DATASET_FILE} there; name a dataset's folder or URI") from error
 
     def beside(self) -> dict[str, bytes]:
-        """The tokenizer's files that are there."""
-        paths = (self._folder / name for name in TOKENIZER_FILES)
+        """The tokenizer's files that are there, and the corpus report."""
+        paths = (self._folder / name for name in BESIDE_FILES)
         return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
     def manifests(self) -> Iterator[tuple[int, bytes]]:

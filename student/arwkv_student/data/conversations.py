@@ -4,19 +4,18 @@ A text is cut where a reply begins and ends, and each piece is tokenised by itse
 the ids that it is given when it is asked to reply, whatever the tokenizer would merge across that border.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.text.chat_template import ChatTemplate
+from arwkv_store.text.json_lines import decompressed, json_lines, require_characters
+from arwkv_store.text.turns import FIELDS, HALVES, Turn, conversation, preference, tools_of
 
 # What a loss leaves out, in torch's and transformers' terms.
 IGNORED = -100
-
-Turn = Mapping[str, Any]
-"""`role` and `content`, and what else the chat template knows."""
 
 
 @dataclass(frozen=True)
@@ -51,26 +50,29 @@ class Record:
     fields: Mapping[str, Any]
     where: str
 
+    def has_texts(self, *names: str) -> bool:
+        """Whether all of these fields are there, and none holds turns."""
+        return set(names) <= self.fields.keys() and not any(isinstance(self.fields[name], list) for name in names)
+
+    def text(self, name: str) -> str:
+        """The string in a field. Raises UsageError where it is none."""
+        text = self.fields[name]
+        if not isinstance(text, str):
+            raise UsageError(f"{self.where}: `{name}` is {type(text).__name__}, not text like the fields beside it")
+        return require_characters(text, self.where)
+
 
 def read_records(file: Path, flag: str = "--data") -> Iterator[Record]:
-    """Yield the objects of a JSONL file. Raises NotFound without the file, UsageError for a line that is no object."""
+    """Yield the objects of a JSONL file, compressed or not.
+
+    Raises NotFound without the file, UsageError for a line that is no object.
+    """
     try:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _record(line, f"{file}:{number}")
-    except (OSError, UnicodeDecodeError) as error:
+        with file.open("rb") as stored, decompressed(stored, file.name) as lines:
+            for number, fields in json_lines(lines, str(file)):
+                yield Record(fields, f"{file}:{number}")
+    except (OSError, EOFError) as error:
         raise NotFound(f"{flag} {file}: {error}; name a JSONL file in UTF-8") from error
-
-
-def _record(line: str, where: str) -> Record:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{where}: no JSON ({error}); mend or remove the line") from error
-    if not isinstance(fields, dict):
-        raise UsageError(f"{where}: {type(fields).__name__}, not an object; mend or remove the line")
-    return Record(fields, where)
 
 
 def examples(records: Iterator[Record], tokenizer: Any, max_length: int) -> Iterator[Example]:
@@ -95,14 +97,16 @@ def examples(records: Iterator[Record], tokenizer: Any, max_length: int) -> Iter
 def pairs(records: Iterator[Record], tokenizer: Any, max_length: int) -> Iterator[Pair]:
     """Preferences: `prompt`, `chosen` and `rejected`, as texts or as turns; without `prompt`, the shared first turns.
 
-    Left out where the prompt alone fills `max_length`. The replies are cut where they are used: see
-    `arwkv_student.training.dpo`.
+    Left out where the prompt alone fills `max_length`, or a null stands for one of them. The replies are cut where they
+    are used: see `arwkv_student.training.dpo`.
     """
     for record in records:
-        prompt, chosen, rejected = _prompt_and_replies(record, tokenizer)
-        prompt_ids = _ids(prompt, tokenizer)
+        texts = _prompt_and_replies(record, tokenizer)
+        if texts is None:
+            continue
+        prompt_ids, chosen_ids, rejected_ids = (_ids(text, tokenizer) for text in texts)
         if len(prompt_ids) < max_length:
-            yield Pair(prompt_ids, _ids(chosen, tokenizer), _ids(rejected, tokenizer))
+            yield Pair(prompt_ids, chosen_ids, rejected_ids)
 
 
 def _ids(text: str, tokenizer: Any) -> list[int]:
@@ -111,96 +115,75 @@ def _ids(text: str, tokenizer: Any) -> list[int]:
 
 
 def _pieces(record: Record, tokenizer: Any) -> list[Piece]:
-    if "messages" in record.fields:
-        return _chat_pieces(record, _turns(record, "messages"), tokenizer)
-    if {"prompt", "completion"} <= record.fields.keys():
-        if isinstance(record.fields["prompt"], str):
-            completion = _ended(_text(record, "completion"), tokenizer)
-            return [Piece(_text(record, "prompt"), False), Piece(completion, True)]
-        prompt, reply = _turns(record, "prompt"), _turns(record, "completion")
-        return _reply_pieces(record, prompt, reply, tokenizer)
-    raise UsageError(f"{record.where}: neither `messages` nor `prompt` and `completion`; it has {_names(record)}")
+    """No pieces where a null stands for the text."""
+    if not record.fields.keys() & set(FIELDS) and record.has_texts("prompt", "completion"):
+        if record.fields["prompt"] is None or record.fields["completion"] is None:
+            return []
+        return [Piece(record.text("prompt"), False), Piece(_ended(record.text("completion"), tokenizer), True)]
+    found = conversation(record.fields, record.where)
+    return [] if found is None else _chat_pieces(record, *found, tokenizer)
 
 
-def _chat_pieces(record: Record, turns: Sequence[Turn], tokenizer: Any) -> list[Piece]:
-    """A reply's text is what it adds to the conversation before it with the reply's header open.
+def _chat_pieces(record: Record, turns: list[Turn], first_counted: int, tokenizer: Any) -> list[Piece]:
+    """Replies from turn `first_counted` on count.
 
     A first turn is no reply, whoever speaks: it has no text before it, nor has the system prompt that a template adds.
     """
-    whole, at, pieces = _rendered(record, turns, tokenizer), 0, []
-    for number, turn in enumerate(turns):
-        if turn["role"] != "assistant" or not number:
-            continue
-        opened = _rendered(record, turns[:number], tokenizer, header=True)
-        closed = _rendered(record, turns[: number + 1], tokenizer)
-        if not whole.startswith(opened) or not whole.startswith(closed) or not at <= len(opened) <= len(closed):
-            raise UsageError(
-                f"{record.where}: the chat template rewrites earlier turns, so turn {number + 1} cannot be told from "
-                "the rest; cut the conversation there"
-            )
-        pieces += [Piece(whole[at : len(opened)], False), Piece(whole[len(opened) : len(closed)], True)]
-        at = len(closed)
-    return [*pieces, Piece(whole[at:], False)]
+    text, spans = _template(record, tokenizer).render(turns)
+    pieces, at = [], 0
+    for number, (start, end) in spans.items():
+        if number >= max(first_counted, 1):
+            pieces += [Piece(text[at:start], False), Piece(text[start:end], True)]
+            at = end
+    return [*pieces, Piece(text[at:], False)]
 
 
-def _reply_pieces(record: Record, prompt: Sequence[Turn], reply: Sequence[Turn], tokenizer: Any) -> list[Piece]:
-    """The prompt with the reply's header open, and what the reply adds to it."""
-    opened = _rendered(record, prompt, tokenizer, header=True)
-    whole = _rendered(record, [*prompt, *reply], tokenizer)
-    if not whole.startswith(opened):
-        raise UsageError(f"{record.where}: the chat template rewrites the prompt once it is answered; use another")
-    return [Piece(opened, False), Piece(whole[len(opened) :], True)]
-
-
-def _prompt_and_replies(record: Record, tokenizer: Any) -> tuple[str, str, str]:
-    missing = {"chosen", "rejected"} - record.fields.keys()
+def _prompt_and_replies(record: Record, tokenizer: Any) -> tuple[str, str, str] | None:
+    """None where a null stands for one of them."""
+    missing = set(HALVES) - record.fields.keys()
     if missing:
         raise UsageError(f"{record.where}: no `{min(missing)}`; a preference has prompt, chosen and rejected")
-    if isinstance(record.fields["chosen"], str):
-        if "prompt" not in record.fields:
-            raise UsageError(f"{record.where}: no `prompt`; without it chosen and rejected must be lists of turns")
-        preferred, other = (_ended(_text(record, name), tokenizer) for name in ("chosen", "rejected"))
-        return _text(record, "prompt"), preferred, other
-    chosen, rejected = _turns(record, "chosen"), _turns(record, "rejected")
-    if "prompt" in record.fields:
-        prompt = _turns(record, "prompt")
-    else:
-        shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
-        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-    if not prompt:
+    if any(record.fields[name] is None for name in ("prompt", *HALVES) if name in record.fields):
+        return None
+    if record.has_texts(*HALVES) and not isinstance(record.fields.get("prompt"), list):
+        return _plain_pair(record, tokenizer)
+    found = preference(record.fields, record.where)
+    if found is None:
+        return None
+    *conversations, shared = found
+    if not shared:
         raise UsageError(f"{record.where}: chosen and rejected share no first turn; add a `prompt`")
-    texts = [_reply_pieces(record, prompt, reply, tokenizer) for reply in (chosen, rejected)]
-    return texts[0][0].text, texts[0][1].text, texts[1][1].text
+    template = _template(record, tokenizer)
+    prompts, replies = set(), []
+    for turns in conversations:
+        text, spans = template.render(turns)
+        counted = [span for number, span in spans.items() if number >= shared]
+        if not counted:
+            raise UsageError(f"{record.where}: no turn of the assistant answers the prompt; mend or remove the line")
+        prompts.add(text[: counted[0][0]])
+        replies.append(text[counted[0][0] : counted[-1][1]])
+    if len(prompts) > 1:
+        raise UsageError(f"{record.where}: the chat template rewrites the prompt once it is answered; use another")
+    return prompts.pop(), replies[0], replies[1]
 
 
-def _rendered(record: Record, turns: Sequence[Turn], tokenizer: Any, *, header: bool = False) -> str:
+def _plain_pair(record: Record, tokenizer: Any) -> tuple[str, str, str]:
+    """Both answers may be given with the prompt before them."""
+    if "prompt" not in record.fields:
+        raise UsageError(f"{record.where}: no `prompt`; without it chosen and rejected must be lists of turns")
+    prompt, *answers = (record.text(name) for name in ("prompt", *HALVES))
+    if all(answer.startswith(prompt) for answer in answers):
+        answers = [answer[len(prompt) :] for answer in answers]
+    chosen, rejected = (_ended(answer, tokenizer) for answer in answers)
+    return prompt, chosen, rejected
+
+
+def _template(record: Record, tokenizer: Any) -> ChatTemplate:
     if not tokenizer.chat_template:
         raise UsageError(f"{record.where}: turns, but the tokenizer has no chat template; give --chat-template FILE")
-    tools = record.fields.get("tools")
-    try:
-        return str(tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=header))
-    except Exception as error:  # a template is a program of its own and may raise anything
-        raise UsageError(f"{record.where}: the chat template refuses it ({error}); mend the conversation") from error
-
-
-def _turns(record: Record, name: str) -> list[Turn]:
-    turns = record.fields[name]
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) and "role" in turn for turn in turns):
-        raise UsageError(f'{record.where}: `{name}` is no list of {{"role": …, "content": …}} turns')
-    return turns
-
-
-def _text(record: Record, name: str) -> str:
-    text = record.fields[name]
-    if not isinstance(text, str):
-        raise UsageError(f"{record.where}: `{name}` is {type(text).__name__}, not text like the fields beside it")
-    return text
+    return ChatTemplate(tokenizer, tools_of(record.fields, record.where), record.where)
 
 
 def _ended(text: str, tokenizer: Any) -> str:
     end = tokenizer.eos_token or ""
     return text if text.endswith(end) else text + end
-
-
-def _names(record: Record) -> str:
-    return ", ".join(map(str, record.fields)) or "nothing"
