@@ -36,79 +36,112 @@ class Settings:
     request_limit_bytes: int = 1 << 20
     range_limit: int = 16
     requests_per_s: float = 0.0
-    verify_mb_per_s: float = 0.0
+    verify_mb_per_s: float | None = 0.0
 
 
-@dataclass(frozen=True)
-class ServeConfig:
-    """Index dataset folders and serve them over HTTP, with a page for people."""
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What is served."""
 
     root: Annotated[tuple[tuple[Path, ...], ...], tyro.conf.UseAppendAction]
     """Dataset folder, or folder of dataset folders. Several may follow, and the flag may be repeated."""
 
     runs: Annotated[tuple[tuple[Path, ...], ...], tyro.conf.UseAppendAction] = ()
-    """Folders of training runs to show; runs inside the roots are found by themselves."""
+    """Folders of training runs to show. Runs inside the roots are found without this."""
 
-    database: str | None = None
-    """SQLAlchemy URL of the index, a cache that can be deleted. Default: a SQLite file in the user's cache folder."""
+    json: bool = False
+    """Print one JSON line with the address on stdout when the service is ready."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """Where the service listens, and under which names."""
 
     host: str = "127.0.0.1"
-    """Address to bind. Anything beyond loopback needs a key."""
+    """Address to bind. Any other than a loopback address needs a key."""
 
     port: int = 8000
     """Port to bind; 0 takes a free one."""
 
     trusted_host: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """Further names by which callers may address the service, as in their Host header; `*`: any. Loopback names and the
-    bound address are always trusted; bound to all addresses, every address and this machine's own name are."""
+    bound address are always trusted. Bound to all addresses, every address and this machine's own name are trusted."""
 
-    api_key: Annotated[str | None, VERBATIM] = None
+
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """Who may read and write."""
+
+    api_key: Annotated[
+        str | None, VERBATIM, tyro.conf.arg(metavar="KEY", help_behavior_hint="(default: ARWKV_API_KEY, if set)")
+    ] = None
     """Bearer key with read and write scope. Every user of this machine can read a flag in the list of processes:
     set ARWKV_API_KEY in the environment instead, or use --keys."""
 
-    keys: Path | None = None
+    keys: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: no file)")] = None
     """File of hashed keys with scopes, as written by `api key`."""
 
     public_read: bool = False
-    """Let callers without a key read, where keys are set; writing still takes one."""
+    """Where keys are set, let callers without a key read. Writing still needs one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """How the index follows the folders."""
+
+    database: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="URL", help_behavior_hint="(default: a SQLite file in the cache folder)"),
+    ] = None
+    """SQLAlchemy URL of the index, a cache that can be deleted."""
 
     workers: int = 1
-    """Server processes sharing the port and the index."""
+    """Server processes that share the port and the index."""
 
     scan_interval_s: float = 1.0
-    """Seconds between two looks at the roots; a slow root is looked at less often."""
+    """Seconds between two looks at the roots. A slow root is looked at less often."""
 
-    verify_mb_per_s: float = 8.0
-    """Megabytes a second that are read to verify shards' files in the background, each once a week; 0: none."""
+    verify_mb_per_s: Annotated[
+        float | None,
+        tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: what that takes, from 8 to 200)"),
+    ] = None
+    """Megabytes a second that are read in the background to verify each shard's files once a week; 0: none."""
 
-    log_format: Literal["text", "json"] = "text"
-    """Form of the log on stderr."""
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one caller may ask for."""
 
     request_limit_bytes: int = 1 << 20
-    """Largest request body; a larger one is answered with 413."""
+    """Largest request body. A larger one is answered with 413."""
 
     range_limit: int = 16
-    """Most ranges one download may ask for; more are answered with 416."""
+    """Most ranges in one download. More are answered with 416."""
 
     requests_per_s: float = 0.0
-    """Requests one address may make a second, in bursts of ten seconds' worth, over all workers; 0: no limit."""
+    """Requests that one address may make a second, in bursts of ten seconds' worth, over all workers; 0: no limit."""
 
     shutdown_timeout_s: int = 30
     """Seconds that running transfers get to finish after SIGTERM."""
 
-    json: bool = False
-    """Print one JSON line with the address on stdout when ready."""
+    log_format: Literal["text", "json"] = "text"
+    """Form of the log on stderr."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(Content, Network, Keys, Index, Limits):
+    """Index dataset folders and serve them over HTTP, with a page for people."""
 
     def __post_init__(self) -> None:
         if not any(self.root):
-            raise UsageError("--root: no folder named; write --root DIR")
+            raise UsageError("--root: no folder given; write --root DIR")
         for name, least in (("workers", 1), ("range_limit", 1), ("request_limit_bytes", 1), ("shutdown_timeout_s", 0)):
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
                 raise UsageError(f"--{flag} {getattr(self, name)}: must be at least {least}")
         if not 0 <= self.port <= 65535:
             raise UsageError(f"--port {self.port}: must be between 0 and 65535")
-        if not self.verify_mb_per_s >= 0:
+        if self.verify_mb_per_s is not None and not self.verify_mb_per_s >= 0:
             raise UsageError(f"--verify-mb-per-s {self.verify_mb_per_s}: must be 0 or more")
         if not self.scan_interval_s > 0:
             raise UsageError(f"--scan-interval-s {self.scan_interval_s}: must be greater than 0")

@@ -22,9 +22,10 @@ from arwkv_api.index.database import connect
 from arwkv_api.index.lease import LEASE_S, lease, scanned_within
 from arwkv_api.index.metrics import LAG_LIMIT_S, scan_lag
 from arwkv_api.index.orm import DatasetRow, LeaseRow
+from arwkv_api.index.pace import Pace
 from arwkv_api.index.query import find_dataset
 from arwkv_api.index.scan import scan_root
-from arwkv_api.index.scrub import Pace, verify_due
+from arwkv_api.index.scrub import verify_due
 from arwkv_api.roots.folders import BREATH_FILES, BREATH_S, ShardFiles, dataset_folders
 from arwkv_api.roots.looks import Looks
 from arwkv_api.roots.manifests import Shard

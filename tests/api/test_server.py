@@ -98,6 +98,15 @@ def test_bad_start_is_one_line_with_the_way_out(flags: list[str], said: str, tmp
     assert "Traceback" not in run.stderr
 
 
+def test_help_has_titled_groups_and_no_default_of_none(tmp_path: Path) -> None:
+    said = _api("serve", "--help", cwd=tmp_path).stdout
+    titles = [f"{name} options" for name in ("content", "network", "keys", "index", "limits")]
+    places = [said.find(title) for title in titles]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert "None" not in said
+
+
 def test_taken_port_is_said_plainly(root: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

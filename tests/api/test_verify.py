@@ -13,8 +13,9 @@ from fastapi.testclient import TestClient
 
 from api_eventually import eventually
 from arwkv_api.config import Settings
+from arwkv_api.index.pace import Pace, pass_days, verification_rate
 from arwkv_api.index.scan import scan_root
-from arwkv_api.index.scrub import Pace, verify_due
+from arwkv_api.index.scrub import verify_due
 
 Open = Callable[[Settings], TestClient]
 SHARDS = "/v1/datasets/train/shards"
@@ -87,6 +88,34 @@ def test_background_keeps_its_pace(settings: Settings, open_client: Open) -> Non
     client = open_client(replace(settings, verify_mb_per_s=0.01))  # the first file alone would take seconds
     assert client.post(f"{SHARDS}/2/verify").json()["verified_at"] is not None
     assert client.get("/v1/datasets/train").json()["verified_shards"] == 1
+
+
+@pytest.mark.parametrize(
+    ("terabytes", "asked", "mb_per_s", "days"),
+    [
+        (0.1, None, 8.0, 0.1447),
+        (20, None, 41.34, 5.6),
+        (500, None, 200.0, 28.94),
+        (10, 8.0, 8.0, 14.47),
+        (10, 0.0, 0, 0),
+    ],
+)
+def test_verification_reads_as_fast_as_a_week_needs(
+    terabytes: float, asked: float | None, mb_per_s: float, days: float
+) -> None:
+    rate = verification_rate(terabytes * 1e12, asked)
+    assert rate / 1e6 == pytest.approx(mb_per_s, rel=1e-3)
+    assert pass_days(terabytes * 1e12, rate) == pytest.approx(days, rel=1e-3)
+
+
+def test_verification_that_cannot_keep_up_says_so(
+    settings: Settings, open_client: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = open_client(replace(settings, verify_mb_per_s=1e-7))
+    eventually(lambda: "verification cannot keep up" in caplog.text)
+    days = next(line for line in client.get("/metrics").text.splitlines() if line.startswith("arwkv_verification_days"))
+    assert float(days.split()[1]) > 7
+    assert caplog.text.count("verification cannot keep up") == 1
 
 
 def test_corrupt_shard_that_was_mended_unseen_is_sound_once_asked_about(client: TestClient, data: Path) -> None:

@@ -9,11 +9,13 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from arwkv_api.config import Settings
 from arwkv_api.index.lease import pause_s
+from arwkv_api.index.pace import HOLDS_S, Pace, committed_bytes, pass_days, verification_rate
 from arwkv_api.index.scan import scan_root
-from arwkv_api.index.scrub import Pace, verify_due
+from arwkv_api.index.scrub import verify_due
 from arwkv_api.kept import Kept
 from arwkv_api.roots.looks import Looks
 from arwkv_api.views.preview import Previews
@@ -37,6 +39,7 @@ class Service:
     previews: Previews = field(default_factory=Previews)
     scanned_once: threading.Event = field(default_factory=threading.Event)
     _stopping: threading.Event = field(default_factory=threading.Event)
+    _pass_days: float = 0.0
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -45,7 +48,7 @@ class Service:
     def start(self) -> None:
         """Begin to look at the roots and to verify what is there, in the background."""
         self._threads.append(threading.Thread(target=self._scan_until_stopped, name="scan", daemon=True))
-        if self.settings.verify_mb_per_s > 0:
+        if self.settings.verify_mb_per_s != 0:
             self._threads.append(threading.Thread(target=self._verify_until_stopped, name="verify", daemon=True))
         for thread in self._threads:
             thread.start()
@@ -73,18 +76,35 @@ class Service:
             self._stopping.wait(wait_s)
 
     def _verify_until_stopped(self) -> None:
-        pace = Pace(self.settings.verify_mb_per_s * 1e6, self._stopping)
+        pace = Pace(verification_rate(0, self.settings.verify_mb_per_s), self._stopping)
         passed: dict[Path, int] = {}
         while not self._stopping.is_set():
             more = False
             for root in self.settings.roots:
                 try:
+                    self._keep_up(pace)
                     here, passed[root] = verify_due(self.engine, str(root), pace, passed.get(root, 0))
                     more |= here
                 except Exception:  # as above
                     log.exception("verification under %s failed; it is tried again", root)
             if not more:
                 self._stopping.wait(self.settings.scan_interval_s)
+
+    def _keep_up(self, pace: Pace) -> None:
+        """Set the pace by the size of what is there, and say once where that does not verify everything in time."""
+        with Session(self.engine) as session:
+            total_bytes = committed_bytes(session, self.settings.roots)
+        pace.bytes_per_s = verification_rate(total_bytes, self.settings.verify_mb_per_s)
+        days, before = pass_days(total_bytes, pace.bytes_per_s), self._pass_days
+        self._pass_days = days
+        if days > HOLDS_S / 86_400 >= before:
+            log.warning(
+                "verification cannot keep up: %.3g TB at %.3g MB/s take %.3g days, longer than a week; "
+                "raise --verify-mb-per-s",
+                total_bytes / 1e12,
+                pace.bytes_per_s / 1e6,
+                days,
+            )
 
 
 async def service_of(request: Request) -> Service:

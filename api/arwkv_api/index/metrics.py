@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from arwkv_api.config import Settings
 from arwkv_api.index.lease import pause_s
 from arwkv_api.index.orm import DatasetRow, LeaseRow
+from arwkv_api.index.pace import pass_days, verification_rate
 
 REQUESTS = Counter("arwkv_http_requests", "Requests answered.", ["method", "route", "status"])
 SECONDS = Histogram("arwkv_http_request_seconds", "Time until the whole response was sent.", ["route"])
@@ -77,6 +78,9 @@ class _Index(Collector):
                 select(DatasetRow.state, func.count()).where(*served).group_by(DatasetRow.state)
             ).all()
             scan = scan_lag(session, self._settings)
+        total_bytes = float(totals[list(_FIGURES).index("arwkv_dataset_bytes")])
+        days = pass_days(total_bytes, verification_rate(total_bytes, self._settings.verify_mb_per_s))
+        yield GaugeMetricFamily("arwkv_verification_days", "Days that it takes to verify every shard once.", days)
         yield GaugeMetricFamily("arwkv_scan_lag_seconds", "Since a root was looked at.", scan.lag_s)
         yield GaugeMetricFamily("arwkv_scan_lag_limit_seconds", "Lag above which /ready says no.", scan.limit_s)
         datasets = GaugeMetricFamily("arwkv_datasets", "Datasets under the roots.", labels=["state"])

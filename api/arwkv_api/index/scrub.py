@@ -2,7 +2,6 @@
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from arwkv_api.index.indexing import refresh_totals, store_shards
 from arwkv_api.index.lease import LeaseLost, Renewal, lease
 from arwkv_api.index.metrics import VERIFICATIONS, VERIFIED_BYTES
 from arwkv_api.index.orm import DatasetRow, ManifestRow, ShardRow
+from arwkv_api.index.pace import HOLDS_S, Pace
 from arwkv_api.roots.folders import part_files
 from arwkv_api.roots.manifests import ShardState, open_data, parse_manifest, read_shard, unreadable
 from arwkv_store.errors import CorruptShard, NotFound, TryAgain
@@ -29,8 +29,6 @@ CHUNK_BYTES = 1 << 20
 LEAST_BYTES = 1 << 16
 # Verdicts are written down after so many shards, or so long.
 BATCH_SHARDS, BATCH_S = 64, 2.0
-# How long a verdict holds for files that have not changed since.
-HOLDS_S = 7 * 86_400.0
 # How long to wait for a scan of the same root before its verdicts are written.
 SCAN_WAIT_S = 10.0
 
@@ -46,21 +44,6 @@ class Verdict:
     shard_id: int
     fingerprint: str
     fault: str | None
-
-
-@dataclass
-class Pace:
-    """Keeps reading to `bytes_per_s` by waiting, no longer than until `stopping`."""
-
-    bytes_per_s: float
-    stopping: threading.Event
-    _ahead_s: float = field(default=0.0, init=False)
-
-    def __call__(self, size_bytes: int) -> None:
-        self._ahead_s += size_bytes / self.bytes_per_s
-        if self._ahead_s > 0.05:
-            self.stopping.wait(self._ahead_s)
-            self._ahead_s = 0.0
 
 
 def fault_of(folder: Path, manifest: ShardManifest, read: Read) -> str | None:

@@ -2,7 +2,8 @@
 
 A command is a function of one dataclass: the docstring is the command's help, the fields are the flags, and the same
 names (with `-` or `_`) are the keys of a `--config FILE.toml`, over which flags win. A value that begins with `~`, from
-either, means the home folder, unless the field is marked VERBATIM.
+either, means the home folder, unless the field is marked VERBATIM. A dataclass that inherits its fields from others
+shows each of those as a titled group of flags.
 """
 
 import dataclasses
@@ -63,12 +64,35 @@ def _parse(
     if not isinstance(commands, Mapping):
         config_type = _config_type(commands)
         words = _expand_config_file(words, config_type)
-        return commands, tyro.cli(config_type, prog=prog, description=description, args=words, config=markers)
-    types: dict[str, Callable[..., Any]] = {name: _config_type(command) for name, command in commands.items()}
+        shown = tyro.cli(_grouped(config_type), prog=prog, description=description, args=words, config=markers)
+        return commands, _flat(shown, config_type)
+    types: dict[str, Callable[..., Any]] = {name: _grouped(_config_type(command)) for name, command in commands.items()}
     if words and words[0] in commands:
         words = [words[0], *_expand_config_file(words[1:], _config_type(commands[words[0]]))]
     config = tyro.extras.subcommand_cli_from_dict(types, prog=prog, description=description, args=words, config=markers)
-    return commands[words[0]], config
+    return commands[words[0]], _flat(config, _config_type(commands[words[0]]))
+
+
+def _grouped(config_type: type[Any]) -> type[Any]:
+    """What the parser is shown: for a type that inherits its fields, a dataclass with one field for each base, whose
+    name and docstring head a group of flags in the help."""
+    bases = [base for base in config_type.__bases__ if dataclasses.is_dataclass(base)]
+    if not bases:
+        return config_type
+    groups = [(re.sub(r"(?<!^)(?=[A-Z])", "_", base.__name__).lower(), base) for base in bases]
+    shown = dataclasses.make_dataclass(config_type.__name__, groups, frozen=True)
+    shown.__doc__ = config_type.__doc__
+    return shown
+
+
+def _flat(shown: Any, config_type: type[Any]) -> Any:
+    """The configuration itself, of what the parser made of `_grouped`."""
+    if isinstance(shown, config_type):
+        return shown
+    groups = [getattr(shown, group.name) for group in dataclasses.fields(shown)]
+    return config_type(
+        **{field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
+    )
 
 
 def _with_home(config: Any) -> Any:

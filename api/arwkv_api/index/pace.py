@@ -1,0 +1,50 @@
+"""How fast shards are verified: as fast as it takes to read all of them once a week, within bounds."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from arwkv_api.index.orm import DatasetRow
+
+# How long a verdict holds for files that have not changed since.
+HOLDS_S = 7 * 86_400.0
+# The share of that time in which a pass over all shards is to end.
+PASS_SHARE = 0.8
+LEAST_BYTES_PER_S, MOST_BYTES_PER_S = 8e6, 200e6
+
+
+@dataclass
+class Pace:
+    """Keeps reading to `bytes_per_s` by waiting, no longer than until `stopping`."""
+
+    bytes_per_s: float
+    stopping: threading.Event
+    _ahead_s: float = field(default=0.0, init=False)
+
+    def __call__(self, size_bytes: int) -> None:
+        self._ahead_s += size_bytes / self.bytes_per_s
+        if self._ahead_s > 0.05:
+            self.stopping.wait(self._ahead_s)
+            self._ahead_s = 0.0
+
+
+def verification_rate(total_bytes: float, asked_mb_per_s: float | None) -> float:
+    """Bytes a second at which shards of `total_bytes` are read: what was asked for, else what a week needs."""
+    if asked_mb_per_s is not None:
+        return asked_mb_per_s * 1e6
+    return min(max(total_bytes / (PASS_SHARE * HOLDS_S), LEAST_BYTES_PER_S), MOST_BYTES_PER_S)
+
+
+def pass_days(total_bytes: float, bytes_per_s: float) -> float:
+    """Days that one pass over all shards takes at this rate; 0 where nothing is verified."""
+    return total_bytes / bytes_per_s / 86_400 if bytes_per_s else 0.0
+
+
+def committed_bytes(session: Session, roots: Sequence[Path]) -> float:
+    """Bytes of all committed shards under the roots."""
+    under = DatasetRow.root.in_(list(map(str, roots)))
+    return float(session.execute(select(func.coalesce(func.sum(DatasetRow.size_bytes), 0)).where(under)).scalar_one())
