@@ -25,6 +25,9 @@ class ExampleService:
         self.redirect_to: str | None = None
         self.ignore_range = False
         self.page_items = 2
+        self.connections = 0
+        self.retry_after = ""
+        self.looks_until_indexed = 0
         self.key: str | None = None
         self.uri = ""
 
@@ -41,6 +44,14 @@ class ExampleService:
         file = shards / f"part-{int(part):06d}.{name}"
         return file.read_bytes() if file.exists() else None
 
+    def state(self) -> bytes:
+        """The dataset at a glance: being indexed for so many looks, ready from then on."""
+        shards = list(open_dataset(self.folder).shards) if self.looks_until_indexed == 0 else []
+        state = "indexing" if self.looks_until_indexed else "ready"
+        self.looks_until_indexed = max(0, self.looks_until_indexed - 1)
+        answer = {"state": state, "shards": len(shards), "tokens": sum(shard.tokens for shard in shards)}
+        return json.dumps(answer).encode()
+
     def _page(self, query: dict[str, str]) -> bytes:
         names = sorted((self.folder / "shards").glob("part-*.json"))
         first = int(query.get("cursor", 0))
@@ -56,6 +67,8 @@ def served(folder: Path) -> Iterator[ExampleService]:
     service = ExampleService(folder)
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_GET(self) -> None:
             url = urllib.parse.urlsplit(self.path)
             service.requests.append(f"{self.path} {self.headers.get('Range', '')}".strip())
@@ -69,6 +82,8 @@ def served(folder: Path) -> Iterator[ExampleService]:
                 return self._send(401, b'{"title": "no key"}', 0)
             query = dict(urllib.parse.parse_qsl(url.query))
             body = None
+            if url.path == "/v1/datasets/example":
+                return self._send(*service.fault(self.path, service.state()), 0)
             if url.path.startswith("/v1/datasets/example/"):
                 body = service.answer(url.path.removeprefix("/v1/datasets/example"), query)
             if body is None:
@@ -83,16 +98,21 @@ def served(folder: Path) -> Iterator[ExampleService]:
             service.requests.append(f"POST {self.path}")
             if self.path != "/v1/datasets/example/reindex":
                 return self._send(404, b'{"title": "Not Found"}', 0)
-            shards = open_dataset(folder).shards
-            answer = {"shards": len(shards), "tokens": sum(shard.tokens for shard in shards)}
-            return self._send(*service.fault(self.path, json.dumps(answer).encode()), 0)
+            service.looks_until_indexed = 2
+            return self._send(*service.fault(self.path, service.state()), 0)
 
         def _send(self, status: int, body: bytes, missing: int) -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body) + max(missing, 0)))
+            if status == 503 and service.retry_after:
+                self.send_header("Retry-After", service.retry_after)
             self.end_headers()
             self.wfile.write(body)
-            self.close_connection = True
+            self.close_connection |= missing > 0
+
+        def setup(self) -> None:
+            super().setup()
+            service.connections += 1
 
         def log_message(self, format: str, *args: object) -> None:
             pass

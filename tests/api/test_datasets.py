@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api_eventually import eventually
+from arwkv_api.http import service
 from arwkv_store import DatasetInfo, open_dataset
 from store_examples import example_dataset_info, write_example_dataset
 
@@ -90,9 +91,18 @@ def test_withdrawn_dataset_stays_away_until_registered_again(client: TestClient,
 
 def test_reindex_reads_every_manifest_again(client: TestClient) -> None:
     before = client.get("/v1/datasets/train").json()
-    after = client.post("/v1/datasets/train/reindex").json()
+    answer = client.post("/v1/datasets/train/reindex")
+    assert (answer.status_code, answer.json()["state"], answer.json()["shards"]) == (202, "indexing", 0)
+    after = eventually(lambda: (a := client.get("/v1/datasets/train").json())["state"] == "ready" and a)
     assert after["revision"] > before["revision"]
     assert {**after, "revision": 0, "updated_at": 0} == {**before, "revision": 0, "updated_at": 0}
+
+
+def test_reindexing_that_is_under_way_is_not_begun_again(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "scan_root", lambda *arguments, **keywords: None)
+    first = client.post("/v1/datasets/train/reindex").json()
+    assert first["state"] == "indexing"
+    assert client.post("/v1/datasets/train/reindex").json() == first
 
 
 def test_missing_folder_is_shown_as_missing(client: TestClient, root: Path) -> None:

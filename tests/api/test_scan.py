@@ -254,7 +254,8 @@ def test_reindexed_unreadable_dataset_stays_unreadable(client: TestClient, root:
     path = root / "heldout" / "dataset.json"
     path.write_bytes(path.read_bytes().replace(b"example/teacher", b"example/teapher"))
     eventually(lambda: client.get("/v1/datasets/heldout").json()["state"] == "unreadable")
-    assert client.post("/v1/datasets/heldout/reindex").json()["state"] == "unreadable"
+    assert client.post("/v1/datasets/heldout/reindex").json()["state"] == "indexing"
+    eventually(lambda: client.get("/v1/datasets/heldout").json()["state"] == "unreadable")
 
 
 def test_withdrawn_dataset_whose_folder_is_gone_cannot_be_registered(client: TestClient, root: Path) -> None:

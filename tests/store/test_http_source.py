@@ -126,6 +126,39 @@ def test_busy_server_is_asked_again_and_a_dead_one_given_up(tmp_path: Path) -> N
         open_dataset(service.uri)
 
 
+@pytest.mark.parametrize(("asked", "waited_s"), [("7", 7.0), ("86400", 300.0), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0)])
+def test_as_long_as_a_busy_server_asks_for_is_waited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, waited_s: float
+) -> None:
+    write_example_dataset(tmp_path / "data")
+    refusals, pauses = [503], []
+    monkeypatch.setattr(retry.time, "sleep", pauses.append)
+    with served(tmp_path / "data") as service:
+        service.retry_after = asked
+        service.fault = lambda path, body: (refusals.pop(), b"{}") if refusals else (200, body)
+        assert len(open_dataset(service.uri)) == 10
+    assert pauses == [waited_s]
+
+
+def test_connection_is_kept(tmp_path: Path) -> None:
+    write_example_dataset(tmp_path / "data")
+    with served(tmp_path / "data") as service:
+        list(open_dataset(service.uri))
+        assert (service.connections, len(service.requests)) == (1, 12)
+
+
+@pytest.mark.parametrize("length", [1000, 1_000_000])
+def test_file_of_another_length_is_damage_that_verifying_names_and_passes(tmp_path: Path, length: int) -> None:
+    write_example_dataset(tmp_path / "data")
+    file = tmp_path / "data/shards/part-000001.arrow"
+    file.write_bytes(file.read_bytes().ljust(length, b"\0")[:length])
+    with served(tmp_path / "data") as service:
+        with pytest.raises(CorruptShard, match=f"{length} bytes, committed with"):
+            open_dataset(service.uri)[4]
+        verdict = list(verify_dataset(service.uri))[-1]
+    assert (verdict.parts, list(verdict.damaged)) == (3, [1])
+
+
 def test_wrong_bytes_are_fetched_again_and_then_refused(tmp_path: Path) -> None:
     written = write_example_dataset(tmp_path / "data")
     with served(tmp_path / "data") as service:

@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 
 from arwkv_store import NotFound, UsageError
+from arwkv_store.commands import reindex
 from arwkv_store.commands.reindex import reindex_served
-from arwkv_store.places import retry
 from store_examples import write_example_dataset
 from store_server import served
 
 
 def test_service_is_asked_to_read_its_manifests_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(reindex, "POLL_S", 0.0)
     write_example_dataset(tmp_path)
     with served(tmp_path) as service:
-        assert reindex_served(service.uri) == {"shards": 3, "tokens": 305}
-        assert service.requests[-1] == "POST /v1/datasets/example/reindex"
+        assert reindex_served(service.uri) == {"state": "ready", "shards": 3, "tokens": 305}
+        assert service.requests == ["POST /v1/datasets/example/reindex", *["/v1/datasets/example"] * 2]
         with pytest.raises(NotFound):
             reindex_served(service.uri.replace("example", "other"))
 

@@ -1,18 +1,25 @@
 """The index of a served dataset, rebuilt from its manifests.
 
 A service's database is a cache of what manifests say. It belongs to the service, so the service is asked:
-`POST /v1/datasets/NAME/reindex` forgets the dataset's rows and reads every manifest again.
+`POST /v1/datasets/NAME/reindex` forgets the dataset's rows, and the service's next look reads every manifest again.
+Until then the dataset's state is `indexing`.
 """
 
+import time
 from typing import Any
 
 from arwkv_store.errors import UsageError
 from arwkv_store.places.cache import FileCache
 from arwkv_store.places.http_source import HttpSource
 
+POLL_S = 1.0
+
 
 def reindex_served(uri: str) -> dict[str, Any]:
-    """The service's account of the dataset after reindexing. Raises UsageError for a URI that is not served."""
+    """The service's account of the dataset once it is indexed again, however long that takes.
+
+    Raises UsageError for a URI that is not served, or a dataset that turns out not to be readable.
+    """
     if not uri.startswith(("http://", "https://")):
         raise UsageError(
             f"{uri}: a folder needs no index, its manifests are the truth; "
@@ -20,6 +27,11 @@ def reindex_served(uri: str) -> dict[str, Any]:
         )
     source = HttpSource(uri, FileCache.of(None, None))
     answer = source.post("/reindex")
+    while answer.get("state") == "indexing":
+        time.sleep(POLL_S)
+        answer = source.dataset()
     if not all(isinstance(answer.get(name), int) for name in ("shards", "tokens")):
         raise source.no_service("/reindex")
+    if answer.get("state") != "ready":
+        raise UsageError(f"{uri}: {answer.get('state')}: {answer.get('problem')}")
     return answer

@@ -172,6 +172,6 @@ def _continue(partial: IO[bytes], size_bytes: int, stream: Stream, where: str) -
             if pause_s is None:
                 raise given_up(where, fault) from fault
             if partial.tell() == have:
-                time.sleep(pause_s)
+                time.sleep(max(pause_s, fault.wait_s))
     if have > size_bytes:
         partial.truncate(size_bytes)

@@ -15,7 +15,11 @@ Result = TypeVar("Result")
 
 
 class Passing(Exception):
-    """A fault that may pass: a dropped connection, a timeout, a busy server."""
+    """A fault that may pass: a dropped connection, a timeout, a busy server, which may ask for `wait_s` of patience."""
+
+    def __init__(self, message: str, *, wait_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
 
 
 def with_retries(operation: Callable[[], Result], what: str) -> Result:
@@ -25,7 +29,7 @@ def with_retries(operation: Callable[[], Result], what: str) -> Result:
             return operation()
         except Passing as fault:
             last = fault
-            time.sleep(pause_s)
+            time.sleep(max(pause_s, fault.wait_s))
     raise given_up(what, last)
 
 

@@ -1,5 +1,7 @@
 """Datasets: the list, one of them, its identity and statistics; registering and withdrawing."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 from urllib.parse import quote
 
@@ -20,8 +22,8 @@ from arwkv_api.http.parameters import WITHOUT_NUL, Cursor, DatasetName, DatasetS
 from arwkv_api.http.problems import answers
 from arwkv_api.http.service import Service, ServiceDep
 from arwkv_api.index import query as catalogue
-from arwkv_api.index.indexing import forget_shards
-from arwkv_api.index.lease import lease
+from arwkv_api.index.indexing import forget, forget_shards
+from arwkv_api.index.lease import Lease, lease
 from arwkv_api.index.orm import DatasetRow
 from arwkv_api.index.query import DatasetFilter, dataset_figures, find_dataset
 from arwkv_api.index.scan import scan_root
@@ -83,23 +85,26 @@ def withdraw_dataset(service: ServiceDep, name: DatasetName) -> None:
     """Stop serving a dataset. Its files stay; POST /v1/datasets brings it back."""
     with Session(service.engine) as session:
         root = find_dataset(session, service.settings.roots, name).root
-    with lease(service.engine, root, SCAN_WAIT_S) as held:
-        if held is None:
-            raise TryAgain(f"dataset {name!r}: its root is being scanned; ask again in a moment")
-        with Session(service.engine) as session, session.begin():
-            held.renew(session)
-            row = find_dataset(session, service.settings.roots, name)
-            forget_shards(session, row)
-            row.state = "withdrawn"
+    with _scan_held_off(service, name, root) as held, Session(service.engine) as session, session.begin():
+        held.renew(session)
+        row = find_dataset(session, service.settings.roots, name)
+        forget_shards(session, row)
+        row.state = "withdrawn"
 
 
-@router.post("/{name}/reindex", dependencies=[Write, Unconditional], responses=answers(404, 412))
+@router.post("/{name}/reindex", dependencies=[Write, Unconditional], status_code=202, responses=answers(404, 412))
 def reindex_dataset(service: ServiceDep, name: DatasetName) -> Dataset:
-    """Forget what is known of the dataset's shards and read every manifest again."""
+    """Forget what is known of the dataset's shards; the next look reads every manifest again.
+
+    The dataset's state is `indexing` until that is done: GET it to see. Asked again meanwhile, nothing begins anew.
+    """
     with Session(service.engine) as session:
-        find_dataset(session, service.settings.roots, name)
-        session.rollback()
-        _scan_now(service, name)
+        row = find_dataset(session, service.settings.roots, name)
+        root, under_way = row.root, row.state == "indexing"
+    if not under_way:
+        with _scan_held_off(service, name, root) as held, Session(service.engine) as session, session.begin():
+            forget(session, held, name)
+    with Session(service.engine) as session:
         row = find_dataset(session, service.settings.roots, name)
         return dataset_detail(row, _info(row))
 
@@ -137,6 +142,14 @@ def dataset_timeline(
 
 def _info(row: DatasetRow) -> DatasetInfo | None:
     return DatasetInfo.from_bytes(row.identity, row.name) if row.identity else None
+
+
+@contextmanager
+def _scan_held_off(service: Service, name: str, root: str) -> Iterator[Lease]:
+    with lease(service.engine, root, SCAN_WAIT_S) as held:
+        if held is None:
+            raise TryAgain(f"dataset {name!r}: its root is being scanned; ask again in a moment")
+        yield held
 
 
 def _scan_now(service: Service, name: str) -> None:
