@@ -122,3 +122,22 @@ def test_tilde_is_the_home_folder_in_every_path(
         "say": "~/hello",
         "json": True,
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class BakeTwice(Bake):
+    """Bake it again."""
+
+    minutes: int = 10
+    """For how long."""
+
+
+def bake_twice(config: BakeTwice) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def test_flags_of_a_type_and_of_what_it_inherits_are_both_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main("baker", "Bakes.", {"twice": bake_twice}, ["twice", "plain", "--minutes", "3", "--eggs", "1", "--json"])
+    read = json.loads(capsys.readouterr().out)
+    assert (read["minutes"], read["eggs"]) == (3, 1)
