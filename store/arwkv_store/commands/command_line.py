@@ -74,8 +74,10 @@ def _parse(
 
 
 def _grouped(config_type: type[Any]) -> type[Any]:
-    """What the parser is shown: for a type that inherits all its fields, a dataclass with one field for each base, whose
-    name and docstring head a group of flags in the help."""
+    """What the parser is shown: for a type that inherits all its fields, a dataclass with one field for each base.
+
+    The base's name and docstring head a group of flags in the help.
+    """
     bases = [base for base in config_type.__bases__ if dataclasses.is_dataclass(base)]
     inherited = {field.name for base in bases for field in dataclasses.fields(base)}
     if {field.name for field in dataclasses.fields(config_type)} != inherited or not bases:
