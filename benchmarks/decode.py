@@ -94,8 +94,9 @@ def _teacher(config: DecodeConfig) -> Any:  # transformers is untyped
 
 
 def _student(config: DecodeConfig, preset: str) -> Any:
-    from arwkv_student.model.configuration import BaseShape, options_as_dict, preset_options
-    from arwkv_student.model.modeling import ArwkvConfig, ArwkvForCausalLM
+    from arwkv_student.model.configuration import ArwkvConfig
+    from arwkv_student.model.modeling import ArwkvForCausalLM
+    from arwkv_student.model.time_mix_options import BaseShape, options_as_dict, preset_options
 
     shape = _shared_shape(config)
     base = BaseShape(config.hidden_size, shape["num_attention_heads"], config.key_value_heads, HEAD_DIM)

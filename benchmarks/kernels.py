@@ -102,8 +102,8 @@ def step() -> Rows:
 
 def element_wise(device: str = "cpu", B: int = 4, T: int = 512, C: int = 512) -> Rows:
     """A whole time mixer under bf16 autocast, its element-wise parts eager and compiled, forward and backward."""
-    from arwkv_student.model.configuration import BaseShape, preset_options
     from arwkv_student.model.time_mix import TimeMix, TimeMixContext
+    from arwkv_student.model.time_mix_options import BaseShape, preset_options
 
     rows = []
     shape = BaseShape(hidden_size=C, num_attention_heads=C // 64, num_key_value_heads=2, head_dim=64)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from arwkv_store.commands.command_line import main
-from arwkv_student.model.configuration import Preset
+from arwkv_student.model.time_mix_options import Preset
 
 # Width of the student, and of live teachers of 1, 4 and 16 times its parameters; all of the same depth.
 STUDENT_WIDTH = 512

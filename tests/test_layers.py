@@ -35,6 +35,15 @@ ROOMS_MAY_IMPORT = {
         "views": {"roots", "index"},
         "http": {"access", "roots", "index", "views"},
     },
+    "student": {
+        "model": set[str](),
+        "bases": {"model"},
+        "data": {"bases"},
+        "losses": set[str](),
+        "evaluation": {"model", "bases", "data", "losses"},
+        "training": {"model", "bases", "data", "losses", "evaluation"},
+        "export": {"model", "bases", "training"},
+    },
 }
 WITHOUT_CYCLES = ("store", "producer", "api", "kernels")
 MOST_FILES = 16

@@ -23,11 +23,10 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from arwkv_kernels.jit import compile_loop
+
 STEPS_PER_CHECKPOINT = 16
 ROWS_AT_ONCE = 2
-
-# Reassociation lets sums vectorise. NaN keeps its meaning, so that a poisoned input stays visible.
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 # Any, here and below: numba's dispatchers, types and builders publish no types.
 Loop = Callable[..., None]
@@ -49,16 +48,6 @@ def _stack_space(_: Any, length: Any, like: Any) -> Any:
 
 
 stack_space = intrinsic(_stack_space)
-
-
-def _compile(loop: Callable[..., None]) -> Loop:
-    """Compiled on first call; kept on disk beside this file or in the user's cache folder, if either can be written."""
-    options = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
-    try:
-        compiled: Loop = numba.njit(loop, cache=True, **options)
-    except RuntimeError:  # numba found no folder to write to
-        compiled = numba.njit(loop, **options)
-    return compiled
 
 
 @cache
@@ -110,7 +99,7 @@ def forward_loop(head_size: int) -> Loop:
                 for j in range(D):
                     final[n, h, i, j] = S[i, j]
 
-    return _compile(forward)
+    return compile_loop(forward)
 
 
 @cache
@@ -218,4 +207,4 @@ def backward_loop(head_size: int) -> Loop:
                 for j in range(D):
                     d_initial[n, h, i, j] = dS[i, j]
 
-    return _compile(backward)
+    return compile_loop(backward)

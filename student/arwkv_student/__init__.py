@@ -7,19 +7,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arwkv_student.model.configuration import PRESETS, TimeMixOptions, preset_options
+from arwkv_student.model.time_mix_options import PRESETS, TimeMixOptions, preset_options
 
 if TYPE_CHECKING:
-    from arwkv_student.model.modeling import ArwkvConfig, ArwkvForCausalLM
+    from arwkv_student.model.configuration import ArwkvConfig
+    from arwkv_student.model.modeling import ArwkvForCausalLM
 
 __all__ = ["PRESETS", "ArwkvConfig", "ArwkvForCausalLM", "TimeMixOptions", "preset_options"]
 
 
 def __getattr__(name: str) -> Any:  # the type differs by name
     if name in ("ArwkvConfig", "ArwkvForCausalLM"):
-        from arwkv_student.model import modeling as model
+        from arwkv_student.model import modeling
 
-        return getattr(model, name)
+        return getattr(modeling, name)
     raise AttributeError(f"module 'arwkv_student' has no attribute {name!r}")
 
 

@@ -10,7 +10,7 @@ import tyro
 
 from arwkv_store.commands.command_line import VERBATIM
 from arwkv_store.errors import UsageError
-from arwkv_student.model.configuration import Gate, OutputNorm, Preset, ValueResidual
+from arwkv_student.model.time_mix_options import Gate, OutputNorm, Preset, ValueResidual
 
 Stage = Literal["auto", "align", "distill", "sft", "dpo"]
 

@@ -58,7 +58,7 @@ def test_every_decay(lowest_w: float, make_case: MakeCase, assert_close: AssertC
 def test_a_time_mixer_runs_the_chunk_kernels(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under autocast, against itself in fp32 on a CPU."""
     time_mix = pytest.importorskip("arwkv_student.model.time_mix")
-    config = pytest.importorskip("arwkv_student.model.configuration")
+    config = pytest.importorskip("arwkv_student.model.time_mix_options")
     from arwkv_kernels.triton import wkv7 as launches
 
     launched: list[bool] = []

@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from arwkv_student.model.cache import ArwkvCache
-from arwkv_student.model.configuration import PRESETS, BaseShape, options_as_dict, preset_options
-from arwkv_student.model.modeling import ATTENTION, TIME_MIX, ArwkvConfig, ArwkvForCausalLM
+from arwkv_student.model.configuration import ATTENTION, TIME_MIX, ArwkvConfig
+from arwkv_student.model.modeling import ArwkvForCausalLM
+from arwkv_student.model.time_mix_options import PRESETS, BaseShape, options_as_dict, preset_options
 
 SHAPE = BaseShape(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
 VARIANTS = [(preset, {}) for preset in PRESETS] + [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arwkv_student.model import time_mix
-from arwkv_student.model.configuration import BaseShape, preset_options
+from arwkv_student.model.time_mix_options import BaseShape, preset_options
 
 HALF = (torch.bfloat16, torch.float16)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from arwkv_student.model.configuration import BaseShape, preset_options
 from arwkv_student.model.time_mix import TimeMix, TimeMixContext
+from arwkv_student.model.time_mix_options import BaseShape, preset_options
 
 
 @pytest.mark.slow  # compiles

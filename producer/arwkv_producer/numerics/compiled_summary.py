@@ -9,11 +9,9 @@ T rows, V columns, K kept; a row is a contiguous slice of `flat`, `stride` after
 """
 
 import itertools
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -21,6 +19,8 @@ from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
+
+from arwkv_kernels.jit import compile_loop
 
 STRUCK_OUT = np.float32(-1e30)
 """Its exp is 0, and 0 · it is 0."""
@@ -34,8 +34,6 @@ _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _C0, _C1, _C2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
 _C3, _C4, _C5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
 _SMALLEST_EXPONENT = np.float32(-127.0)
-# Reassociation lets sums vectorise. NaN keeps its meaning, so that a bad row stays visible.
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 # Any, here and below: numba's dispatchers, types and builders publish no types.
 
@@ -74,16 +72,6 @@ def summarise_rows(logits_TV: Tensor, k: int) -> RowSummary:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(run, *zip(*itertools.pairwise(bounds), strict=True)))
     return RowSummary(*map(torch.from_numpy, (*sums, top_TK, columns_TK)))
-
-
-def _compile(loop: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled on first call; kept on disk beside this file or in the user's cache folder, if either can be written."""
-    options = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
-    try:
-        compiled: Callable[..., Any] = numba.njit(loop, cache=True, **options)
-    except RuntimeError:  # numba found no folder to write to
-        compiled = numba.njit(loop, **options)
-    return compiled
 
 
 def _as_float(_: Any, bits: Any) -> Any:
@@ -214,11 +202,11 @@ def _narrow(values: NDArray[np.float32], columns: NDArray[np.int32], k: int) -> 
     return kept
 
 
-_masses, _group_maxima, _candidates = _compile(_masses), _compile(_group_maxima), _compile(_candidates)
-_threshold, _rank, _narrow = _compile(_threshold), _compile(_rank), _compile(_narrow)
+_masses, _group_maxima, _candidates = compile_loop(_masses), compile_loop(_group_maxima), compile_loop(_candidates)
+_threshold, _rank, _narrow = compile_loop(_threshold), compile_loop(_rank), compile_loop(_narrow)
 
 
-@_compile
+@compile_loop
 def _summarise(  # type: ignore[no-untyped-def]  # compiled by numba
     flat, stride, V, group, top_TK, columns_TK, maximum_T, sum_T, moment_T, rest_T, first, last
 ):

@@ -10,8 +10,9 @@ import torch
 
 from arwkv_store.errors import UsageError
 from arwkv_student.bases.checkpoint import TOKENIZER_FILES, BaseCheckpoint
-from arwkv_student.model.configuration import BaseShape, TimeMixOptions, options_as_dict, preset_options
-from arwkv_student.model.modeling import ATTENTION, TIME_MIX, ArwkvConfig, ArwkvForCausalLM
+from arwkv_student.model.configuration import ATTENTION, TIME_MIX, ArwkvConfig
+from arwkv_student.model.modeling import ArwkvForCausalLM
+from arwkv_student.model.time_mix_options import BaseShape, TimeMixOptions, options_as_dict, preset_options
 
 COPIED_FIELDS = (
     "vocab_size",

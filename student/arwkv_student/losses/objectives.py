@@ -1,7 +1,7 @@
 """The losses of stages 1 and 2, on what shards hold. Shape legend: B batch, T time, C width, V vocabulary, L layers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from arwkv_kernels import linear_sparse_kl
 from arwkv_student.losses.divergences import DIVERGENCES, exact_kl, sparse_divergence
-from arwkv_student.model.modeling import HeadLoss
 
 
 def align_loss_L(
@@ -69,10 +68,11 @@ class Objective:
     """Of the products with the head; None keeps the hidden states' own."""
 
 
-def distill_loss(batch: Mapping[str, Tensor], objective: Objective) -> HeadLoss:
+def distill_loss(batch: Mapping[str, Tensor], objective: Objective) -> Callable[[Tensor, Tensor], Tensor]:
     """The objective on a batch made by `collate`, in nats, mean over the positions that count.
 
-    Goes into `ArwkvForCausalLM.forward(head_loss=…)`. The tail counts as one more outcome.
+    A function of the final hidden states [B, T, C] and the head's weight [V, C], for
+    `ArwkvForCausalLM.forward(head_loss=…)`. The tail counts as one more outcome.
     """
 
     def loss(hidden_BTC: Tensor, weight_VC: Tensor) -> Tensor:

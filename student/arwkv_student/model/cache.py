@@ -1,15 +1,11 @@
 """The recurrent cache: a state of constant size per time mixer, keys and values only where attention was kept."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
+from arwkv_student.model.configuration import ArwkvConfig
 from arwkv_student.model.time_mix import TimeMixState
-
-if TYPE_CHECKING:
-    from arwkv_student.model.modeling import ArwkvConfig
 
 
 class TimeMixCacheLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is untyped
@@ -62,7 +58,7 @@ class ArwkvCache(Cache):  # type: ignore[misc] # transformers is untyped
     save and restore it.
     """
 
-    def __init__(self, config: "ArwkvConfig") -> None:
+    def __init__(self, config: ArwkvConfig) -> None:
         self._options = config.time_mix_options
         kinds = config.layer_types or []
         super().__init__(
@@ -96,7 +92,7 @@ class ArwkvCache(Cache):  # type: ignore[misc] # transformers is untyped
         return {name: x.contiguous() for name, x in kept.items()}
 
     @classmethod
-    def from_state_dict(cls, config: "ArwkvConfig", kept: dict[str, Tensor]) -> "ArwkvCache":
+    def from_state_dict(cls, config: ArwkvConfig, kept: dict[str, Tensor]) -> "ArwkvCache":
         """The cache that `state_dict` described; generation goes on from it."""
         cache = cls(config)
         for index, layer in enumerate(cache.layers):

@@ -1,166 +1,55 @@
-"""What a time mixer is made of, and the presets that name whole recipes. No torch here: the command line reads it."""
+"""`ArwkvConfig`: what a student's config.json says, as a Hugging Face configuration."""
 
-import dataclasses
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any
 
-from arwkv_store.errors import UsageError
+from transformers import PreTrainedConfig
 
-Gate = Literal["none", "low-rank", "residual"]
-OutputNorm = Literal["none", "group"]
-ValueResidual = Literal["none", "detached", "differentiable"]
-Preset = Literal["arwkv", "arwkv-active-mlp", "arwkv-gate-active-mlp", "arwkv-from-32b", "rad-rwkv7"]
-PRESETS: tuple[str, ...] = get_args(Preset)
+from arwkv_student.model.time_mix_options import TimeMixOptions
+
+TIME_MIX, ATTENTION = "linear_attention", "full_attention"
 
 
-@dataclass(frozen=True)
-class TimeMixOptions:
-    """One RWKV-7 time mixer, in the field's terms (arXiv 2503.14456, 2501.15570 and 2505.03005)."""
+class ArwkvConfig(PreTrainedConfig):  # type: ignore[misc] # transformers is untyped
+    """Qwen2's configuration, and `time_mix`: the fields of `TimeMixOptions`."""
 
-    head_dim: int
-    """Width of one head and side of its square state."""
-    num_heads: int
-    """Receptance heads; their total width num_heads × head_dim may differ from the model's."""
-    num_key_value_heads: int
-    """Key and value heads; each serves num_heads / num_key_value_heads receptance heads."""
-    qkv_bias: bool
-    """Biases on the receptance, key and value projections, as Qwen2's q, k and v have."""
-    rope: bool
-    """Rotary position embedding on receptance and key."""
-    token_shift: bool
-    """Mix every input with the previous token's."""
-    gate: Gate
-    """`low-rank`: y ⊙ σ(x g1) g2; `residual`: y ⊙ (1 + σ(x g1) g2), the identity at the start."""
-    output_norm: OutputNorm
-    """`group`: normalise each head's output (eps 64e-5 as in RWKV-7)."""
-    bonus: bool
-    """Add (Σ r⊙k̃⊙r_k)·v, the current token's own contribution."""
-    value_residual: ValueResidual
-    """Mix layer 0's value into later ones, with or without the gradient through it."""
-    state_balancing: bool
-    """k̃ = k⊙(1 − decay + a) and output × head_dim^-½ (RADLADS), instead of k⊙(1 + (a − 1)k_a)."""
-    init_from_teacher: bool
-    """Start receptance, key, value and output projections from the base's q, k, v and o."""
-    decay_rank: int
-    """Rank of w, the data-dependent decay."""
-    rate_rank: int
-    """Rank of a, the in-context learning rate."""
-    value_rank: int
-    """Rank of the value residual's mixing weight."""
-    gate_rank: int
-    """Rank of the gate."""
+    model_type = "arwkv"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 -- transformers' own class attribute
 
-    def __post_init__(self) -> None:
-        _check_choices(self)
-        if self.num_heads < 1 or self.num_key_value_heads < 1 or self.num_heads % self.num_key_value_heads:
-            raise UsageError(
-                f"num_key_value_heads {self.num_key_value_heads} does not divide the {self.num_heads} heads of "
-                f"{self.head_dim}; choose --num-key-value-heads that does"
-            )
-        if self.rope and self.head_dim % 2:
-            raise UsageError(f"head_dim {self.head_dim} is odd, and rope turns pairs of channels; choose an even one")
+    vocab_size: int = 151936
+    hidden_size: int = 896
+    intermediate_size: int = 4864
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 14
+    num_key_value_heads: int = 2
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 32768
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    rope_parameters: dict | None = None  # type: ignore[type-arg] # transformers checks it at run time, and knows no dict[…]
+    layer_types: list[str] | None = None
+    sliding_window: int | None = None
+    attention_dropout: float = 0.0
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    preset: str = "arwkv"
+    time_mix: dict | None = None  # type: ignore[type-arg] # as above
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        self.layer_types = self.layer_types or [TIME_MIX] * self.num_hidden_layers
+        super().__post_init__(**kwargs)
 
     @property
-    def width(self) -> int:
-        """Total width of the receptance heads."""
-        return self.num_heads * self.head_dim
+    def time_mix_options(self) -> TimeMixOptions:
+        """`time_mix`, typed and checked."""
+        assert self.time_mix is not None, "an ArwkvConfig without time_mix; make it with preset_options"
+        return TimeMixOptions(**self.time_mix)
 
     @property
-    def key_value_width(self) -> int:
-        """Total width of the key heads, and of the value heads."""
-        return self.num_key_value_heads * self.head_dim
-
-
-def _check_choices(options: TimeMixOptions) -> None:
-    for name, hint in get_type_hints(TimeMixOptions).items():
-        allowed, value = get_args(hint), getattr(options, name)
-        if allowed and value not in allowed:
-            raise UsageError(f"{name} {value!r} is unknown; choose one of {', '.join(map(str, allowed))}")
-        if hint is int and value < 1:
-            raise UsageError(f"{name} {value} is too small; choose 1 or more")
-
-
-@dataclass(frozen=True)
-class BaseShape:
-    """The widths of a base checkpoint that presets follow."""
-
-    hidden_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-
-
-def preset_options(preset: str, base: BaseShape, overrides: Mapping[str, Any] | None = None) -> TimeMixOptions:
-    """The time mixer that `preset` means for a base of this shape, with `overrides` (None values are ignored) on top.
-
-    `arwkv*`: heads of 64, full-width projections, no rope, no biases, token shift, group norm off (arXiv 2501.15570 and
-    its released 7B). `rad-rwkv7`: the base's own heads, biases and rope, its q/k/v/o as the start (arXiv 2505.03005).
-    """
-    if preset not in PRESETS:
-        raise UsageError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
-    chosen = {name: value for name, value in (overrides or {}).items() if value is not None}
-    defaults = _rad_rwkv7(base) if preset == "rad-rwkv7" else _arwkv(preset, base, chosen.get("head_dim", 64))
-    return TimeMixOptions(**(defaults | chosen))
-
-
-def _arwkv(preset: str, base: BaseShape, head_dim: int) -> dict[str, Any]:
-    if base.hidden_size % head_dim:
-        raise UsageError(
-            f"preset {preset}: heads of {head_dim} do not divide the base's hidden size {base.hidden_size}; "
-            "choose --head-dim that does"
-        )
-    heads = base.hidden_size // head_dim
-    return {
-        "head_dim": head_dim,
-        "num_heads": heads,
-        "num_key_value_heads": heads,
-        "qkv_bias": False,
-        "rope": False,
-        "token_shift": True,
-        "gate": "residual" if preset == "arwkv-gate-active-mlp" else "none",
-        "output_norm": "none",
-        "bonus": True,
-        "value_residual": "detached",
-        "state_balancing": False,
-        "init_from_teacher": False,
-        "decay_rank": 64,
-        "rate_rank": 64,
-        "value_rank": 32,
-        "gate_rank": 128,
-    }
-
-
-def _rad_rwkv7(base: BaseShape) -> dict[str, Any]:
-    def rank(exponent: float, multiplier: float) -> int:
-        return max(1, round(math.pow(base.hidden_size, exponent) * multiplier / 32)) * 32
-
-    return {
-        "head_dim": base.head_dim,
-        "num_heads": base.num_attention_heads,
-        "num_key_value_heads": base.num_key_value_heads,
-        "qkv_bias": True,
-        "rope": True,
-        "token_shift": False,
-        "gate": "low-rank",
-        "output_norm": "none",
-        "bonus": False,
-        "value_residual": "differentiable",
-        "state_balancing": True,
-        "init_from_teacher": True,
-        "decay_rank": rank(0.5, 1.8),
-        "rate_rank": rank(0.5, 1.8),
-        "value_rank": rank(0.5, 1.3),
-        "gate_rank": rank(0.8, 0.6),
-    }
-
-
-def active_mlp(preset: str) -> bool:
-    """Whether stage 2 of `preset` trains the MLPs (Table 1 of arXiv 2501.15570; RADLADS trains every parameter)."""
-    return preset not in ("arwkv", "arwkv-from-32b")
-
-
-def options_as_dict(options: TimeMixOptions) -> dict[str, Any]:
-    """Plain values by field name, as stored in config.json."""
-    return dataclasses.asdict(options)
+    def time_mix_layers(self) -> list[int]:
+        """The layers that mix time."""
+        return [layer for layer, kind in enumerate(self.layer_types or []) if kind == TIME_MIX]

@@ -8,81 +8,69 @@ Shape legend: B batch, C model width, H receptance heads, G key-value heads, D h
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-try:
-    import numba
-except ImportError:
-    numba = None
-
+from arwkv_kernels.jit import can_compile, compile_loop
 from arwkv_student.model.elementwise import LOWEST_LOG_DECAY
-
-if TYPE_CHECKING:
-    from arwkv_student.model.time_mix import TimeMix
-
-# As in the recurrence over whole sequences: sums may be reordered, NaN keeps its meaning.
-FAST = {"reassoc", "contract", "nsz", "arcp"}
+from arwkv_student.model.time_mix_options import TimeMixOptions
 
 
-def can_step(mixer: "TimeMix", x_BTC: Tensor) -> bool:
-    """Whether `step` gives what the mixer would: one token on a CPU, and no gradient."""
+def can_step(x_BTC: Tensor, options: TimeMixOptions) -> bool:
+    """Whether `step` gives what the whole mixer would: one token on a CPU, and no gradient."""
     return (
         x_BTC.shape[1] == 1
         and x_BTC.device.type == "cpu"
         and x_BTC.dtype in (torch.float32, torch.bfloat16)
         and not torch.is_grad_enabled()
-        and mixer.options.output_norm == "none"
-        and numba is not None
+        and options.output_norm == "none"
+        and can_compile()
     )
 
 
 def step(
-    mixer: "TimeMix",
-    x_BC: Tensor,
-    v_first_BU: Tensor | None,
+    r_BW: Tensor,
+    k_BU: Tensor,
+    v_BU: Tensor,
+    decay_BW: Tensor,
+    iclr_BW: Tensor,
+    value_mix_BU: Tensor | None,
+    gate_BW: Tensor | None,
+    *,
+    v_first_BU: Tensor,
     cos_sin_BD: tuple[Tensor, Tensor] | None,
-    last_input_BC: Tensor,
+    removal_scale_W: Tensor,
+    iclr_scale_W: Tensor | None,
+    bonus_HD: Tensor | None,
     wkv_BHDD: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (output [B, C], the first mixer's value [B, U], the state after the token)."""
-    options = mixer.options
-    x_r, x_w, x_k, x_v, x_a, x_g = (
-        torch.addcmul(x_BC, last_input_BC.to(x_BC.dtype) - x_BC, mixer.shift_mix[:, None].to(x_BC.dtype)).unbind(0)
-        if options.token_shift
-        else (x_BC,) * 6
-    )
-    r, k, v = mixer.receptance(x_r), mixer.key(x_k), mixer.value(x_v)
-    mixes_value = v_first_BU is not None and options.value_residual != "none"
+    scale: float,
+    gate_around_one: bool,
+) -> tuple[Tensor, Tensor]:
+    """Returns (output [B, W] before its projection, the state after the token), in fp32.
+
+    Takes what the projections give, of which decay, in-context learning rate and value mix are before their sigmoid.
+    """
     inputs = (
-        *(r, k, v),
-        mixer.decay(x_w).sigmoid_().mul_(LOWEST_LOG_DECAY).exp_(),
-        mixer.rate(x_a).sigmoid_(),
-        v_first_BU if mixes_value else None,
-        mixer.value_mix(x_v).sigmoid_() if mixes_value else None,
-        *(cos_sin_BD if options.rope and cos_sin_BD is not None else (None, None)),
-        mixer.removal_scale,
-        None if options.state_balancing else mixer.rate_scale,
-        mixer.bonus.view(-1) if options.bonus else None,
-        mixer.gate(x_g) if options.gate != "none" else None,
+        *(r_BW, k_BU, v_BU),
+        decay_BW.float().sigmoid().mul_(LOWEST_LOG_DECAY).exp_(),
+        iclr_BW.float().sigmoid(),
+        None if value_mix_BU is None else v_first_BU,
+        None if value_mix_BU is None else value_mix_BU.float().sigmoid(),
+        *((None, None) if cos_sin_BD is None else cos_sin_BD),
+        removal_scale_W,
+        iclr_scale_W,
+        None if bonus_HD is None else bonus_HD.view(-1),
+        gate_BW,
+        wkv_BHDD,
     )
-    after, y_BW = (
-        torch.empty_like(wkv_BHDD, memory_format=torch.contiguous_format),
-        torch.empty_like(r, dtype=torch.float32),
+    after, y_BW = torch.empty_like(wkv_BHDD, memory_format=torch.contiguous_format), torch.empty(r_BW.shape)
+    _loop(wkv_BHDD.shape[-1], r_BW.shape[-1] // k_BU.shape[-1])(
+        *map(_array, inputs), after.numpy(), y_BW.numpy(), np.float32(scale), np.float32(gate_around_one)
     )
-    scale = options.head_dim**-0.5 if options.state_balancing else 1.0
-    _loop(options.head_dim, options.num_heads // options.num_key_value_heads)(
-        *map(_array, inputs),
-        _array(wkv_BHDD),
-        after.numpy(),
-        y_BW.numpy(),
-        np.float32(scale),
-        np.float32(options.gate == "residual"),
-    )
-    return mixer.output(y_BW.to(x_BC.dtype)), v if v_first_BU is None else v_first_BU, after
+    return y_BW, after
 
 
 def _array(x: Tensor | None) -> Any:  # an array, or None for a part that the mixer lacks
@@ -96,7 +84,7 @@ def _loop(head_dim: int, repeats: int) -> Callable[..., None]:
     one, tiny = np.float32(1.0), np.float32(1e-12)
 
     def loop(  # type: ignore[no-untyped-def]  # compiled by numba
-        r, k, v, decay, rate, v_first, value_mix, cos, sin, removal_scale, rate_scale, bonus, gate,
+        r, k, v, decay, iclr, v_first, value_mix, cos, sin, removal_scale, iclr_scale, bonus, gate,
         before, after, y, scale, gate_offset,
     ):  # fmt: skip
         r_D, k_D, v_D = np.empty(D, np.float32), np.empty(D, np.float32), np.empty(D, np.float32)
@@ -126,13 +114,13 @@ def _loop(head_dim: int, repeats: int) -> Callable[..., None]:
             inverse = one / max(np.sqrt(square), tiny)
             for i in range(D):
                 a_D[i] *= -inverse
-                b_D[i] = -a_D[i] * rate[n, W + i]
-            if rate_scale is None:
+                b_D[i] = -a_D[i] * iclr[n, W + i]
+            if iclr_scale is None:
                 for i in range(D):
-                    k_D[i] *= one - decay[n, W + i] + rate[n, W + i]
+                    k_D[i] *= one - decay[n, W + i] + iclr[n, W + i]
             else:
                 for i in range(D):
-                    k_D[i] *= one + (rate[n, W + i] - one) * rate_scale[W + i]
+                    k_D[i] *= one + (iclr[n, W + i] - one) * iclr_scale[W + i]
             for j in range(D):
                 u_D[j], y_D[j] = 0, 0
             for i in range(D):
@@ -158,8 +146,4 @@ def _loop(head_dim: int, repeats: int) -> Callable[..., None]:
                 for j in range(D):
                     y[n, W + j] = y_D[j] * (gate_offset + gate[n, W + j])
 
-    try:
-        compiled: Callable[..., None] = numba.njit(loop, cache=True, nogil=True, fastmath=FAST, error_model="numpy")
-    except RuntimeError:  # numba found no folder to write to
-        compiled = numba.njit(loop, nogil=True, fastmath=FAST, error_model="numpy")
-    return compiled
+    return compile_loop(loop)

@@ -23,13 +23,13 @@ def recurrence_inputs(
     k_BTU: Tensor,
     v_BTU: Tensor,
     decay_BTW: Tensor,
-    rate_BTW: Tensor,
+    iclr_BTW: Tensor,
     v_first_BTU: Tensor | None,
     value_mix_BTU: Tensor | None,
     cos_sin_BTD: tuple[Tensor, Tensor] | None,
     mask_BT1: Tensor | None,
     removal_scale_W: Tensor,
-    rate_scale_W: Tensor | None,
+    iclr_scale_W: Tensor | None,
     *,
     head_dim: int,
     dtype: torch.dtype,
@@ -37,12 +37,12 @@ def recurrence_inputs(
     """r, w, k̃, v, −κ̂ and κ̂⊙a of RWKV-7 (arXiv 2503.14456), each [B, T, H, D], from the projections.
 
     Computed in fp32 and handed out in `dtype`, but for the log decay w, which stays fp32. `value_mix_BTU` (before its
-    sigmoid) mixes `v_first_BTU` into the value; without it the value stays. Without `rate_scale_W` the key is balanced
+    sigmoid) mixes `v_first_BTU` into the value; without it the value stays. Without `iclr_scale_W` the key is balanced
     against the decay (arXiv 2505.03005). Padding (mask 0) decays nothing, removes nothing and adds nothing.
     """
     D = head_dim
     log_decay = _heads(LOWEST_LOG_DECAY * torch.sigmoid(decay_BTW.float()), D)
-    rate = _heads(torch.sigmoid(rate_BTW.float()), D)
+    iclr = _heads(torch.sigmoid(iclr_BTW.float()), D)
     if value_mix_BTU is not None and v_first_BTU is not None:
         v_BTU = torch.lerp(v_BTU.float(), v_first_BTU.float(), torch.sigmoid(value_mix_BTU))
     r, k, v = (_heads(y.float(), D) for y in (r_BTW, k_BTU, v_BTU))
@@ -54,16 +54,16 @@ def recurrence_inputs(
     if repeats > 1:
         k, v = k.repeat_interleave(repeats, dim=2), v.repeat_interleave(repeats, dim=2)
     removal = F.normalize(k * _heads(removal_scale_W.float(), D), dim=-1)
-    if rate_scale_W is None:
-        k = k * (1.0 - log_decay.exp() + rate)
+    if iclr_scale_W is None:
+        k = k * (1.0 - log_decay.exp() + iclr)
     else:
-        k = k * (1.0 + (rate - 1.0) * _heads(rate_scale_W.float(), D))
-    rate = removal * rate
+        k = k * (1.0 + (iclr - 1.0) * _heads(iclr_scale_W.float(), D))
+    iclr = removal * iclr
     if mask_BT1 is not None:
         keep = mask_BT1[..., None].to(k.dtype)
-        log_decay, k, rate = log_decay * keep, k * keep, rate * keep
-    r, k, v, minus_removal, rate = (y.to(dtype).contiguous() for y in (r, k, v, -removal, rate))
-    return r, log_decay.contiguous(), k, v, minus_removal, rate
+        log_decay, k, iclr = log_decay * keep, k * keep, iclr * keep
+    r, k, v, minus_removal, iclr = (y.to(dtype).contiguous() for y in (r, k, v, -removal, iclr))
+    return r, log_decay.contiguous(), k, v, minus_removal, iclr
 
 
 def mixed_output(

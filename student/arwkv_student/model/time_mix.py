@@ -6,16 +6,18 @@ Formulas: arXiv 2503.14456 (RWKV-7), 2501.15570 (ARWKV), 2505.03005 (RADLADS, wh
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from arwkv_kernels import wkv7, wkv7_step
-from arwkv_student.model.configuration import TimeMixOptions
 from arwkv_student.model.cpu_step import can_step, step
 from arwkv_student.model.elementwise import fused, mixed_output, recurrence_inputs
+from arwkv_student.model.initial_values import decay_bias, iclr_bias, shift_mixes
+from arwkv_student.model.low_rank import LowRank
+from arwkv_student.model.time_mix_options import TimeMixOptions
 
 GROUP_NORM_EPS = 64e-5
 
@@ -39,32 +41,23 @@ class TimeMixContext(NamedTuple):
     cu_seqlens: Tensor | None = None
     """Bounds [n + 1] of documents packed along T (with B = 1): nothing passes from one to the next."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Neither padding nor packing."""
+        return self.mask_BT1 is None and self.cu_seqlens is None
 
-class LowRank(nn.Module):
-    """bias + φ(x·down)·up, the data-dependent vectors of RWKV-7: (w0, w1, w2), (a0, a1, a2), (v0, v1, v2), (g1, g2)."""
 
-    def __init__(
-        self,
-        width_in: int,
-        rank: int,
-        width_out: int,
-        *,
-        activation: Literal["none", "tanh", "sigmoid"],
-        bias: bool = True,
-    ) -> None:
-        super().__init__()
-        self.down = nn.Linear(width_in, rank, bias=False)
-        self.up = nn.Linear(rank, width_out, bias=False)
-        self.bias = nn.Parameter(torch.zeros(width_out)) if bias else None
-        self.activation = activation
+class Projected(NamedTuple):
+    """What the projections make of one call's inputs, [B, T, …]; `decay` and what follows before its nonlinearity."""
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        """[B, T, width_out] in fp32: what follows is an exponential's argument, which bf16 is too coarse for."""
-        inner = self.down(x_BTC)
-        if self.activation != "none":
-            inner = torch.tanh(inner) if self.activation == "tanh" else torch.sigmoid(inner)
-        y: Tensor = self.up(inner).float()
-        return y if self.bias is None else y + self.bias.float()
+    r: Tensor
+    k: Tensor
+    v: Tensor
+    decay: Tensor
+    iclr: Tensor
+    """Of the in-context learning rate, a."""
+    value_mix: Tensor | None
+    gate: Tensor | None
 
 
 class TimeMix(nn.Module):
@@ -106,48 +99,19 @@ class TimeMix(nn.Module):
 
         `v_first_BTU` is the first mixer's value (None in that mixer), never changed in place.
         """
-        options = self.options
         if torch.is_autocast_enabled(x_BTC.device.type):
             # The projections read bf16 anyway; casting once, before the six mixtures, halves what they move.
             x_BTC = x_BTC.to(torch.get_autocast_dtype(x_BTC.device.type))
         if context.mask_BT1 is not None:
             x_BTC = x_BTC * context.mask_BT1.to(x_BTC.dtype)
-        elif state is not None and context.cu_seqlens is None and can_step(self, x_BTC):
-            return self._step(x_BTC, v_first_BTU, context, state)
-        x_r, x_w, x_k, x_v, x_a, x_g = self._shifted(x_BTC, context, state)
-        v, value_mix = self.value(x_v), None
+        projected = self._projected(self._shifted(x_BTC, context, state), is_first=v_first_BTU is None)
         if v_first_BTU is None:
-            v_first_BTU = v.detach() if options.value_residual == "detached" else v
-        elif options.value_residual != "none":
-            value_mix = self.value_mix(x_v)
-        r, log_decay, k, v, minus_removal, rate = self._run(
-            recurrence_inputs,
-            self.receptance(x_r),
-            self.key(x_k),
-            v,
-            self.decay(x_w),
-            self.rate(x_a),
-            v_first_BTU,
-            value_mix,
-            context.cos_sin_BTD if options.rope else None,
-            context.mask_BT1,
-            self.removal_scale,
-            None if options.state_balancing else self.rate_scale,
-            head_dim=options.head_dim,
-            dtype=recurrence_dtype(x_BTC.device, x_BTC.dtype),
-        )
-        y, wkv = self._recurrence((r, log_decay, k, v, minus_removal, rate), context.cu_seqlens, state)
-        y = self._run(
-            mixed_output,
-            y,
-            r,
-            k,
-            v,
-            (self.norm.weight, self.norm.bias, self.norm.eps) if options.output_norm == "group" else None,
-            self.bonus if options.bonus else None,
-            self.gate(x_g) if options.gate != "none" else None,
-            gate_around_one=options.gate == "residual",
-        )
+            v_first_BTU = projected.v.detach() if self.options.value_residual == "detached" else projected.v
+        wkv: Tensor | None
+        if state is not None and context.is_plain and can_step(x_BTC, self.options):
+            y, wkv = self._one_token(projected, v_first_BTU, context, state)
+        else:
+            y, wkv = self._all_tokens(projected, v_first_BTU, context, state, x_BTC.dtype)
         after = None
         if state is not None:
             assert wkv is not None, "a recurrence that was given a state returned none"
@@ -165,95 +129,122 @@ class TimeMix(nn.Module):
         difference = previous - x_BTC
         return tuple(torch.addcmul(x_BTC, difference, mix_C.to(x_BTC.dtype)) for mix_C in self.shift_mix)
 
+    def _projected(self, inputs: tuple[Tensor, ...], *, is_first: bool) -> Projected:
+        x_r, x_w, x_k, x_v, x_a, x_g = inputs
+        return Projected(
+            r=self.receptance(x_r),
+            k=self.key(x_k),
+            v=self.value(x_v),
+            decay=self.decay(x_w),
+            iclr=self.rate(x_a),
+            value_mix=None if is_first or self.options.value_residual == "none" else self.value_mix(x_v),
+            gate=None if self.options.gate == "none" else self.gate(x_g),
+        )
+
+    def _all_tokens(
+        self,
+        projected: Projected,
+        v_first_BTU: Tensor,
+        context: TimeMixContext,
+        state: TimeMixState | None,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The output [B, T, W] before its projection, and the state after the last token if one was given."""
+        options = self.options
+        inputs = self._run(
+            recurrence_inputs,
+            *(projected.r, projected.k, projected.v, projected.decay, projected.iclr, v_first_BTU, projected.value_mix),
+            context.cos_sin_BTD if options.rope else None,
+            context.mask_BT1,
+            self.removal_scale,
+            None if options.state_balancing else self.rate_scale,
+            head_dim=options.head_dim,
+            dtype=recurrence_dtype(projected.r.device, dtype),
+        )
+        y_BTHD, wkv = self._recurrence(inputs, context.cu_seqlens, state)
+        r, _, k, v, _, _ = inputs
+        y_BTW = self._run(
+            mixed_output,
+            *(y_BTHD, r, k, v),
+            (self.norm.weight, self.norm.bias, self.norm.eps) if options.output_norm == "group" else None,
+            self.bonus if options.bonus else None,
+            projected.gate,
+            gate_around_one=options.gate == "residual",
+        )
+        return y_BTW, wkv
+
     def _recurrence(
         self, inputs: tuple[Tensor, ...], cu_seqlens: Tensor | None, state: TimeMixState | None
     ) -> tuple[Tensor, Tensor | None]:
         """The recurrence over [B, T, H, D]; decoding's single token goes the short way."""
-        scale = self.options.head_dim**-0.5 if self.options.state_balancing else 1.0
-        if state is not None and inputs[0].shape[1] == 1 and cu_seqlens is None:
+        r, w, k, v, a, b = inputs
+        scale = self.options.output_scale
+        if state is not None and r.shape[1] == 1 and cu_seqlens is None:
             r, w, k, v, a, b = (x.squeeze(1) for x in inputs)
             y_BHD, wkv = wkv7_step(r, w, k, v, a, b, state.wkv_BHDD, scale=scale)
             return y_BHD[:, None], wkv
-        r, w, k, v, a, b = inputs
-        before = None if state is None else state.wkv_BHDD
         return wkv7(
             *(r, w, k, v, a, b),
-            initial_state=before,
+            initial_state=None if state is None else state.wkv_BHDD,
             output_final_state=state is not None,
             cu_seqlens=cu_seqlens,
             scale=scale,
         )
 
-    def _step(
-        self, x_B1C: Tensor, v_first_B1U: Tensor | None, context: TimeMixContext, state: TimeMixState
-    ) -> tuple[Tensor, Tensor, TimeMixState]:
-        x_BC = x_B1C[:, 0]
-        cos_sin = None if context.cos_sin_BTD is None else _rows(context.cos_sin_BTD, x_BC.shape[0])
-        v_first_BU = None if v_first_B1U is None else v_first_B1U[:, 0]
-        y_BC, v_first_BU, wkv = step(self, x_BC, v_first_BU, cos_sin, state.last_input_BC, state.wkv_BHDD)
-        return y_BC[:, None], v_first_BU[:, None], TimeMixState(x_BC, wkv)
+    def _one_token(
+        self, projected: Projected, v_first_B1U: Tensor, context: TimeMixContext, state: TimeMixState
+    ) -> tuple[Tensor, Tensor]:
+        """The same for one token on a CPU, in one compiled loop."""
+        options = self.options
+        y_BW, wkv = step(
+            *(projected.r[:, 0], projected.k[:, 0], projected.v[:, 0]),
+            *(projected.decay[:, 0], projected.iclr[:, 0]),
+            None if projected.value_mix is None else projected.value_mix[:, 0],
+            None if projected.gate is None else projected.gate[:, 0],
+            v_first_BU=v_first_B1U[:, 0],
+            cos_sin_BD=_rows(context.cos_sin_BTD, len(v_first_B1U)) if options.rope else None,
+            removal_scale_W=self.removal_scale,
+            iclr_scale_W=None if options.state_balancing else self.rate_scale,
+            bonus_HD=self.bonus if options.bonus else None,
+            wkv_BHDD=state.wkv_BHDD,
+            scale=options.output_scale,
+            gate_around_one=options.gate == "residual",
+        )
+        return y_BW[:, None], wkv
 
     def _run(self, part: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         return (fused(part) if self.fuse else part)(*arguments, **options)
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """RWKV-7's start for a mixer that learns from nothing: slow and fast channels, a silent output.
+        """RWKV-7's start for a mixer that learns from nothing: slow and fast channels, an output of zeros.
 
         Goes through `transformers.initialization`, which leaves weights that were loaded from a file alone.
         """
-        depth = self.layer / max(self.num_layers - 1, 1)
-        C = self.receptance.in_features
+        options, depth, C = self.options, self.layer / max(self.num_layers - 1, 1), self.receptance.in_features
         for linear, bound in ((self.receptance, 0.5), (self.key, 0.05), (self.value, 0.5)):
             init.uniform_(linear.weight, -bound / math.sqrt(C), bound / math.sqrt(C))
             if linear.bias is not None:
                 init.zeros_(linear.bias)
         init.zeros_(self.output.weight)
-        self._initialise_decay_and_rate(depth)
-        init.constant_(self.removal_scale, 1.0 if self.options.state_balancing else 0.7)
-        if not self.options.state_balancing:
+        self.decay.initialise(decay_bias(options.width, depth))
+        self.rate.initialise(iclr_bias(options.width))
+        init.constant_(self.removal_scale, 1.0 if options.state_balancing else 0.7)
+        if not options.state_balancing:
             init.constant_(self.rate_scale, 1.02)
         if hasattr(self, "value_mix"):
-            self._initialise_low_rank(self.value_mix)
-            init.constant_(self.value_mix.bias, 0.73)
-        if self.options.gate != "none":
-            self._initialise_gate()
-        if self.options.token_shift:
-            self._initialise_shift_mix(depth)
-        if self.options.bonus:
+            self.value_mix.initialise(torch.full((options.key_value_width,), 0.73))
+        if options.gate != "none":
+            init.normal_(self.gate.down.weight, std=0.02)
+            # `residual` starts as the identity; `low-rank` as a near constant: σ(0) = ½ summed over the rank is 1.
+            init.constant_(self.gate.up.weight, 0.0 if options.gate == "residual" else 2.0 / options.gate_rank)
+        if options.token_shift:
+            init.copy_(self.shift_mix, shift_mixes(C, self.layer / self.num_layers))
+        if options.bonus:
             init.constant_(self.bonus, -0.04)
-        if self.options.output_norm == "group":
+        if options.output_norm == "group":
             init.ones_(self.norm.weight)
             init.zeros_(self.norm.bias)
-
-    def _initialise_decay_and_rate(self, depth: float) -> None:
-        W = self.options.width
-        ramp = torch.linspace(0.0, 1.0, W)
-        self._initialise_low_rank(self.decay)
-        init.copy_(self.decay.bias, -5.5 + 6.0 * ramp ** (1.0 + depth**0.3))
-        self._initialise_low_rank(self.rate)
-        init.copy_(self.rate.bias, 0.4 * (ramp - 0.5) - 0.19)
-
-    def _initialise_low_rank(self, low_rank: LowRank) -> None:
-        init.zeros_(low_rank.down.weight)
-        init.orthogonal_(low_rank.up.weight, gain=0.1)
-
-    def _initialise_gate(self) -> None:
-        """`residual` starts as the identity; `low-rank` as a near constant: σ(0) = ½ summed over the rank is 1."""
-        rank = self.options.gate_rank
-        init.normal_(self.gate.down.weight, std=0.02)
-        if self.options.gate == "residual":
-            init.zeros_(self.gate.up.weight)
-        else:
-            init.constant_(self.gate.up.weight, 2.0 / rank)
-
-    def _initialise_shift_mix(self, depth: float) -> None:
-        """μ of r, w, k, v, a, g: deeper layers and later channels look back less."""
-        C = self.shift_mix.shape[1]
-        ramp = torch.arange(C) / C
-        late = 1.0 - self.layer / self.num_layers
-        powers = [0.2 * late, 0.9 * late, 0.7 * late, 0.7 * late, 0.9 * late, 0.2 * late]
-        init.copy_(self.shift_mix, torch.stack([1.0 - ramp**power for power in powers]))
 
 
 def recurrence_dtype(device: torch.device, compute_dtype: torch.dtype) -> torch.dtype:
@@ -265,8 +256,9 @@ def recurrence_dtype(device: torch.device, compute_dtype: torch.dtype) -> torch.
     return compute_dtype if in_half else torch.float32
 
 
-def _rows(cos_sin_B1D: tuple[Tensor, Tensor], batch: int) -> tuple[Tensor, Tensor]:
+def _rows(cos_sin_B1D: tuple[Tensor, Tensor] | None, batch: int) -> tuple[Tensor, Tensor]:
     """[B, D] of a rotary embedding [B or 1, 1, D]."""
+    assert cos_sin_B1D is not None, "a mixer with rope was given no positions"
     cos_B1D, sin_B1D = cos_sin_B1D
     return cos_B1D[:, 0].float().expand(batch, -1), sin_B1D[:, 0].float().expand(batch, -1)
 

@@ -10,8 +10,8 @@ from arwkv_store import DatasetInfo
 from arwkv_store.errors import UsageError
 from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
 from arwkv_student.losses.objectives import Objective, distill_loss
-from arwkv_student.model.configuration import active_mlp
 from arwkv_student.model.modeling import ArwkvForCausalLM
+from arwkv_student.model.time_mix_options import active_mlp
 from arwkv_student.settings import TrainSettings
 from arwkv_student.training.trainer import StageTrainer
 

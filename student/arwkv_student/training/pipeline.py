@@ -27,8 +27,9 @@ from arwkv_student.data.shards import (
     require_fitting_hidden_states,
     require_same_tokenizer,
 )
+from arwkv_student.model.configuration import ArwkvConfig
 from arwkv_student.model.loading import checkpoint_hash, computes_in_bf16, load_student, require_student
-from arwkv_student.model.modeling import ArwkvConfig, ArwkvForCausalLM
+from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.model.time_mix import TimeMix
 from arwkv_student.settings import NOT_COMPARED, TimeMixSettings, TrainSettings, TuneSettings
 from arwkv_student.training.align import AlignTrainer, EarlyStop, train_only_time_mixers

@@ -1,0 +1,84 @@
+"""One layer of the student: Qwen2's, with a time mixer in the place of its attention, or with its attention.
+
+Shape legend: B batch, T time, C model width, U width of all key-value heads.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP, Qwen2RMSNorm
+
+from arwkv_student.model.cache import ArwkvCache
+from arwkv_student.model.configuration import TIME_MIX, ArwkvConfig
+from arwkv_student.model.time_mix import TimeMix, TimeMixContext
+
+
+class AttentionContext(NamedTuple):
+    """What the layers that kept their attention share in one forward pass."""
+
+    cos_sin_BTD: tuple[Tensor, Tensor]
+    causal_mask: Tensor | None
+
+
+class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # transformers is untyped
+    """Norm, time mixer or attention, norm, MLP; Qwen2's layer, and its parameter names."""
+
+    def __init__(self, config: ArwkvConfig, layer: int) -> None:
+        super().__init__()
+        assert config.layer_types is not None
+        self.layer, self.mixes_time = layer, config.layer_types[layer] == TIME_MIX
+        if self.mixes_time:
+            is_first = layer == min(config.time_mix_layers)
+            self.time_mix = TimeMix(
+                config.time_mix_options, config.hidden_size, layer, config.num_hidden_layers, is_first=is_first
+            )
+        else:
+            self.self_attn = Qwen2Attention(config, layer)
+        self.mlp = Qwen2MLP(config)
+        self.input_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_BTC: Tensor,
+        v_first_BTU: Tensor | None,
+        context: TimeMixContext,
+        attention: AttentionContext | None,
+        cache: ArwkvCache | None,
+        teacher_BTC: Tensor | None = None,
+        only_mixes: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Returns (stream after the layer, the first mixer's value, its output where a teacher's was given).
+
+        With `teacher_BTC`, the teacher's attention output of this layer, the stream goes on with that instead of the
+        time mixer's own, and carries no gradient: stage 1's teacher forcing. `only_mixes` ends with the time mixer,
+        where nobody reads the stream after it.
+        """
+        x_BTC = self.input_layernorm(hidden_BTC)
+        mixed_BTC = None
+        if self.mixes_time:
+            state = None if cache is None else cache.time_mix_state(self.layer, x_BTC)
+            mixed_BTC, v_first_BTU, state = self.time_mix(x_BTC, v_first_BTU, context, state)
+            if cache is not None:
+                cache.keep_time_mix_state(self.layer, state, x_BTC.shape[1])
+        elif teacher_BTC is None and not only_mixes:
+            assert attention is not None, "a layer that attends was given no positions"
+            mixed_BTC, _ = self.self_attn(
+                hidden_states=x_BTC,
+                position_embeddings=attention.cos_sin_BTD,
+                attention_mask=attention.causal_mask,
+                past_key_values=cache,
+            )
+        if only_mixes:
+            return hidden_BTC, v_first_BTU, mixed_BTC
+        if teacher_BTC is not None:
+            with torch.no_grad():
+                return self._with_mlp(hidden_BTC + teacher_BTC.to(hidden_BTC.dtype)), v_first_BTU, mixed_BTC
+        assert mixed_BTC is not None, "without a teacher's output, a layer mixes time or attends"
+        return self._with_mlp(hidden_BTC + mixed_BTC), v_first_BTU, None
+
+    def _with_mlp(self, hidden_BTC: Tensor) -> Tensor:
+        stream_BTC: Tensor = hidden_BTC + self.mlp(self.post_attention_layernorm(hidden_BTC))
+        return stream_BTC
