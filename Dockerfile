@@ -8,11 +8,12 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY api ./api
 COPY kernels ./kernels
+COPY locks ./locks
 COPY producer ./producer
 COPY store ./store
 COPY student ./student
 ARG EXTRA
-RUN python -m venv /app && /app/bin/pip install --no-cache-dir ".[${EXTRA:?gpu or train}]"
+RUN python -m venv /app && /app/bin/pip install --no-cache-dir -c locks/gpu.txt ".[${EXTRA:?gpu or train}]"
 USER 10001
 ENV PATH=/app/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /home/arwkv

@@ -14,24 +14,30 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed-$(EXTRA)
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup system-packages demo test test-all lint bench
+.PHONY: help setup lock system-packages demo test test-all lint bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
 
 setup: $(INSTALLED)  ## install everything into .venv (a no-op when nothing changed)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml locks/$(EXTRA).txt
 	@command -v $(PYTHON) >/dev/null || { echo "setup: no $(PYTHON); install Python 3.11 to 3.13, or name one: make PYTHON=/path/to/python3 setup" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { echo "setup: $$($(PYTHON) --version) is not 3.11 to 3.13; name another: make PYTHON=/path/to/python3 setup" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "setup: $(PYTHON) lacks the venv module; on Debian: apt-get install python3-venv" >&2; exit 2; }
 	@command -v cc >/dev/null || command -v gcc >/dev/null || { echo "setup: no C compiler (cc or gcc), which Triton and vLLM call; on Debian: apt-get install gcc python3-dev" >&2; exit 2; }
-	echo "setup: installing into .venv with extra '$(EXTRA)'; this takes some minutes the first time"
-	$(PYTHON) -m venv .venv
-	if [ $(EXTRA) = cpu ]; then $(BIN)/pip install -q -c constraints.txt torch 2> >(grep -v 'is ignored: it is neither' >&2); fi
-	$(BIN)/pip install -q $$([ $(EXTRA) = cpu ] && echo -c constraints.txt) -e '.[$(EXTRA),dev]' 2> >(grep -v 'is ignored: it is neither' >&2)
-	if [ $(EXTRA) = cpu ]; then $(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec; fi
+	@tools/install $(PYTHON) locks/$(EXTRA).txt
 	touch $@
+
+lock:  ## choose versions anew: write locks/cpu.txt and locks/gpu.txt (minutes)
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/pip install -q uv 'torch==2.13.0+cpu'
+	build/lock/bin/pip install -q -e '.[cpu,dev]'
+	build/lock/bin/python tools/lock.py > locks/cpu.txt
+	# What exists already at the output is preferred, so both locks agree wherever CUDA lets them.
+	grep -v -- '+cpu' locks/cpu.txt > locks/gpu.txt
+	build/lock/bin/uv pip compile -q --extra gpu --extra dev --python-version 3.12 --python-platform x86_64-manylinux_2_36 \
+		--no-annotate --custom-compile-command "make lock" -o locks/gpu.txt pyproject.toml
 
 system-packages:  ## PostgreSQL and Chromium, without which the tests that need them are skipped (Debian, as root)
 	if ! command -v chromium >/dev/null || ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
