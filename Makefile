@@ -39,10 +39,10 @@ lock:  ## choose versions anew: write locks/cpu.txt and locks/gpu.txt (minutes)
 	build/lock/bin/uv pip compile -q --extra gpu --extra dev --python-version 3.12 --python-platform x86_64-manylinux_2_36 \
 		--no-annotate --custom-compile-command "make lock" -o locks/gpu.txt pyproject.toml
 
-system-packages:  ## PostgreSQL and Chromium, without which the tests that need them are skipped (Debian, as root)
-	if ! command -v chromium >/dev/null || ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
+system-packages:  ## PostgreSQL, Chromium and nginx, without which the tests that need them are skipped (Debian, as root)
+	if ! command -v chromium >/dev/null || ! command -v nginx >/dev/null || ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
 		apt-get update -qq
-		DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends postgresql chromium >/dev/null
+		DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends postgresql chromium nginx >/dev/null
 	fi
 
 demo: setup  ## teacher -> shards -> HTTP -> student -> evaluation; report in runs/demo/report.html
