@@ -181,7 +181,7 @@ class KeyConfig:
     """File to add to; made where it does not exist."""
 
     name: str
-    """Who or what the key is for; stands in the audit log."""
+    """Who or what the key is for. The audit log shows this name."""
 
     scope: tuple[Literal["read", "write"], ...] = ("read",)
     """What the key may do: read, or read write."""

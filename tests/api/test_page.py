@@ -271,7 +271,7 @@ def test_run_is_followed_while_it_goes(browser: Browser, site: str, root: Path) 
 def test_run_is_followed_again_after_the_service_was_away(browser: Browser, site: str) -> None:
     browser.open(f"{site}/#/runs/runs-student", VIEWS["/#/runs/runs-student"])
     browser.do("window.realFetch = window.fetch; window.fetch = () => Promise.reject(new TypeError('away'))")
-    browser.wait("document.querySelector('.heading .badge').innerText === 'out of reach'")
+    browser.wait("document.querySelector('.heading .badge').innerText === 'no connection'")
     browser.do("window.fetch = window.realFetch")
     browser.wait("document.querySelector('.heading .badge').innerText === 'live'")
 

@@ -65,7 +65,7 @@ def test_index_out_of_reach_is_said_and_may_be_asked_again(
     monkeypatch.setattr("arwkv_api.http.routes.datasets.find_dataset", failing)
     answer = client.get("/v1/datasets/train")
     assert (answer.status_code, answer.headers["content-type"]) == (503, MEDIA_TYPE)
-    assert answer.json()["detail"] == "the index is out of reach; try again"
+    assert answer.json()["detail"] == "the index cannot be reached; try again"
     assert answer.headers["retry-after"] == "1"
 
 

@@ -18,7 +18,7 @@ audit = logging.getLogger("arwkv_api.audit")
 # Requests by other methods change nothing.
 READING = ("GET", "HEAD", "OPTIONS")
 
-FAILED = "the service failed; its log has the traceback under this request_id"
+FAILED = "the service failed; the traceback is in its log under this request_id"
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 SECURITY_HEADERS = {
     "Content-Security-Policy": (

@@ -27,8 +27,8 @@ class DatasetSummary(_Answer):
     teacher: str = Field(examples=["Qwen/Qwen2.5-7B-Instruct"])
     parts: int = Field(description="shards that a complete dataset has")
     shards: int = Field(description="shards committed so far")
-    faulty_shards: int = Field(description="shards that vanished or fail their manifest")
-    verified_shards: int = Field(description="committed shards whose files were read through and found sound")
+    faulty_shards: int = Field(description="shards that are missing or differ from their manifest")
+    verified_shards: int = Field(description="committed shards whose files were verified")
     samples: int
     tokens: int
     size_bytes: int
@@ -62,7 +62,7 @@ class Shard(_Answer):
     entropy_mean: float | None = Field(description="nats, mean over tokens")
     tail_mass_mean: float | None = Field(description="teacher's mass outside the stored entries, mean over tokens")
     committed_at: datetime
-    verified_at: datetime | None = Field(description="when the service last read its files through; null: not yet")
+    verified_at: datetime | None = Field(description="when the service last verified its files; null: not yet")
     manifest: str | None = Field(None, description="raw manifest, with `include=manifest` only")
 
 

@@ -113,8 +113,8 @@ async def _expected(request: Request, error: Exception) -> JSONResponse:
 
 async def _index_away(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SQLAlchemyError)
-    log.warning("the index is out of reach: %s", str(getattr(error, "orig", None) or error).partition("\n")[0])
-    return _respond(request, 503, "the index is out of reach; try again")
+    log.warning("the index cannot be reached: %s", str(getattr(error, "orig", None) or error).partition("\n")[0])
+    return _respond(request, 503, "the index cannot be reached; try again")
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

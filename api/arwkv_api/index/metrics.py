@@ -20,7 +20,7 @@ from arwkv_api.index.pace import pass_days, verification_rate
 REQUESTS = Counter("arwkv_http_requests", "Requests answered.", ["method", "route", "status"])
 SECONDS = Histogram("arwkv_http_request_seconds", "Time until the whole response was sent.", ["route"])
 SENT_BYTES = Counter("arwkv_http_response_bytes", "Bytes of response bodies sent.", ["route"])
-VERIFICATIONS = Counter("arwkv_verifications", "Shards read through, and what was found.", ["outcome"])
+VERIFICATIONS = Counter("arwkv_verifications", "Shards verified, by outcome.", ["outcome"])
 VERIFIED_BYTES = Counter("arwkv_verified_bytes", "Bytes read to verify shards.")
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST

@@ -85,7 +85,7 @@ class ShardRow(Base):
     tail_mass_mean: Mapped[float] = mapped_column(Double)
     committed_at_s: Mapped[float] = mapped_column(Double)
     fingerprint: Mapped[str] = mapped_column(String(64))
-    # 0 until the files were read through.
+    # 0 until the files were verified.
     verified_at_s: Mapped[float] = mapped_column(Double, default=0.0, index=True)
 
     __table_args__ = (

@@ -60,7 +60,7 @@ def fault_of(folder: Path, manifest: ShardManifest, read: Read) -> str | None:
 
 
 def verify_shard(engine: Engine, dataset: DatasetRow, part: int) -> None:
-    """Read one shard through now, manifest and data, whatever was found before, and write the verdict down.
+    """Verify one shard now, manifest and data, whatever was found before, and record the verdict.
 
     Raises NotFound where its manifest is gone, and TryAgain where a file cannot be read just now or while a scan of its
     root goes on.

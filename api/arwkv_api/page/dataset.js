@@ -23,7 +23,7 @@ export async function datasetView(place, signal, name) {
   show(place,
     ...head,
     dataset.problem ? element("p", { class: "notice bad" }, dataset.problem) : null,
-    dataset.faulty_shards ? element("p", { class: "notice" }, `${count(dataset.faulty_shards)} shards vanished or fail their manifest; the table below says which.`) : null,
+    dataset.faulty_shards ? element("p", { class: "notice" }, `${count(dataset.faulty_shards)} shards are missing or differ from their manifest. The table below shows which.`) : null,
     figures(dataset, stats),
     dataset.info ? identity(dataset) : null,
     element("section", { class: "charts", "aria-label": "Statistics" }, ...charts(stats, timeline.points)),
@@ -37,7 +37,7 @@ function figures(dataset, stats) {
     ["Tokens", short(dataset.tokens), `${count(dataset.samples)} samples`],
     ["Size", bytes(dataset.size_bytes), `${perToken} per token`],
     ["Integrity", dataset.faulty_shards ? `${count(dataset.faulty_shards)} faulty` : dataset.shards ? percent(dataset.verified_shards / dataset.shards) : "–",
-      dataset.faulty_shards ? "see the shards below" : "of shards read through"],
+      dataset.faulty_shards ? "see the shards below" : "of shards verified"],
     ...quality(stats),
   ]);
 }
@@ -61,7 +61,7 @@ function identity({ name, info }) {
   ]), element("div", { class: "uri" }, element("code", {}, `student train --shards ${uri}`), copy, said));
 }
 
-// When the shard's files were last read through; asking again is a button's work.
+// When the shard's files were last verified; a button verifies them again.
 function verified(shard, path) {
   if (shard.state !== "committed") return "–";
   const button = element("button", { type: "button", class: "text-button", "aria-label": `Verify part ${shard.part} now`, onclick: async () => {

@@ -11,7 +11,7 @@ export async function datasetsView(place, signal) {
   const first = await ask(`v1/datasets?limit=${SUMMED}`, signal);
   if (!first.items.length) {
     show(place, element("h1", {}, "Datasets"), element("div", { class: "card empty" },
-      element("p", {}, "Nothing under the roots yet. A dataset appears here seconds after its first commit:"),
+      element("p", {}, "There is no dataset yet. A dataset appears here seconds after its first commit:"),
       element("p", {}, element("code", {}, "producer generate --teacher … --data … --out ROOT/NAME"))));
     return;
   }
@@ -44,7 +44,7 @@ export async function datasetsView(place, signal) {
       ["Size", bytes(sum("size_bytes"))],
       ["Shards", count(sum("shards")), sum("faulty_shards") ? `${count(sum("faulty_shards"))} faulty` : "none faulty"],
     ]),
-    first.next_cursor ? element("p", { class: "soft" }, `The sums are of the first ${count(first.items.length)} datasets by name; /metrics has those of all.`) : null,
+    first.next_cursor ? element("p", { class: "soft" }, `The sums count the first ${count(first.items.length)} datasets by name. /metrics counts all.`) : null,
     element("div", { class: "card" }, element("div", { class: "controls" }, element("label", { for: "search" }, "Search", search)), table));
 }
 

@@ -1,4 +1,4 @@
-// Training runs: which there are, one's curves as it goes, and what teacher and student make of the same prompts.
+// Training runs: which there are, one's curves as it goes, and the answers of teacher and student to the same prompts.
 import { chartCard } from "./charts.js";
 import { bytes, count, element, figure, short, show, tick, tiles, when } from "./elements.js";
 import { address, ask, enc, repeat } from "./service.js";
@@ -21,7 +21,7 @@ export async function runsView(place, signal) {
   const { items } = await ask("v1/runs", signal);
   if (!items.length) {
     show(place, element("h1", {}, "Runs"), element("div", { class: "card empty" },
-      element("p", {}, "No run under the roots or --runs yet. One appears with its first line of figures:"),
+      element("p", {}, "There is no run yet. A run appears here when it writes its first metrics:"),
       element("p", {}, element("code", {}, `student train --shards ${address("v1/datasets/NAME")} --out RUN`))));
     return;
   }
@@ -66,7 +66,7 @@ export async function runView(place, signal, name) {
   };
   await look();
   repeat(EVERY_MS, signal, look, (error) => {
-    live.textContent = error ? "out of reach" : "live";
+    live.textContent = error ? "no connection" : "live";
     live.className = error ? "badge warn" : "badge";
   });
 }

@@ -64,7 +64,7 @@ export async function sampleView(place, signal, name, id) {
     element("div", { class: "heading" }, element("h1", {}, `Sample ${count(id)}`), element("span", { class: "soft" }, `part ${preview.part}, ${count(preview.n_tokens)} tokens`, preview.source ? `, ${preview.source}` : "")),
     element("div", { class: "controls" }, Number(id) > 0 ? step(-1, "← Previous") : null, step(1, "Next →"),
       element("span", { class: "legend" }, "sure", element("i"), `${FULL_NATS} nats or more`)),
-    preview.tokens.some((token) => token.text != null) ? null : element("p", { class: "notice" }, "This dataset's tokenizer is not at hand, so tokens are shown by number. Put its tokenizer.json beside dataset.json to read the text."),
+    preview.tokens.some((token) => token.text != null) ? null : element("p", { class: "notice" }, "This dataset has no tokenizer here, so the page shows token numbers. Put its tokenizer.json beside dataset.json to see the text."),
     element("div", { class: "explorer" }, element("div", { class: "card" }, text,
       preview.n_tokens > WINDOW ? element("div", { class: "controls" }, rest, more) : null), inspector));
   choose(Math.min(1, buttons.length - 1), false);
@@ -88,7 +88,7 @@ function visible({ text, id }) {
 function inspect(token) {
   const title = element("h2", {}, element("code", {}, visible(token)), element("span", { class: "soft" }, ` #${token.id}`));
   if (token.logprob == null && !token.alternatives.length) {
-    return [title, element("p", { class: "soft" }, "The first token: nothing comes before it that could predict it.")];
+    return [title, element("p", { class: "soft" }, "This is the first token. No token before it predicts it.")];
   }
   const bars = token.alternatives.map((other) => {
     const share = Math.exp(other.logprob);
@@ -97,8 +97,8 @@ function inspect(token) {
       element("progress", { max: 1, value: share, "aria-label": `probability of ${visible(other)}` }), percent(share));
   });
   return [title,
-    element("p", {}, `The teacher gave it ${token.logprob == null ? "–" : percent(Math.exp(token.logprob))}; entropy ${figure(token.entropy)} nats.`),
-    token.counts ? null : element("p", { class: "soft" }, "Not counted in the loss."),
+    element("p", {}, `The teacher's probability of it: ${token.logprob == null ? "–" : percent(Math.exp(token.logprob))}; entropy ${figure(token.entropy)} nats.`),
+    token.counts ? null : element("p", { class: "soft" }, "This token does not count in the loss."),
     element("ul", { class: "bars", "aria-label": "Most likely tokens here" }, ...bars),
     element("p", { class: "soft" }, `Beyond the stored entries: ${percent(token.tail_mass)}`)].filter(Boolean);
 }

@@ -15,7 +15,7 @@ export async function shardView(place, signal, name, part) {
     tiles([
       ["Samples", count(shard.samples), `${count(shard.first_sample_id)}–${count(shard.last_sample_id)}`],
       ["Tokens", count(shard.tokens), `${figure(shard.samples ? shard.tokens / shard.samples : null)} per sample`],
-      ["Size", bytes(shard.size_bytes), shard.verified_at ? `read through ${when(shard.verified_at)}` : "not read through yet"],
+      ["Size", bytes(shard.size_bytes), shard.verified_at ? `verified ${when(shard.verified_at)}` : "not verified yet"],
       ...quality(stats),
     ]),
     element("section", { class: "charts", "aria-label": "Statistics" }, ...charts(stats)));

@@ -51,7 +51,7 @@ class TokenPreview(BaseModel):
     id: int
     text: str | None = Field(
         description="what the token adds to the text, nothing where it ends within a character; null where the "
-        "dataset's tokenizer is not at hand"
+        "dataset's tokenizer is missing"
     )
     counts: bool = Field(description="whether predicting this token counts in the loss")
     entropy: float | None = Field(description="nats, of the distribution that predicts this token")
@@ -86,7 +86,7 @@ class Previews:
         try:
             return self._read(folder, info, manifest, sample_id)
         except CorruptShard as error:
-            # The store names the whole path, which is nobody's business beyond this machine.
+            # The store names the whole path, which callers need not know.
             raise CorruptShard(str(error).replace(f"{folder}/shards/", "")) from error
         except OSError as error:
             raise unreadable(error, f"part {manifest.part}") from error

@@ -28,7 +28,7 @@ SAMPLES_LIMIT_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Figures:
-    """Lines of figures as JSON, the place after them, and whether the file was begun anew since the cursor's."""
+    """Lines of figures as JSON, the place after them, and whether the file was replaced since the cursor was given."""
 
     items: list[bytes]
     next_cursor: str

@@ -51,7 +51,7 @@ def list_datasets(
     ] = None,
     state: Annotated[DatasetState | None, Query(description="only datasets in this state")] = None,
 ) -> DatasetPage:
-    """Datasets under the roots, withdrawn ones apart."""
+    """Datasets under the roots, without withdrawn ones."""
     with Session(service.engine) as session:
         wanted = DatasetFilter(contains, teacher, state)
         rows, following = catalogue.list_datasets(session, service.settings.roots, wanted, sort, cursor, limit)

@@ -24,7 +24,7 @@ async def health() -> Health:
     return Health()
 
 
-@router.get("/ready", responses={503: {"model": Readiness, "description": "not yet, or the index is out of reach"}})
+@router.get("/ready", responses={503: {"model": Readiness, "description": "not yet, or the index cannot be reached"}})
 def ready(service: ServiceDep) -> JSONResponse:
     """The index can be reached and every root was looked at lately."""
     try:

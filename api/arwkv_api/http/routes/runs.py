@@ -36,7 +36,7 @@ class RunFigures(BaseModel):
 
     items: list[dict[str, Any]] = Field(examples=[[{"stage": "align", "step": 10, "loss": 1.25}]])
     next_cursor: str = Field(description="give as `cursor` to get only what was written since")
-    restarted: bool = Field(description="the file was begun anew since `cursor`: forget the lines from before")
+    restarted: bool = Field(description="the file was replaced since `cursor`: forget the lines from before")
 
 
 class RunSample(BaseModel):
@@ -89,6 +89,6 @@ def run_samples(
     name: RunName,
     limit: Annotated[int, Query(ge=1, le=1000, description="most samples to answer")] = 20,
 ) -> RunSamples:
-    """What teacher and student make of the same prompts, side by side; empty where the run wrote none."""
+    """The answers of teacher and student to the same prompts, side by side. Empty where the run wrote none."""
     samples = read_samples(service.runs.find(name), limit)
     return RunSamples(items=[RunSample(**sample) for sample in samples])

@@ -49,7 +49,7 @@ def list_shards(
     max_tokens: Count = None,
     sample_id: Annotated[int | None, Query(ge=0, le=LARGEST_ID, description="only the shard with this sample")] = None,
 ) -> Response:
-    """The dataset's shards that have a manifest or, without `include=manifest`, had one."""
+    """The dataset's shards. Those that lost their manifest are left out with `include=manifest`."""
     wanted = ShardFilter(state, min_tokens, max_tokens, sample_id, with_manifest=include == "manifest")
     with Session(service.engine) as session:
         figures = DatasetRow.id, DatasetRow.revision, DatasetRow.shards
@@ -92,7 +92,7 @@ def shard_manifest(service: ServiceDep, name: DatasetName, part: Part) -> Respon
 
 @router.post("/{part}/verify", dependencies=[Write, Unconditional], responses=answers(404, 409, 412))
 def verify(service: ServiceDep, name: DatasetName, part: Part) -> Shard:
-    """Read the shard's files through now, whatever the background has done, and say what state it is in."""
+    """Verify the shard's files now, also where the background did, and answer the shard's state."""
     with Session(service.engine) as session:
         dataset = find_dataset(session, service.settings.roots, name)
         find_shard(session, dataset, part)
