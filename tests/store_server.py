@@ -90,7 +90,8 @@ def served(folder: Path) -> Iterator[ExampleService]:
                 return self._send(404, b'{"title": "Not Found"}', 0)
             status, offset = 200, 0
             if (header := self.headers.get("Range")) and not service.ignore_range:
-                status, offset = 206, int(header.removeprefix("bytes=").rstrip("-"))
+                first, last = header.removeprefix("bytes=").split("-")
+                status, offset, body = 206, int(first), body[: int(last) + 1 if last else None]
             changed, sent = service.fault(self.path, body[offset:])
             return self._send(status if changed == 200 else changed, sent, len(body) - offset - len(sent))
 

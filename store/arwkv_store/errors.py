@@ -1,5 +1,6 @@
 """The errors a user can meet: each says what, where, the value and the way out, and owns its exit code."""
 
+import errno
 from typing import ClassVar
 
 
@@ -45,8 +46,50 @@ class CorruptShard(ArwkvError):
     problem_type = "urn:arwkv:corrupt-shard"
 
 
+class StorageFault(ArwkvError):
+    """The place itself fails in a way that does not pass by waiting: someone has to see to the disk or the mount."""
+
+
 class TryAgain(ArwkvError):
     """A passing fault (a server that is away, a full disk, a stop request): the same command continues later."""
 
     exit_code = 75
     http_status = 503
+
+
+_PERMISSION = "this user may not do this there: name another folder, or give this user the permission"
+_LOCKS = (
+    "this file system has no file locks, by which writers tell each other apart: mount it with locks (NFS: without "
+    "nolock; Lustre: with flock), or write to a local folder and carry it over with store copy"
+)
+_FULL = "nothing was committed: free disk space, then run the same command again"
+_FAULTS: dict[int, tuple[type[ArwkvError], str]] = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), (UsageError, _PERMISSION)),
+    errno.EROFS: (UsageError, "it is mounted read-only: name another folder, or mount it for writing"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), (NotFound, "name a folder that is there")),
+    **dict.fromkeys((errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS), (StorageFault, _LOCKS)),
+    errno.EIO: (StorageFault, "the disk fails: look at the kernel's log, and move the dataset to another disk"),
+    errno.ESTALE: (
+        StorageFault,
+        "the server no longer knows this file: run the same command again; where that does not help, mount it again",
+    ),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), (TryAgain, _FULL)),
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE), (TryAgain, "too many files are open: raise ulimit -n, then run it again")
+    ),
+    **dict.fromkeys(
+        (errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EINTR, errno.EAGAIN, errno.EBUSY),
+        (TryAgain, "nothing was committed: run the same command again"),
+    ),
+}
+
+
+def storage_error(what: str, error: OSError) -> ArwkvError:
+    """What the operating system says of a file as an error that names the fault and the way out.
+
+    Only faults that pass by waiting, or by someone freeing space, are TryAgain.
+    """
+    unknown = (StorageFault, "nothing was committed: see to the disk or the mount, then run the same command again")
+    kind, remedy = _FAULTS.get(error.errno or 0, unknown)
+    file = f" ({error.filename})" if error.filename and str(error.filename) not in what else ""
+    return kind(f"{what}: {error.strerror or error}{file}; {remedy}")

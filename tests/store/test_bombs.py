@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 import zstandard
 
-from arwkv_store import CorruptShard, Sample, open_dataset
+from arwkv_store import CorruptShard, Sample, create_dataset, open_dataset
 from arwkv_store.arrow import arrow_file_writer, rows
 from arwkv_store.dataset import writer
 from arwkv_store.format import seal
 from arwkv_store.format.codecs import frames, logits_exact
 from arwkv_store.format.seal import sealed, unsealed
-from store_examples import example_dataset_info, write_example_dataset
+from store_examples import example_dataset_info, example_samples, write_example_dataset
 
 HUGE = 256 << 20
 LIMIT = 64 << 20
@@ -78,7 +78,7 @@ def _write_compressed_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A dataset whose record batches are compressed by Arrow itself, with a source of 256 MiB in a few kilobytes."""
     plain = arrow_file_writer.write_arrow_file
 
-    def compressed(file: IO[bytes], name: str, schema: pa.Schema, batches: Sequence[pa.RecordBatch]) -> Any:
+    def compressed(file: IO[bytes], name: str, schema: pa.Schema, batches: Sequence[pa.RecordBatch], heavy: int) -> Any:
         def blown(batch: pa.RecordBatch) -> pa.RecordBatch:
             at = schema.names.index("source")
             return batch.set_column(at, schema.field(at), pa.array([" " * HUGE], pa.string()))
@@ -88,11 +88,12 @@ def _write_compressed_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
         with monkeypatch.context() as patch:
             patch.setattr(pa.ipc, "new_file", lambda stream, schema: new_file(stream, schema, options=options))
-            return plain(file, name, schema, (blown(batch) for batch in batches))
+            return plain(file, name, schema, (blown(batch) for batch in batches), heavy)
 
+    old = example_dataset_info(samples=1, layers=()).model_copy(update={"format_version": 1})
     with monkeypatch.context() as patch:
         patch.setattr(writer, "write_arrow_file", compressed)
-        write_example_dataset(folder, info=example_dataset_info(samples=1, layers=()), length=30)
+        write_example_dataset(folder, info=old, length=30)
 
 
 def _write_lying_length(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +106,15 @@ def _write_lying_length(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(rows, "_light_arrays", lying)
         _write(folder, _cell(HUGE, _frame(HUGE), tokens=claimed), patch)
+
+
+def _write_cell_of_a_wide_capture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell of 240 entries that unpacks to 256 MiB, in a dataset that keeps 2^24 entries a position."""
+    narrow = example_dataset_info(samples=1, layers=())
+    info = example_dataset_info(samples=1, layers=(), top_k=1 << 24, vocab_size=1 << 24)
+    with monkeypatch.context() as patch:
+        patch.setattr(logits_exact, "encode", lambda logits, limit: _cell(HUGE, _frame(HUGE)))
+        create_dataset(folder, info).write_shard(0, example_samples(1, info=narrow, length=30))
 
 
 def _write_endless_manifest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +133,7 @@ def _write_manifest_of_lists(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 WHOLE_BOMBS: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
     "compressed record batch": _write_compressed_batches,
     "sample that lies about its length": _write_lying_length,
+    "cell larger than its entries allow": _write_cell_of_a_wide_capture,
     "manifest without end": _write_endless_manifest,
     "manifest of lists": _write_manifest_of_lists,
 }

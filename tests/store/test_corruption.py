@@ -149,7 +149,7 @@ def test_unknown_version_is_refused_naming_both(written: tuple[Path, list[Sample
     path = tmp_path / "copy" / name
     document = unsealed(path.read_bytes(), name)
     path.write_bytes(sealed({**document, "format_version": 7}))
-    with pytest.raises(UnsupportedVersion, match="format version 7, this release reads version 1"):
+    with pytest.raises(UnsupportedVersion, match="format version 7, this release reads versions 1 and 2"):
         open_dataset(tmp_path / "copy")
 
 

@@ -32,15 +32,20 @@ def _rows(folder: Path, kind: str) -> list[dict[str, Any]]:
         assert manifest["format_version"] in (1, 2)
         assert manifest["dataset_hash"] == hashlib.sha256((folder / "dataset.json").read_bytes()).hexdigest()
         file = manifest["files"][kind]
-        digits = f".{file['sha256'][:32]}" if manifest["format_version"] == 2 else ""
-        assert file["name"] == f"{path.stem}{digits}{'.arrow' if kind == 'rows' else '.hidden.arrow'}"
+        addresses = ["", f".{file['sha256'][:32]}"][: manifest["format_version"]]
+        ending = ".arrow" if kind == "rows" else ".hidden.arrow"
+        assert file["name"] in [f"{path.stem}{address}{ending}" for address in addresses]
         content = (path.parent / file["name"]).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file["size_bytes"], file["sha256"])
         end = 0
         for region in (file["head"], *file["batches"], file["footer"]):
             assert region["offset"] == end
             end += region["length"]
+            for column in reversed(region.get("columns", ())):
+                assert xxhash.xxh3_64_hexdigest(content[end - column["length"] : end]) == column["xxh3"]
+                end -= column["length"]
             assert xxhash.xxh3_64_hexdigest(content[region["offset"] : end]) == region["xxh3"]
+            end = region["offset"] + region["length"]
         assert end == len(content)
         rows += pa.ipc.open_file(pa.py_buffer(content)).read_all().to_pylist()
     return rows

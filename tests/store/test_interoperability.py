@@ -59,7 +59,7 @@ def test_field_metadata_names_each_codec(shard: tuple[Path, list[Sample]]) -> No
         schema = pa.ipc.open_file(file).schema
     assert schema.field("logits").metadata[b"codec"] == b"exact"
     assert schema.field("token_stats").metadata[b"shape"] == b"entropy [T] nats, true_logprob [T-1]"
-    assert schema.metadata[b"arwkv.format_version"] == b"1"
+    assert schema.metadata[b"arwkv.format_version"] == b"2"
 
 
 @pytest.mark.parametrize("capture", [{}, {"logits": "adaptive", "top_p": 0.9}])

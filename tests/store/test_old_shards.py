@@ -1,4 +1,4 @@
-"""Datasets written by version 1 of the format, kept in the repository: every later release reads them to the bit.
+"""Datasets written by each version of the format, kept in the repository: every later release reads them to the bit.
 
 They are never written anew. `expected.json` holds each sample's fields as dtype, shape and SHA-256 of the bytes.
 """
@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 from numpy.typing import NDArray
 
 from arwkv_store import Sample, create_dataset, open_dataset
+from arwkv_store.format.seal import sealed, unsealed
+from store_examples import assert_same_sample, example_dataset_info, write_example_dataset
 
 DATA = Path(__file__).parent / "data"
-NAMES = sorted(str(path.parent.relative_to(DATA)) for path in DATA.glob("v1*/*/dataset.json"))
+NAMES = sorted(str(path.parent.relative_to(DATA)) for path in DATA.glob("v*/*/dataset.json"))
+OLD_NAMES = [name for name in NAMES if name.startswith("v1")]
 EXACT_IDS = [200, 251, 228, 240]
 EXACT_LOGPROBS = [-1.0442085266113281, -1.9748973846435547, -2.5850467681884766, -3.20489501953125]
 
@@ -46,7 +50,7 @@ def _digest(array: NDArray[Any]) -> str:
 
 
 def test_every_codec_of_version_1_is_kept() -> None:
-    infos = [open_dataset(DATA / name).info.capture for name in NAMES]
+    infos = [open_dataset(DATA / name).info.capture for name in OLD_NAMES]
     assert {info.logits_codec for info in infos} == {"exact", "compact", "sampled", "hybrid", "none"}
     assert {info.hidden_dtype for info in infos} == {"bf16", "fp8", "int8", "none"}
 
@@ -64,16 +68,48 @@ def test_wide_ids_and_high_planes_of_version_1_are_kept() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_version_1_reads_to_the_bit(name: str) -> None:
+def test_each_version_reads_to_the_bit(name: str) -> None:
     expected = json.loads((DATA / name / "expected.json").read_text())
     assert [fingerprint(sample) for sample in open_dataset(DATA / name)] == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_version_1_is_resumed(tmp_path: Path, name: str) -> None:
+def test_each_version_is_resumed(tmp_path: Path, name: str) -> None:
     shutil.copytree(DATA / name, tmp_path / name)
-    dataset = open_dataset(tmp_path / name)
-    assert create_dataset(tmp_path / name, dataset.info).missing_parts() == []
+    info = open_dataset(tmp_path / name).info
+    assert create_dataset(tmp_path / name, info.model_copy(update={"format_version": 2})).missing_parts() == []
+
+
+def test_a_part_added_to_a_dataset_of_version_1_is_of_version_1(tmp_path: Path) -> None:
+    """Whoever reads the dataset reads the new part too: one checksum a record batch, no member unknown to them."""
+    old = example_dataset_info().model_copy(update={"format_version": 1})
+    write_example_dataset(tmp_path, info=old, parts=[0])
+    (added,) = write_example_dataset(tmp_path, parts=[2])[:1]
+    document = unsealed((tmp_path / "shards/part-000002.json").read_bytes(), "manifest")
+    assert document["format_version"] == 1
+    for file in document["files"].values():
+        content = (tmp_path / "shards" / file["name"]).read_bytes()
+        for batch in file["batches"]:
+            assert set(batch) == {"offset", "length", "xxh3", "rows"}
+            message = content[batch["offset"] : batch["offset"] + batch["length"]]
+            assert xxhash.xxh3_64_hexdigest(message) == batch["xxh3"]
+    assert_same_sample(open_dataset(tmp_path)[4], added)
+
+
+def test_a_footer_decides_nothing_that_is_read(tmp_path: Path) -> None:
+    """The footer names blocks of its own; what is decoded are the bytes whose checksum was compared."""
+    for name in ("v1/exact", "v2/exact"):
+        shutil.copytree(DATA / name, tmp_path / name)
+        manifest = tmp_path / name / "shards/part-000000.json"
+        document = unsealed(manifest.read_bytes(), name)
+        for file in document["files"].values():
+            with open(manifest.with_name(file["name"]), "rb+") as opened:
+                opened.seek(file["footer"]["offset"])
+                opened.write(bytes(file["footer"]["length"]))
+            file["footer"]["xxh3"] = xxhash.xxh3_64_hexdigest(bytes(file["footer"]["length"]))
+        manifest.write_bytes(sealed(document))
+        expected = json.loads((DATA / name / "expected.json").read_text())
+        assert [fingerprint(sample) for sample in open_dataset(tmp_path / name)] == expected
 
 
 def test_version_1_holds_these_very_numbers() -> None:

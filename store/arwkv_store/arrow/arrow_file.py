@@ -1,66 +1,90 @@
-"""Reading one Arrow file of a part: nothing is parsed or used before its hash was compared."""
+"""Reading one Arrow file of a part: nothing is parsed or used before its checksum was compared."""
 
 import hashlib
 import mmap
 import os
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
 
-from arwkv_store.arrow.ipc_message import require_plain_body
-from arwkv_store.errors import CorruptShard
+from arwkv_store.arrow.arrow_file_writer import MAGIC
+from arwkv_store.arrow.batch import Batch
+from arwkv_store.arrow.ipc_message import Span, batch_layout
+from arwkv_store.errors import CorruptShard, storage_error
 from arwkv_store.format.codecs.frames import BadCell
-from arwkv_store.format.manifest import FileInfo, Region
+from arwkv_store.format.file_hash import PIECE_BYTES
+from arwkv_store.format.manifest import BatchInfo, FileInfo, Region
 
 REMEDY = 'run "store verify --repair DIR" to set the part aside, then make it again'
+GAP_BYTES = 64 << 10
+"""Regions as near as this are fetched by one request."""
+
+Fetch = Callable[[Sequence[tuple[int, int]]], None]
+"""Puts byte ranges of a file that is there in part into place."""
 
 
 class ArrowFile:
-    """A memory-mapped Arrow file whose regions are verified before their first use."""
+    """A memory-mapped Arrow file whose regions are verified before their first use.
 
-    def __init__(self, path: Path, info: FileInfo, *, verify: bool) -> None:
+    With `fetch`, the file is a copy that has holes: what is asked for and not there yet is fetched first.
+    """
+
+    def __init__(self, path: Path, info: FileInfo, *, verify: bool, fetch: Fetch | None = None) -> None:
         self.path, self.info = path, info
-        self._verify = verify
-        self._map = _mapped(path, info.size_bytes)
-        self._bytes = np.frombuffer(self._map, np.uint8)
-        self._verified = [not verify] * len(info.batches)
-        if verify:
-            self._compare(info.head, "schema")
-            self._compare(info.footer, "footer")
+        self._verify, self._fetch = verify, fetch
+        self._file = _opened(path, info.size_bytes)
+        weakref.finalize(self, os.close, self._file)
+        self._bytes = np.frombuffer(mmap.mmap(self._file, 0, access=mmap.ACCESS_READ), np.uint8)
+        self._verified = set[int]()
+        self._require([info.head], "schema")
+        if fetch is None:
+            self._require([info.footer], "footer")
         try:
-            self._reader = pa.ipc.open_file(pa.py_buffer(self._bytes))
+            schema = self._bytes[len(MAGIC) : info.head.length]
+            self.schema: pa.Schema = pa.ipc.read_schema(pa.py_buffer(schema))
         except (pa.ArrowException, OSError) as error:
-            raise CorruptShard(f"{path}: footer: {error}; {REMEDY}") from error
-        if self._reader.num_record_batches != len(info.batches):
-            raise CorruptShard(
-                f"{path}: footer: {self._reader.num_record_batches} record batches, "
-                f"the manifest lists {len(info.batches)}; {REMEDY}"
-            )
-        self.schema: pa.Schema = self._reader.schema
+            raise CorruptShard(f"{path}: schema: {error}; {REMEDY}") from error
+        if any(len(batch.columns) > len(self.schema.names) for batch in info.batches):
+            raise CorruptShard(f"{path}: schema: {len(self.schema.names)} columns, fewer than checksums; {REMEDY}")
 
-    def batch(self, index: int) -> pa.RecordBatch:
-        """A verified record batch, its buffers views on the file. Raises CorruptShard."""
+    def batch(self, index: int, *, light: bool, heavy: Sequence[str]) -> Batch:
+        """A record batch's light columns (or only those that identify a row) and the heavy ones asked for, verified.
+
+        Its values are views on the file. Raises CorruptShard, OSError faults as `storage_error` names them.
+        """
         info = self.info.batches[index]
         self.require_whole()
-        if not self._verified[index]:
-            self._compare(info, f"record batch {index}")
-            self._verified[index] = True
+        names = self.schema.names[len(self.schema.names) - len(info.columns) :]
+        chosen = [region for name, region in zip(names, info.column_regions, strict=True) if name in heavy]
+        self._require([info.head, *chosen], f"record batch {index}")
         try:
-            require_plain_body(self._bytes[info.offset : info.offset + info.length].data)
-            batch = self._reader.get_batch(index)
-            batch.validate()
-        except (pa.ArrowException, OSError, BadCell) as error:
+            return self._parsed(info, light, heavy)
+        except BadCell as error:
             raise CorruptShard(f"{self.path}: record batch {index}: {error}; {REMEDY}") from error
-        if batch.num_rows != info.rows:
-            raise CorruptShard(f"{self.path}: record batch {index}: {batch.num_rows} rows, not {info.rows}; {REMEDY}")
-        return batch
+
+    def _parsed(self, info: BatchInfo, light: bool, heavy: Sequence[str]) -> Batch:
+        layout = batch_layout(self._bytes[info.offset : info.offset + info.length].data)
+        if layout.rows != info.rows:
+            raise BadCell(f"{layout.rows} rows, not {info.rows}")
+        # A buffer that begins in one region ends in it, so that what is used is what was compared.
+        if layout.heavy_starts(len(info.columns)) != [region.offset - info.offset for region in info.column_regions]:
+            raise BadCell("columns do not lie where the manifest says")
+
+        def take(span: Span) -> NDArray[np.uint8]:
+            start = info.offset + span.start
+            return self._bytes[start : start + span.length]
+
+        return Batch(self.schema, layout, take, light, heavy)
 
     def verify_all(self) -> None:
         """Compare every record batch. Raises CorruptShard."""
-        for index in range(len(self.info.batches)):
-            self.batch(index)
+        for index, info in enumerate(self.info.batches):
+            self.batch(index, light=False, heavy=self.schema.names[len(self.schema.names) - len(info.columns) :])
 
     def verify_sha256(self) -> None:
         """Compare the whole file's SHA-256 with the committed one. Raises CorruptShard."""
@@ -71,25 +95,62 @@ class ArrowFile:
 
     def require_whole(self) -> None:
         """Raise CorruptShard if the file was cut: reading a mapped page that it no longer has ends the process."""
-        found = self._map.size()
+        found = os.fstat(self._file).st_size
         if found < self.info.size_bytes:
             raise CorruptShard(f"{self.path}: cut to {found} bytes while it was open; {REMEDY}")
 
-    def _compare(self, region: Region, name: str) -> None:
-        found = xxhash.xxh3_64_hexdigest(self._bytes[region.offset : region.offset + region.length].data)
-        if found != region.xxh3:
-            raise CorruptShard(
-                f"{self.path}: {name}: checksum {found}, committed as {region.xxh3} "
-                f"(bytes {region.offset}..{region.offset + region.length}); {REMEDY}"
-            )
+    def _require(self, regions: Sequence[Region], name: str) -> None:
+        """Compare regions that were not compared yet. Raises CorruptShard."""
+        new = [region for region in regions if region.offset not in self._verified]
+        if self._fetch is not None:
+            lacking = [region for region in new if self._checksum(region) != region.xxh3]
+            if lacking:
+                self._fetch(joined(lacking))
+        elif not self._verify:
+            return
+        for region in new:
+            found = self._checksum(region)
+            if found != region.xxh3:
+                raise CorruptShard(
+                    f"{self.path}: {name}: checksum {found}, committed as {region.xxh3} "
+                    f"(bytes {region.offset}..{region.offset + region.length}); {REMEDY}"
+                )
+            self._verified.add(region.offset)
+
+    def _checksum(self, region: Region) -> str:
+        """Read, not mapped: a page that the disk cannot give is an error here; a mapping ends the process."""
+        digest, at, end = xxhash.xxh3_64(), region.offset, region.offset + region.length
+        buffer = memoryview(bytearray(min(PIECE_BYTES, region.length)))
+        try:
+            while at < end and (read := os.preadv(self._file, [buffer[: end - at]], at)):
+                digest.update(buffer[:read])
+                at += read
+        except OSError as error:
+            raise storage_error(str(self.path), error) from error
+        return digest.hexdigest()
 
 
-def _mapped(path: Path, size_bytes: int) -> mmap.mmap:
+def joined(regions: Sequence[Region]) -> list[tuple[int, int]]:
+    """Regions in their order as (start, end) ranges; those that are near each other make one."""
+    ranges: list[tuple[int, int]] = []
+    for region in regions:
+        end = region.offset + region.length
+        if ranges and region.offset - ranges[-1][1] <= GAP_BYTES:
+            ranges[-1] = (ranges[-1][0], end)
+        else:
+            ranges.append((region.offset, end))
+    return ranges
+
+
+def _opened(path: Path, size_bytes: int) -> int:
     try:
-        with open(path, "rb") as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != size_bytes or not found:
-                raise CorruptShard(f"{path}: {found} bytes, committed with {size_bytes}; {REMEDY}")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise CorruptShard(f"{path}: missing, though its manifest is there; {REMEDY}") from error
+    except OSError as error:
+        raise storage_error(str(path), error) from error
+    found = os.fstat(file).st_size
+    if found != size_bytes or not found:
+        os.close(file)
+        raise CorruptShard(f"{path}: {found} bytes, committed with {size_bytes}; {REMEDY}")
+    return file

@@ -2,14 +2,16 @@
 
 import hashlib
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import IO
 
 import pyarrow as pa
 import xxhash
 
-from arwkv_store.format.manifest import BatchInfo, FileInfo, Region
+from arwkv_store.arrow.ipc_message import batch_layout
+from arwkv_store.format.manifest import BatchInfo, ColumnInfo, FileInfo, Region
 
-_MAGIC = b"ARROW1\0\0"
+MAGIC = b"ARROW1\0\0"
 
 
 class _HashingSink:
@@ -20,7 +22,7 @@ class _HashingSink:
         self._head_bytes = head_bytes
         self.head: Region | None = None
         self._whole = hashlib.sha256()
-        self._region = xxhash.xxh3_64()
+        self._region: list[memoryview] = []
         self._region_start = self.size_bytes = 0
         self.closed = False
 
@@ -38,19 +40,32 @@ class _HashingSink:
 
     def _append(self, view: memoryview) -> None:
         self._whole.update(view)
-        self._region.update(view)
+        self._region.append(view)
         self.size_bytes += len(view)
         while view:
             view = view[self._file.write(view) :]
 
     def end_region(self) -> Region:
-        region = Region(
-            offset=self._region_start,
-            length=self.size_bytes - self._region_start,
-            xxh3=self._region.hexdigest(),
+        offset, length = self._region_start, self.size_bytes - self._region_start
+        return Region(offset=offset, length=length, xxh3=xxhash.xxh3_64_hexdigest(self._end()))
+
+    def end_batch(self, rows: int, heavy: int) -> BatchInfo:
+        """What was written since the last region: a record batch, its last `heavy` columns hashed one by one."""
+        offset, message = self._region_start, memoryview(self._end())
+        starts = batch_layout(message).heavy_starts(heavy) if heavy else []
+        head, *columns = (message[start:end] for start, end in pairwise([0, *starts, len(message)]))
+        return BatchInfo(
+            offset=offset,
+            length=len(message),
+            xxh3=xxhash.xxh3_64_hexdigest(head),
+            rows=rows,
+            columns=tuple(ColumnInfo(length=len(c), xxh3=xxhash.xxh3_64_hexdigest(c)) for c in columns),
         )
-        self._region, self._region_start = xxhash.xxh3_64(), self.size_bytes
-        return region
+
+    def _end(self) -> bytes:
+        written = b"".join(self._region)
+        self._region, self._region_start = [], self.size_bytes
+        return written
 
     def sha256(self) -> str:
         return self._whole.hexdigest()
@@ -65,14 +80,18 @@ class _HashingSink:
         self.closed = True
 
 
-def write_arrow_file(file: IO[bytes], name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> FileInfo:
-    """Write an Arrow IPC file and say what it holds. `name` is the file's final name. Raises OSError."""
-    sink = _HashingSink(file, len(_MAGIC) + schema.serialize().size)
+def write_arrow_file(
+    file: IO[bytes], name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], heavy: int
+) -> FileInfo:
+    """Write an Arrow IPC file and say what it holds. `name` is the file's final name; the last `heavy` columns get
+    checksums of their own. Raises OSError.
+    """
+    sink = _HashingSink(file, len(MAGIC) + schema.serialize().size)
     infos: list[BatchInfo] = []
     with pa.PythonFile(sink, mode="w") as stream, pa.ipc.new_file(stream, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
-            infos.append(BatchInfo(**sink.end_region().model_dump(), rows=batch.num_rows))
+            infos.append(sink.end_batch(batch.num_rows, heavy))
     assert sink.head is not None, "pyarrow writes the schema before it closes"
     return FileInfo(
         name=name,

@@ -1,6 +1,7 @@
 """A record batch as numpy views, bounds checked once, so that taking a row costs no Python object per value."""
 
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from arwkv_store.arrow.ipc_message import BUFFERS_OF_BINARY, BatchLayout, Span
 from arwkv_store.format.codecs.frames import BadCell
+
+Take = Callable[[Span], NDArray[np.uint8]]
+"""The bytes of a buffer, a view on the file."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class _Ragged:
 
     offsets: list[int]
     values: NDArray[Any]
-    valid: list[bool] | None
+    valid: NDArray[np.bool_] | None = None
 
     def __getitem__(self, row: int) -> Any:  # a numpy view whose type depends on the column
         return self.values[self.offsets[row] : self.offsets[row + 1]]
@@ -29,15 +34,15 @@ class _Ragged:
 class Batch:
     """The rows of one record batch. Raises BadCell when made of lengths or offsets that contradict each other."""
 
-    def __init__(self, batch: pa.RecordBatch, light: bool, heavy: tuple[str, ...]) -> None:
-        rows = batch.num_rows
-        self.sample_id = _fixed(batch.column("sample_id"), np.int64, rows)
-        self.n_tokens = _fixed(batch.column("n_tokens"), np.int32, rows)
-        self._heavy = {name: _binary(batch.column(name)) for name in heavy}
+    def __init__(self, schema: pa.Schema, layout: BatchLayout, take: Take, light: bool, heavy: Sequence[str]) -> None:
+        columns = _Columns(schema, layout, take)
+        self.sample_id = columns.fixed("sample_id", np.int64)
+        self.n_tokens = columns.fixed("n_tokens", np.int32)
+        self._heavy = {name: columns.binary(name) for name in heavy}
         if light:
-            self._tokens = _list(batch.column("tokens"), np.int32)
-            self._mask = _bool_list(batch.column("loss_mask"))
-            self._source = _texts(batch.column("source"))
+            self._tokens = columns.number_list("tokens", np.int32)
+            self._mask = columns.bool_list("loss_mask")
+            self._source = columns.texts("source")
             if not self._tokens.lengths() == self._mask.lengths() == self.n_tokens:
                 raise BadCell("n_tokens are not the lengths of tokens and loss_mask")
 
@@ -64,52 +69,73 @@ class Batch:
         return cell
 
 
-def _fixed(array: pa.Array, dtype: type[np.generic], rows: int) -> list[int]:
-    values = _buffer(array, 1, dtype)
-    if len(values) < rows:
-        raise BadCell(f"column of {len(values)} values for {rows} rows")
-    return list(values[:rows].tolist())
+class _Columns:
+    """Takes a record batch's columns by name; a column's buffers are looked at when it is taken."""
+
+    def __init__(self, schema: pa.Schema, layout: BatchLayout, take: Take) -> None:
+        self._layout, self._take = layout, take
+        self._places: dict[str, tuple[int, int]] = {}
+        node = buffer = 0
+        for field in schema:
+            self._places[field.name] = node, buffer
+            nodes, buffers = _extent(field.type)
+            node, buffer = node + nodes, buffer + buffers
+        if node != len(layout.nodes) or buffer != len(layout.buffers):
+            raise BadCell(f"{len(layout.nodes)} arrays of {len(layout.buffers)} buffers are not the schema's columns")
+
+    def fixed(self, name: str, dtype: type[np.generic]) -> list[int]:
+        values = self._buffer(name, 1, dtype)
+        if len(values) < self._layout.rows:
+            raise BadCell(f"column {name} of {len(values)} values for {self._layout.rows} rows")
+        return list(values[: self._layout.rows].tolist())
+
+    def number_list(self, name: str, dtype: type[np.generic]) -> _Ragged:
+        values = self._buffer(name, 3, dtype)
+        return _Ragged(self._offsets(name, len(values)), values)
+
+    def bool_list(self, name: str) -> _Ragged:
+        count = self._layout.nodes[self._places[name][0] + 1].length
+        values = self._bits(name, 3, count)
+        return _Ragged(self._offsets(name, len(values)), values)
+
+    def binary(self, name: str) -> _Ragged:
+        values = self._buffer(name, 2, np.uint8)
+        nulls = self._layout.nodes[self._places[name][0]].nulls
+        valid = self._bits(name, 0, self._layout.rows) if nulls else None
+        return _Ragged(self._offsets(name, len(values)), values, valid)
+
+    def texts(self, name: str) -> list[str]:
+        texts = self.binary(name)
+        try:
+            return [bytes(texts[row]).decode() for row in range(self._layout.rows)]
+        except UnicodeDecodeError as error:
+            raise BadCell(f"{error}, in what should be a text") from error
+
+    def _offsets(self, name: str, limit: int) -> list[int]:
+        offsets: list[int] = self._buffer(name, 1, np.int32)[: self._layout.rows + 1].tolist()
+        wrong = len(offsets) != self._layout.rows + 1 or offsets[0] < 0 or offsets[-1] > limit
+        if wrong or offsets != sorted(offsets):
+            raise BadCell(f"column {name}: offsets leave their buffer of {limit} values")
+        return offsets
+
+    def _bits(self, name: str, number: int, count: int) -> NDArray[np.bool_]:
+        bits = self._buffer(name, number, np.uint8)
+        if not 0 <= count <= 8 * len(bits):
+            raise BadCell(f"column {name}: {count} values in a buffer of {len(bits)} bytes")
+        return np.unpackbits(bits, count=count, bitorder="little").view(np.bool_)
+
+    def _buffer(self, name: str, number: int, dtype: type[np.generic]) -> NDArray[Any]:
+        taken = self._take(self._layout.buffers[self._places[name][1] + number])
+        return taken[: len(taken) // np.dtype(dtype).itemsize * np.dtype(dtype).itemsize].view(dtype)
 
 
-def _list(array: pa.Array, dtype: type[np.generic]) -> _Ragged:
-    values = _buffer(array.values, 1, dtype)
-    return _Ragged(_offsets(array, len(values)), values, None)
-
-
-def _bool_list(array: pa.Array) -> _Ragged:
-    bits = _buffer(array.values, 1, np.uint8)
-    if len(array.values) > 8 * len(bits):
-        raise BadCell(f"{len(array.values)} values in a buffer of {len(bits)} bytes")
-    values = np.unpackbits(bits, count=len(array.values), bitorder="little").view(np.bool_)
-    return _Ragged(_offsets(array, len(values)), values, None)
-
-
-def _binary(array: pa.Array) -> _Ragged:
-    values = _buffer(array, 2, np.uint8)
-    valid = None if array.null_count == 0 else array.is_valid().to_pylist()
-    return _Ragged(_offsets(array, len(values)), values, valid)
-
-
-def _texts(array: pa.Array) -> list[str]:
-    texts = _binary(array)
-    try:
-        return [bytes(texts[row]).decode() for row in range(len(array))]
-    except UnicodeDecodeError as error:
-        raise BadCell(f"{error}, in what should be a text") from error
-
-
-def _offsets(array: pa.Array, limit: int) -> list[int]:
-    offsets: list[int] = _buffer(array, 1, np.int32)[: len(array) + 1].tolist()
-    if len(offsets) != len(array) + 1 or offsets[0] < 0 or offsets[-1] > limit or offsets != sorted(offsets):
-        raise BadCell(f"offsets leave their buffer of {limit} values")
-    return offsets
-
-
-def _buffer(array: pa.Array, index: int, dtype: type[np.generic]) -> NDArray[Any]:
-    if array.offset:
-        raise BadCell("array with an offset of its own")
-    buffer = array.buffers()[index]
-    if buffer is None:
-        return np.empty(0, dtype)
-    size = np.dtype(dtype).itemsize
-    return np.frombuffer(buffer, np.uint8, buffer.size // size * size).view(dtype)
+def _extent(type_: pa.DataType) -> tuple[int, int]:
+    """How many nodes and buffers a column of this type has."""
+    if pa.types.is_list(type_):
+        nodes, buffers = _extent(type_.value_type)
+        return 1 + nodes, 2 + buffers
+    if pa.types.is_binary(type_) or pa.types.is_string(type_):
+        return 1, BUFFERS_OF_BINARY
+    if pa.types.is_primitive(type_):
+        return 1, 2
+    raise BadCell(f"a column of type {type_}")

@@ -1,32 +1,89 @@
-"""A look into an Arrow IPC message before pyarrow unpacks it.
+"""An Arrow IPC record batch as its metadata lays it out, read without pyarrow.
 
-Cells are compressed one by one, record batches never: a compressed body would let a small file unpack to any size, and
-pyarrow offers no bound. So the one flatbuffers field that announces compression is read here.
+The metadata is read from the very bytes whose checksum was compared, each buffer is bounded by them, and a compressed
+body is refused: cells are compressed one by one, record batches never, since a compressed body would let a small file
+unpack to any size.
 """
 
 import struct
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from arwkv_store.format.codecs.frames import BadCell
 
 _CONTINUATION = 0xFFFFFFFF
 _PREFIX_BYTES = 8
-# Field numbers in Arrow's Message.fbs: Message.header, RecordBatch.compression.
-_MESSAGE_HEADER, _BATCH_COMPRESSION = 2, 3
+# Field numbers in Arrow's Message.fbs: Message.header; RecordBatch's length, nodes, buffers, compression.
+_MESSAGE_HEADER = 2
+_ROWS, _NODES, _BUFFERS, _COMPRESSION = 0, 1, 2, 3
+BUFFERS_OF_BINARY = 3
+"""Validity, offsets, bytes."""
 
 
-def require_plain_body(message: memoryview) -> None:
-    """Raise BadCell if the encapsulated record batch `message` has a compressed body, or is no such message."""
+class Node(NamedTuple):
+    """One array: a column, or the values of a list column."""
+
+    length: int
+    nulls: int
+
+
+class Span(NamedTuple):
+    """One buffer: its range within the message."""
+
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """Where a record batch's buffers lie, in the order of the schema's fields."""
+
+    rows: int
+    nodes: list[Node]
+    buffers: list[Span]
+
+    def heavy_starts(self, heavy: int) -> list[int]:
+        """Where the buffers of each of the last `heavy` columns, all binary, begin within the message."""
+        return [span.start for span in self.buffers[len(self.buffers) - BUFFERS_OF_BINARY * heavy :: BUFFERS_OF_BINARY]]
+
+
+def batch_layout(message: memoryview) -> BatchLayout:
+    """The layout of an encapsulated record batch. Raises BadCell for another message, a compressed body, or buffers
+    that overlap or leave the message."""
     try:
-        if struct.unpack_from("<I", message, 0)[0] != _CONTINUATION:
+        continuation, metadata_bytes = struct.unpack_from("<II", message, 0)
+        if continuation != _CONTINUATION:
             raise BadCell("no Arrow message where the manifest says one begins")
-        root = _PREFIX_BYTES + _u32(message, _PREFIX_BYTES)
-        header = _field(message, root, _MESSAGE_HEADER)
+        metadata = message[: _PREFIX_BYTES + metadata_bytes]
+        header = _field(metadata, _PREFIX_BYTES + _u32(metadata, _PREFIX_BYTES), _MESSAGE_HEADER)
         if header is None:
             raise BadCell("an Arrow message without a header")
-        if _field(message, header + _u32(message, header), _BATCH_COMPRESSION) is not None:
+        batch = header + _u32(metadata, header)
+        if _field(metadata, batch, _COMPRESSION) is not None:
             raise BadCell("compressed record batch; only cells may be compressed")
+        at = _field(metadata, batch, _ROWS)
+        rows = 0 if at is None else int(struct.unpack_from("<q", metadata, at)[0])
+        nodes = [Node(*pair) for pair in _pairs(metadata, batch, _NODES)]
+        spans = [Span(len(metadata) + start, length) for start, length in _pairs(metadata, batch, _BUFFERS)]
     except struct.error as error:
         raise BadCell(f"an Arrow message that ends early ({error})") from error
+    end = len(metadata)
+    for span in spans:
+        if span.start < end or span.length < 0:
+            raise BadCell("buffers of a record batch overlap")
+        end = span.start + span.length
+    if end > len(message):
+        raise BadCell(f"buffers of a record batch end at byte {end} of its {len(message)}")
+    return BatchLayout(rows, nodes, spans)
+
+
+def _pairs(message: memoryview, table: int, number: int) -> list[tuple[int, int]]:
+    """A vector of structs of two int64."""
+    at = _field(message, table, number)
+    if at is None:
+        return []
+    vector = at + _u32(message, at)
+    return list(struct.iter_unpack("<qq", message[vector + 4 : vector + 4 + 16 * _u32(message, vector)]))
 
 
 def _field(message: memoryview, table: int, number: int) -> int | None:

@@ -8,11 +8,10 @@ import pyarrow as pa
 from arwkv_store.arrow.tally import Tally
 from arwkv_store.format.columns import HeavyColumn
 from arwkv_store.format.sample import Sample
-from arwkv_store.format.schema import FORMAT_VERSION
 from arwkv_store.format.statistics import sample_stats
 
 TARGET_BATCH_BYTES = 4 << 20
-"""A batch is what one hash covers, so what a random read verifies at least."""
+"""A heavy column of a batch, or all its light ones, is what one hash covers: what a random read verifies at least."""
 
 _IDENTITY = [
     pa.field("sample_id", pa.int64(), nullable=False),
@@ -31,11 +30,13 @@ LIGHT_COLUMNS = {"rows": _LIGHT, "hidden": _IDENTITY}
 """By kind of file the columns before the heavy ones."""
 
 
-def arrow_schema(kind: str, columns: Sequence[HeavyColumn], dataset_hash: str, part: int) -> pa.Schema:
+def arrow_schema(
+    kind: str, columns: Sequence[HeavyColumn], dataset_hash: str, part: int, format_version: int
+) -> pa.Schema:
     """The schema of a part's "rows" or "hidden" file."""
     heavy = [pa.field(column.name, pa.binary(), metadata=column.metadata()) for column in columns]
     metadata = {
-        "arwkv.format_version": str(FORMAT_VERSION),
+        "arwkv.format_version": str(format_version),
         "arwkv.dataset_hash": dataset_hash,
         "arwkv.part": str(part),
     }

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from arwkv_store.errors import CorruptShard
 from arwkv_store.format.layout import manifest_uri
 from arwkv_store.format.manifest import ShardManifest
-from arwkv_store.format.schema import ADDRESSED_VERSION, FORMAT_VERSION, refuse_unknown_version
+from arwkv_store.format.schema import READ_VERSIONS, refuse_unknown_version
 from arwkv_store.format.seal import require_intact, unsealed
 from arwkv_store.places.source import Source
 
@@ -30,8 +30,8 @@ def manifest_of(part: int, raw: bytes, dataset_hash: str, where: str) -> ShardMa
 # The scalars our writer puts first. With the bytes verified, matching them costs a seventh of parsing the statistics
 # behind them; a manifest in another order is parsed.
 _LEADING = re.compile(
-    rb'\{"format_version":[%d%d],"part":(\d{1,12}),"rows":(\d{1,12}),"tokens":(\d{1,12}),"first_sample_id":\d+,'
-    rb'"last_sample_id":\d+,"dataset_hash":"([0-9a-f]{64})"' % (FORMAT_VERSION, ADDRESSED_VERSION)
+    rb'\{"format_version":(?:%s),"part":(\d{1,12}),"rows":(\d{1,12}),"tokens":(\d{1,12}),"first_sample_id":\d+,'
+    rb'"last_sample_id":\d+,"dataset_hash":"([0-9a-f]{64})"' % b"|".join(b"%d" % version for version in READ_VERSIONS)
 )
 
 

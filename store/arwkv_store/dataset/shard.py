@@ -1,9 +1,8 @@
 """One committed part, open for reading: its rows file, and its hidden file once a hidden state is asked for."""
 
 import bisect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -71,6 +70,7 @@ class _OpenFile:
             raise CorruptShard(f"{source.uri}: part {manifest.part} has no {kind} file; {REMEDY}")
         self._source, self._part, self._info, self._verify = source, manifest.part, info, verify
         self._kind, self._columns = kind, columns
+        self._in_part = _is_small(columns, kind, manifest)
         self._batches: dict[int, Batch] = {}
         self._ends = list(accumulate(batch.rows for batch in info.batches))
         self._file: ArrowFile | None = None
@@ -89,9 +89,8 @@ class _OpenFile:
         damaged = gone = 0
         while True:
             file = self._file
-            path = self._source.data_path(self._part, self._kind, self._info) if file is None else file.path
             try:
-                file = self._file = file or self._opened(path)
+                file = self._file = file or self._opened()
                 return read(file)
             except CorruptShard as error:
                 evicted = isinstance(error.__cause__, FileNotFoundError)
@@ -100,16 +99,18 @@ class _OpenFile:
                     raise
                 self._file = None
 
-    def _opened(self, path: Path) -> ArrowFile:
-        file = ArrowFile(path, self._info, verify=self._verify)
-        _require_columns(file, self._kind, self._columns)
+    def _opened(self) -> ArrowFile:
+        kind, info = self._kind, self._info
+        ranged = self._source.data_ranges(self._part, kind, info) if self._in_part else None
+        if ranged is None:
+            file = ArrowFile(self._source.data_path(self._part, kind, info), info, verify=self._verify)
+        else:
+            file = ArrowFile(ranged.path, info, verify=self._verify, fetch=ranged.fetch)
+        _require_columns(file, kind, self._columns)
         return file
 
     def _batch(self, file: ArrowFile, index: int) -> Batch:
-        try:
-            return Batch(file.batch(index), self._kind == "rows", tuple(column.name for column in self._columns))
-        except BadCell as error:
-            raise CorruptShard(f"{file.path}: record batch {index}: {error}; {REMEDY}") from error
+        return file.batch(index, light=self._kind == "rows", heavy=[column.name for column in self._columns])
 
     def values(self, row: int) -> dict[str, Any]:
         """The row's decoded heavy columns by name; columns the row has no value for are left out."""
@@ -128,6 +129,13 @@ class _OpenFile:
                 where = f"record batch {bisect.bisect_right(self._ends, row)}: sample {batch.sample_id[at]}"
                 raise CorruptShard(f"{self.path}: {where}: {column.name}: {error}; {REMEDY}") from error
         return decoded
+
+
+def _is_small(columns: Iterable[HeavyColumn], kind: str, manifest: ShardManifest) -> bool:
+    """Whether these columns, each with checksums of its own, are so little of the file that the rest is not fetched."""
+    file, sizes = manifest.files[kind], manifest.stats.bytes_by_column
+    wanted = sum(sizes.get(column.name, 0) for column in columns) + (sizes.get("rows", 0) if kind == "rows" else 0)
+    return bool(file.batches) and bool(file.batches[0].columns) and 2 * wanted < file.size_bytes
 
 
 def _require_columns(file: ArrowFile, kind: str, columns: tuple[HeavyColumn, ...]) -> None:

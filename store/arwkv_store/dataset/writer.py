@@ -68,9 +68,11 @@ class Writer:
                 if kind == "hidden" and not columns:
                     continue
                 data[kind] = file = open_files.enter_context(self._target.temporary_file())
-                schema = arrow_schema(kind, columns, self._dataset_hash, part)
+                version = self.info.format_version
+                schema = arrow_schema(kind, columns, self._dataset_hash, part, version)
                 batches = record_batches(schema, samples, columns, tally)
-                files[kind] = write_arrow_file(file, data_file_name(part, kind), schema, batches)
+                heavy = len(columns) if version > 1 else 0
+                files[kind] = write_arrow_file(file, data_file_name(part, kind), schema, batches, heavy)
             tally.require_faithful(part)
             manifest = self._target.placed(self._manifest(part, samples, files, tally))
             return manifest if self._target.publish(manifest, data) else self.committed(part)
@@ -89,6 +91,7 @@ class Writer:
         }
         stats = ShardStats.merged(map(sample_stats, samples))
         return ShardManifest(
+            format_version=self.info.format_version,
             part=part,
             rows=len(samples),
             tokens=stats.tokens,

@@ -1,12 +1,20 @@
 """The manifest of one part: every file's size and hashes, written last, so that its existence is the commit."""
 
+from itertools import accumulate
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from arwkv_store.errors import CorruptShard
 from arwkv_store.format.layout import data_file_name
-from arwkv_store.format.schema import ADDRESSED_VERSION, FORMAT_VERSION, refuse_unknown_version
+from arwkv_store.format.schema import FORMAT_VERSION, refuse_unknown_version
 from arwkv_store.format.seal import sealed, unsealed
 from arwkv_store.format.statistics import ShardStats
 
@@ -28,10 +36,45 @@ class Region(BaseModel):
     xxh3: Xxh3
 
 
+class ColumnInfo(BaseModel):
+    """One heavy column of a record batch: how many bytes of the message are its own, and their xxh3-64."""
+
+    model_config = _FROZEN
+    length: Count
+    xxh3: Xxh3
+
+
 class BatchInfo(Region):
-    """One record batch: the IPC message's range, and how many rows it holds."""
+    """One record batch: the IPC message's range, and how many rows it holds.
+
+    Its heavy `columns` follow one another at the end of the message; `xxh3` covers what is before them. In version 1
+    there are none, and `xxh3` covers the whole message.
+    """
 
     rows: Count
+    columns: tuple[ColumnInfo, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_its_version(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = plain(self)
+        if not self.columns:
+            del document["columns"]
+        return document
+
+    @property
+    def head(self) -> Region:
+        """What the heavy columns leave of the message: its metadata and the light columns."""
+        length = self.length - sum(column.length for column in self.columns)
+        return Region.model_construct(offset=self.offset, length=length, xxh3=self.xxh3)
+
+    @property
+    def column_regions(self) -> list[Region]:
+        """The range of each heavy column, in the order of the schema."""
+        ends = accumulate((column.length for column in self.columns), initial=self.offset + self.head.length)
+        return [
+            Region.model_construct(offset=start, length=column.length, xxh3=column.xxh3)
+            for start, column in zip(ends, self.columns, strict=False)
+        ]
 
 
 class FileInfo(BaseModel):
@@ -72,7 +115,8 @@ class ShardManifest(BaseModel):
             kind: file.model_copy(update={"name": data_file_name(self.part, kind, file.sha256 if addressed else "")})
             for kind, file in self.files.items()
         }
-        version = ADDRESSED_VERSION if addressed else FORMAT_VERSION
+        columns = any(batch.columns for file in files.values() for batch in file.batches)
+        version = 2 if addressed or columns else 1
         return self.model_copy(update={"files": files, "format_version": version})
 
     def to_bytes(self) -> bytes:
@@ -107,9 +151,15 @@ def _require_tiling(manifest: ShardManifest, where: str) -> None:
             if region.offset != end:
                 raise CorruptShard(f"{where}: {file.name}: regions do not tile the file at byte {region.offset}")
             end += region.length
+        if any(batch.head.length < 0 for batch in file.batches):
+            raise CorruptShard(f"{where}: {file.name}: columns longer than their record batch")
+        if manifest.format_version == 1 and any(batch.columns for batch in file.batches):
+            raise CorruptShard(f"{where}: {file.name}: checksums of columns, which version 1 does not have")
+        names = [data_file_name(manifest.part, kind)]
+        if manifest.format_version > 1:
+            names.append(data_file_name(manifest.part, kind, file.sha256))
         rows = sum(batch.rows for batch in file.batches)
-        address = file.sha256 if manifest.format_version == ADDRESSED_VERSION else ""
-        if end != file.size_bytes or rows != manifest.rows or file.name != data_file_name(manifest.part, kind, address):
+        if end != file.size_bytes or rows != manifest.rows or file.name not in names:
             raise CorruptShard(
                 f"{where}: {file.name}: {end} of {file.size_bytes} bytes and {rows} of {manifest.rows} rows are covered"
             )

@@ -10,13 +10,13 @@ from arwkv_store.errors import ConfigurationDiffers, CorruptShard, UnsupportedVe
 from arwkv_store.format.hidden_names import hidden_column
 from arwkv_store.format.seal import sealed, unsealed
 
-FORMAT_VERSION = 1
-ADDRESSED_VERSION = 2
-"""Of manifests whose files are named by their content; all else is as in version 1."""
+FORMAT_VERSION = 2
+"""What is written anew. A dataset of an earlier version keeps it as it grows, so that whoever reads it still can."""
+READ_VERSIONS = (1, 2)
 
 # What made a dataset does not decide what is in it: a newer release or another command line may resume it.
 # Nor do the names of the files that the text came from: the fingerprint is that of the text itself.
-NOT_COMPARED = ("command", "versions", "created_by", "corpus.description")
+NOT_COMPARED = ("format_version", "command", "versions", "created_by", "corpus.description")
 
 
 class _Frozen(BaseModel):
@@ -115,9 +115,11 @@ class DatasetInfo(_Frozen):
 def refuse_unknown_version(document: Mapping[str, Any], where: str) -> None:
     """Raise UnsupportedVersion, naming both versions, unless this release reads the document's format version."""
     found = document.get("format_version")
-    if found not in (FORMAT_VERSION, ADDRESSED_VERSION):
+    # 1.0 and True equal 1, and are not what a writer puts there.
+    if type(found) is not int or found not in READ_VERSIONS:
+        read = " and ".join(map(str, READ_VERSIONS))
         raise UnsupportedVersion(
-            f"{where}: format version {found}, this release reads version {FORMAT_VERSION} or {ADDRESSED_VERSION}; "
+            f"{where}: format version {found}, this release reads versions {read}; "
             "use the release that wrote it, or capture the dataset again"
         )
 

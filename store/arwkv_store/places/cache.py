@@ -9,23 +9,32 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from arwkv_store.errors import CorruptShard, NotFound, TryAgain, UsageError
+from arwkv_store.errors import CorruptShard, NotFound, UsageError, storage_error
 from arwkv_store.format.file_hash import pieces_of, sha256_of
 from arwkv_store.format.manifest import FileInfo
+from arwkv_store.places.commit import write_all
 from arwkv_store.places.retry import Passing, given_up, pauses_s
 
 DEFAULT_FOLDER = Path("~/.cache/arwkv")
 DEFAULT_MAX_BYTES = 64 << 30
-_PARTIAL = ".partial"
+_PARTIAL, _RANGED = ".partial", ".ranged"
 _SIZE = re.compile(r"(\d{1,15})([KMGT]?)i?B?", re.IGNORECASE)
 
-Stream = Callable[[int], Iterator[bytes]]
-"""From a byte offset, the rest of a file in pieces. Raises Passing when the connection breaks."""
+Stream = Callable[[int, int | None], Iterator[bytes]]
+"""From a byte offset up to an end, or to the file's, its bytes in pieces. Raises Passing when the connection breaks."""
+
+
+@dataclass(frozen=True)
+class RangedFile:
+    """A copy with holes. `fetch` fills (start, end) ranges, in which each byte is to be verified before its use."""
+
+    path: Path
+    fetch: Callable[[Sequence[tuple[int, int]]], None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class FileCache:
         or its bytes are wrong twice, TryAgain.
         """
         path = self._path(file)
-        try:
+        with self._faults(where):
             if _touched(path, file):
                 return path
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,18 +67,44 @@ class FileCache:
                     _download(partial, file, stream, where)
                     os.replace(partial.name, path)
                     self._evict(path)
+        return path
+
+    def ranged(self, file: FileInfo, stream: Stream, where: str) -> RangedFile | None:
+        """A copy that is fetched range by range; None where the whole file is kept already. Raises as `fetch` does."""
+        path = self._path(file).with_suffix(_RANGED)
+        with self._faults(where):
+            if _touched(self._path(file), file):
+                return None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab") as opened:
+                opened.truncate(file.size_bytes)
+
+        def fetch(ranges: Sequence[tuple[int, int]]) -> None:
+            with self._faults(where), open(path, "rb+", buffering=0) as to:
+                for start, end in ranges:
+                    _fill(to, start, end, stream, where)
+                self._evict(path)
+
+        return RangedFile(path, fetch)
+
+    @contextlib.contextmanager
+    def _faults(self, where: str) -> Iterator[None]:
+        try:
+            yield
         except NotFound as error:
             raise CorruptShard(f"{where}: missing, though its manifest is there; restore it at its source") from error
+        except FileNotFoundError as error:
+            raise CorruptShard(f"{error.filename}: evicted by another reader; raise ARWKV_CACHE_BYTES") from error
         except OSError as error:
-            raise TryAgain(
-                f"{self.folder}: {error.strerror or error} while keeping {where}; "
-                "make room there, or name another folder: ARWKV_CACHE, or for store verify TMPDIR"
+            raise storage_error(
+                f"keeping {where} in the cache {self.folder} (another one: ARWKV_CACHE, or for store verify TMPDIR)",
+                error,
             ) from error
-        return path
 
     def forget(self, file: FileInfo) -> None:
         """Remove the copy, so that the next `fetch` makes another."""
         self._path(file).unlink(missing_ok=True)
+        self._path(file).with_suffix(_RANGED).unlink(missing_ok=True)
 
     def _path(self, file: FileInfo) -> Path:
         return self.folder / file.sha256[:2] / f"{file.sha256}.arrow"
@@ -80,7 +115,8 @@ class FileCache:
         for path in self.folder.glob("??/*"):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
-                entries.append((status.st_mtime_ns, status.st_size, path))
+                # A copy with holes takes what was fetched of it.
+                entries.append((status.st_mtime_ns, min(status.st_size, 512 * status.st_blocks), path))
         excess = sum(size for _, size, _ in entries) - self.max_bytes
         for _, size, path in sorted(entries):
             if excess <= 0:
@@ -144,7 +180,10 @@ def _locked(partial: Path) -> Iterator[IO[bytes]]:
 
 def _download(partial: IO[bytes], file: FileInfo, stream: Stream, where: str) -> None:
     for _ in range(2):
-        _continue(partial, file.size_bytes, stream, where)
+        have = partial.seek(0, os.SEEK_END)
+        if have > file.size_bytes:
+            partial.truncate(file.size_bytes)
+        _fill(partial, have, file.size_bytes, lambda offset, _: stream(offset, None), where)
         partial.seek(0)
         found = sha256_of(pieces_of(partial))
         if found == file.sha256:
@@ -156,22 +195,25 @@ def _download(partial: IO[bytes], file: FileInfo, stream: Stream, where: str) ->
     )
 
 
-def _continue(partial: IO[bytes], size_bytes: int, stream: Stream, where: str) -> None:
-    """Append what is missing. Progress renews the attempts: a flaky line only has to move."""
-    pauses, begun = pauses_s(), partial.seek(0, os.SEEK_END)
-    while (have := partial.seek(0, os.SEEK_END)) < size_bytes:
+def _fill(to: IO[bytes], have: int, end: int, stream: Stream, where: str) -> None:
+    """Write bytes `have` to `end` at their place. Progress renews the attempts: a flaky line only has to move."""
+    pauses, begun = pauses_s(), have
+    while have < end:
         if have > begun:
             pauses, begun = pauses_s(), have
+        to.seek(have)
         try:
-            for piece in stream(have):
-                partial.write(piece[: size_bytes - partial.tell()])
-            if partial.tell() == have:
-                raise Passing(f"ended at byte {have} of {size_bytes}")
+            for piece in stream(have, end):
+                if have == end:
+                    # A server that ignores ranges sends what follows too.
+                    return
+                write_all(to, piece[: end - have])
+                have = min(have + len(piece), end)
+            if have == begun:
+                raise Passing(f"ended at byte {have} of {end}")
         except Passing as fault:
             pause_s = next(pauses, None)
             if pause_s is None:
                 raise given_up(where, fault) from fault
-            if partial.tell() == have:
+            if have == begun:
                 time.sleep(max(pause_s, fault.wait_s))
-    if have > size_bytes:
-        partial.truncate(size_bytes)

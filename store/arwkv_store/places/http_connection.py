@@ -25,16 +25,22 @@ _PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 
 
 def answer_pieces(
-    method: str, url: str, offset: int = 0, *, whole: Callable[[int], None] = lambda size_bytes: None
+    method: str,
+    url: str,
+    offset: int = 0,
+    end: int | None = None,
+    *,
+    whole: Callable[[int], None] = lambda size_bytes: None,
 ) -> Iterator[bytes]:
-    """An answer's body from a byte offset on. `whole` is told how many bytes all of it has, where the service says so.
+    """An answer's body from a byte offset on, up to `end` where the service can.
 
+    `whole` is told how many bytes all of it has, where the service says so.
     The key is in ARWKV_API_KEY, if any; a redirect to another service does not take it along. Raises Passing for what
     may pass, NotFound, UsageError or CorruptShard for what will not.
     """
     try:
-        with _client(os.getpid()).stream(method, url, headers=_headers(offset)) as answer:
-            if (size_bytes := _whole_bytes(answer, offset)) is not None:
+        with _client(os.getpid()).stream(method, url, headers=_headers(offset, end)) as answer:
+            if (size_bytes := _whole_bytes(answer, offset, end)) is not None:
                 whole(size_bytes)
             if not answer.is_success:
                 raise _refusal(url, answer)
@@ -61,22 +67,24 @@ def _client(process_id: int) -> httpx.Client:
     )
 
 
-def _headers(offset: int) -> dict[str, str]:
+def _headers(offset: int, end: int | None) -> dict[str, str]:
     headers = {"Accept-Encoding": "identity"}
-    if offset:
-        headers["Range"] = f"bytes={offset}-"
+    if offset or end is not None:
+        headers["Range"] = f"bytes={offset}-{'' if end is None else end - 1}"
     if key := os.environ.get("ARWKV_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
     return headers
 
 
-def _whole_bytes(answer: httpx.Response, offset: int) -> int | None:
+def _whole_bytes(answer: httpx.Response, offset: int, end: int | None) -> int | None:
     total = answer.headers.get("Content-Range", "").rpartition("/")[2]
     length = answer.headers.get("Content-Length", "")
     if total.isdecimal():
         return int(total)
-    if answer.status_code in (200, 206) and length.isdecimal():
-        return int(length) + (offset if answer.status_code == 206 else 0)
+    if length.isdecimal() and answer.status_code == 200:
+        return int(length)
+    if length.isdecimal() and answer.status_code == 206 and end is None:
+        return offset + int(length)
     return None
 
 

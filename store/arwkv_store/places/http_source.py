@@ -11,7 +11,7 @@ from typing import Any
 from arwkv_store.errors import TryAgain, UsageError
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
-from arwkv_store.places.cache import FileCache, require_size
+from arwkv_store.places.cache import FileCache, RangedFile, Stream, require_size
 from arwkv_store.places.http_connection import answer_pieces
 from arwkv_store.places.retry import with_retries
 
@@ -65,9 +65,15 @@ class HttpSource:
 
     def data_path(self, part: int, kind: str, file: FileInfo) -> Path:
         """The file's verified copy in the cache, fetched if need be."""
+        return self._cache.fetch(file, *self._stream(part, kind, file))
+
+    def data_ranges(self, part: int, kind: str, file: FileInfo) -> RangedFile | None:
+        """A copy in the cache that is fetched range by range."""
+        return self._cache.ranged(file, *self._stream(part, kind, file))
+
+    def _stream(self, part: int, kind: str, file: FileInfo) -> tuple[Stream, str]:
         where = f"{self.uri}/shards/{part}/data?file={kind}"
-        pieces = partial(answer_pieces, "GET", where, whole=partial(require_size, where, file))
-        return self._cache.fetch(file, pieces, where)
+        return partial(answer_pieces, "GET", where, whole=partial(require_size, where, file)), where
 
     def forget(self, file: FileInfo) -> bool:
         """Remove the copy in the cache."""

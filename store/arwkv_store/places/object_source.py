@@ -9,7 +9,7 @@ from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.layout import BESIDE_FILES, DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
-from arwkv_store.places.cache import FileCache, require_size
+from arwkv_store.places.cache import FileCache, RangedFile, require_size
 from arwkv_store.places.object_folder import ObjectFolder
 
 PIECE_BYTES = 8 << 20
@@ -56,17 +56,22 @@ class ObjectSource:
     def data_path(self, part: int, kind: str, file: FileInfo) -> Path:
         """The file's verified copy in the cache, fetched if need be."""
         name = f"{SHARDS_FOLDER}/{file.name}"
+        return self._cache.fetch(file, partial(self._pieces, file), f"{self.uri}/{name}")
 
-        def pieces(offset: int) -> Iterator[bytes]:
+    def data_ranges(self, part: int, kind: str, file: FileInfo) -> RangedFile | None:
+        """A copy in the cache that is fetched range by range."""
+        return self._cache.ranged(file, partial(self._pieces, file), f"{self.uri}/{SHARDS_FOLDER}/{file.name}")
+
+    def _pieces(self, file: FileInfo, offset: int, end: int | None) -> Iterator[bytes]:
+        name = f"{SHARDS_FOLDER}/{file.name}"
+        if end is None or offset == 0:
             size_bytes = self._folder.once(partial(self._folder.size_bytes, name), name)
             require_size(f"{self.uri}/{name}", file, size_bytes)
-            starts = range(offset, size_bytes, PIECE_BYTES)
-            for at in range(0, len(starts), PIECES_AT_ONCE):
-                some = starts[at : at + PIECES_AT_ONCE]
-                ends = [min(start + PIECE_BYTES, size_bytes) for start in some]
-                yield from self._folder.ranges(name, some, ends)
-
-        return self._cache.fetch(file, pieces, f"{self.uri}/{name}")
+        end = file.size_bytes if end is None else end
+        starts = range(offset, end, PIECE_BYTES)
+        for at in range(0, len(starts), PIECES_AT_ONCE):
+            some = starts[at : at + PIECES_AT_ONCE]
+            yield from self._folder.ranges(name, some, [min(start + PIECE_BYTES, end) for start in some])
 
     def forget(self, file: FileInfo) -> bool:
         """Remove the copy in the cache."""

@@ -9,7 +9,7 @@ from arwkv_store.errors import CorruptShard, NotFound
 from arwkv_store.format.layout import BESIDE_FILES, DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
-from arwkv_store.places.cache import FileCache
+from arwkv_store.places.cache import FileCache, RangedFile
 
 
 class Source(Protocol):
@@ -34,6 +34,10 @@ class Source(Protocol):
 
     def data_path(self, part: int, kind: str, file: FileInfo) -> Path:
         """A local path of the whole "rows" or "hidden" file, fetched if need be."""
+
+    def data_ranges(self, part: int, kind: str, file: FileInfo) -> RangedFile | None:
+        """A local copy into which byte ranges are fetched as they are asked for; None where `data_path` gives the whole
+        file at no cost."""
 
     def forget(self, file: FileInfo) -> bool:
         """Drop a fetched copy that turned out damaged or gone; False where the file itself is what is read."""
@@ -76,6 +80,9 @@ class LocalSource:
     def data_path(self, part: int, kind: str, file: FileInfo) -> Path:
         """The file in the folder."""
         return self._shards / file.name
+
+    def data_ranges(self, part: int, kind: str, file: FileInfo) -> None:
+        """None: the file is there."""
 
     def forget(self, file: FileInfo) -> bool:
         """Nothing: the file is the dataset's own."""

@@ -71,15 +71,21 @@ def build_cell(
     return b"".join([header, raw_bytes, frame, padding])
 
 
-def parse_cell(cell: NDArray[np.uint8], codec: int, tokens: int, *, max_bytes_per_token: int) -> Cell:
-    """Split one cell and unpack its frame into at most `tokens * max_bytes_per_token` bytes. Raises BadCell."""
+def parse_cell(
+    cell: NDArray[np.uint8], codec: int, tokens: int, *, max_bytes_per_token: int, max_bytes_per_entry: int = 0
+) -> Cell:
+    """Split one cell and unpack its frame into at most so many bytes. Raises BadCell.
+
+    Entries that are to be unpacked have a raw byte each, so a small cell cannot claim many of them.
+    """
     if len(cell) < HEADER.size:
         raise BadCell(f"cell of {len(cell)} bytes is shorter than its header")
     found, flags, parameter, cell_tokens, entries, raw_size, packed_size, frame_size = HEADER.unpack_from(cell.data)
     if found != codec or cell_tokens != tokens:
         raise BadCell(f"cell of codec {found} with {cell_tokens} tokens, expected codec {codec} with {tokens}")
     end = HEADER.size + raw_size + frame_size
-    if len(cell) != end + -end % CELL_ALIGNMENT or packed_size > tokens * max_bytes_per_token:
+    most = tokens * max_bytes_per_token + min(entries, raw_size) * max_bytes_per_entry
+    if len(cell) != end + -end % CELL_ALIGNMENT or packed_size > most:
         raise BadCell(f"cell of {len(cell)} bytes claims {raw_size}+{frame_size} bytes, unpacking to {packed_size}")
     raw = cell[HEADER.size : HEADER.size + raw_size]
     packed = _unpack(cell[HEADER.size + raw_size : end], packed_size)

@@ -83,10 +83,10 @@ def encode(logits: SparseLogits, _limit: int) -> bytes:
 
 def decode(cell: NDArray[np.uint8], tokens: int, limit: int) -> SparseLogits:
     """Counts and ids as they were; log-probabilities within MAX_ERROR. Raises BadCell."""
-    parsed = parse_cell(cell, CODEC_ID, tokens, max_bytes_per_token=16 + 4 * limit)
+    parsed = parse_cell(cell, CODEC_ID, tokens, max_bytes_per_token=16, max_bytes_per_entry=4)
     raw, packed = Planes(parsed.raw), Planes(parsed.packed)
     tail = raw.take(tokens, np.float16).astype(np.float32)
-    counts = checked_counts(join_u32([packed.take(tokens) for _ in range(4)]), parsed.entries)
+    counts = checked_counts(join_u32([packed.take(tokens) for _ in range(4)]), parsed.entries, limit)
     parts = segments(counts)
     first = join_u16(packed.take(len(parts.counts)), packed.take(len(parts.counts)))
     ids = join_ids(parts.n, parsed.parameter, raw.take(parts.n), packed)

@@ -70,9 +70,9 @@ def encode(logits: SparseLogits, _limit: int) -> bytes:
 
 def decode(cell: NDArray[np.uint8], tokens: int, limit: int) -> SparseLogits:
     """Inverse of `encode`; positions hold at most `limit` entries. Raises BadCell."""
-    parsed = parse_cell(cell, CODEC_ID, tokens, max_bytes_per_token=32 + 8 * limit)
+    parsed = parse_cell(cell, CODEC_ID, tokens, max_bytes_per_token=32, max_bytes_per_entry=8)
     raw, packed = Planes(parsed.raw), Planes(parsed.packed)
-    counts = checked_counts(join_u32([packed.take(tokens) for _ in range(4)]), parsed.entries)
+    counts = checked_counts(join_u32([packed.take(tokens) for _ in range(4)]), parsed.entries, limit)
     parts = segments(counts)
     P = len(parts.counts)
     exponents = packed.take(P)

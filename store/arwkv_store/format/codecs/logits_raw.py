@@ -21,11 +21,11 @@ def encode(logits: SparseLogits, _limit: int) -> bytes:
     return build_cell(CODEC_ID, tokens=len(logits.counts), entries=len(logits.ids), raw=planes)
 
 
-def decode(cell: NDArray[np.uint8], tokens: int, _limit: int) -> SparseLogits:
-    """Inverse of `encode`, without a copy. Raises BadCell."""
+def decode(cell: NDArray[np.uint8], tokens: int, limit: int) -> SparseLogits:
+    """Inverse of `encode`, without a copy; positions hold at most `limit` entries. Raises BadCell."""
     parsed = parse_cell(cell, CODEC_ID, tokens, max_bytes_per_token=0)
     raw = Planes(parsed.raw)
-    counts = checked_counts(raw.take(tokens, np.uint32), parsed.entries)
+    counts = checked_counts(raw.take(tokens, np.uint32), parsed.entries, limit)
     tail, ids = raw.take(tokens, np.float32), raw.take(parsed.entries, np.int32)
     logprobs = raw.take(parsed.entries, np.float32)
     raw.end()

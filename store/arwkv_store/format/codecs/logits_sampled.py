@@ -50,11 +50,11 @@ def encode(logits: SparseLogits, limit: int) -> bytes:
 
 def decode(cell: NDArray[np.uint8], tokens: int, limit: int) -> SparseLogits:
     """Inverse of `encode`. Raises BadCell."""
-    parsed = parse_cell(cell, CODEC_ID, tokens, max_bytes_per_token=8 + 4 * limit)
+    parsed = parse_cell(cell, CODEC_ID, tokens, max_bytes_per_token=8, max_bytes_per_entry=4)
     if parsed.parameter == 0 or (parsed.flags & _WIDE_IDS and parsed.flags & _WIDER_IDS):
         raise BadCell(f"flags {parsed.flags} of {parsed.parameter} draws")
     raw, packed = Planes(parsed.raw), Planes(parsed.packed)
-    counts = checked_counts(join_u32([packed.take(tokens) for _ in range(4)]), parsed.entries)
+    counts = checked_counts(join_u32([packed.take(tokens) for _ in range(4)]), parsed.entries, limit)
     id_bits = 2 if parsed.flags & _WIDE_IDS else 8 if parsed.flags & _WIDER_IDS else 0
     ids = join_ids(parsed.entries, id_bits, raw.take(parsed.entries), packed)
     hits = packed.take(parsed.entries).astype(np.uint32)

@@ -50,11 +50,11 @@ def segments(counts: NDArray[Any]) -> Segments:
     return Segments(kept, int(kept.sum()), uniform)
 
 
-def checked_counts(counts: NDArray[np.uint32], entries: int) -> NDArray[np.int32]:
-    """Counts read from a cell, as int32. Raises BadCell unless they add up to `entries`."""
-    total = int(counts.sum(dtype=np.int64))
-    if total != entries:
-        raise BadCell(f"counts add up to {total}, the cell holds {entries} entries")
+def checked_counts(counts: NDArray[np.uint32], entries: int, limit: int) -> NDArray[np.int32]:
+    """Counts read from a cell, as int32. Raises BadCell unless they add up to `entries`, `limit` each at most."""
+    total, most = int(counts.sum(dtype=np.int64)), int(counts.max(initial=0))
+    if total != entries or most > limit:
+        raise BadCell(f"counts up to {most} that add up to {total}; {limit} and {entries} entries are declared")
     return counts.astype(np.int32)
 
 
