@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arwkv_store.errors import CorruptShard, NotFound, UsageError
+from arwkv_store.text.json_lines import require_characters
 from arwkv_student.model.cache import ArwkvCache
 from arwkv_student.model.loading import (
     accelerator,
@@ -67,7 +68,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
 
 def encode(tokenizer: Any, settings: GenerateSettings, *, begins: bool = True) -> Tensor:
     """The prompt's token ids [1, T]; a text that begins with nothing begins with the end-of-text token."""
-    text = settings.prompt
+    text = require_characters(settings.prompt, "--prompt")
     if settings.chat:
         messages = [{"role": "user", "content": text}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -111,6 +111,29 @@ def test_missing_weights(producer: Producer, tiny_teacher: Path, tiny_corpus: Pa
 
 
 @pytest.mark.parametrize(
+    ("name", "kept", "message"),
+    [
+        ("config.json", 300, "config.json: "),
+        ("model.safetensors", 300, "model.safetensors is not whole (300 bytes); fetch it again"),
+        ("model.safetensors", 0, "model.safetensors is a Git LFS pointer, not the file"),
+        ("tokenizer.json", 0, "no usable tokenizer"),
+        ("tokenizer.json", 300, "no usable tokenizer"),
+    ],
+)
+def test_a_model_that_is_not_whole(
+    producer: Producer, tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path, name: str, kept: int, message: str
+) -> None:
+    folder = tmp_path / "unfinished"
+    shutil.copytree(tiny_teacher, folder)
+    content = (folder / name).read_bytes()[:kept] or b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    (folder / name).write_bytes(content)
+    arguments = ["--teacher", str(folder), "--data", str(tiny_corpus), "--out", str(tmp_path / "o")]
+    code, said = producer("generate", "--max-length", "96", *arguments)
+    assert code == 2
+    assert message in said
+
+
+@pytest.mark.parametrize(
     ("lines", "message"),
     [
         ([], "no text in 1 sources"),

@@ -90,6 +90,10 @@ def test_generate_continues_the_prompt(run: Path, capfd: pytest.CaptureFixture[s
         (["train", "--stage", "sft", "--data", "x.jsonl"], "--start-from is missing"),
         (["eval", "--model", "nowhere", "--shards", "{shards}"], "model nowhere: no config.json there"),
         (["generate", "--model", "{teacher}", "--prompt", "x"], "model type 'qwen2', not 'arwkv'"),
+        (
+            ["generate", "--model", "{student}", "--prompt", "caf\udce9"],
+            r"--prompt: '\udce9' at character 3 is no",
+        ),
         (["train", "--shards", "{shards}", "--base", "no/where"], "no such folder"),
         (["train", "--shards", "{shards}", "--base", "{teacher}", "--head-dim", "48"], "heads of 48 do not divide"),
     ],
@@ -99,12 +103,13 @@ def test_errors_are_one_line_with_exit_code_2(
     message: str,
     tiny_shards: Path,
     tiny_teacher: Path,
+    run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = student(*(word.format(shards=tiny_shards, teacher=tiny_teacher) for word in arguments))
+    code = student(*(word.format(shards=tiny_shards, teacher=tiny_teacher, student=run) for word in arguments))
     stderr = capfd.readouterr().err
     assert code == 2
     assert message in stderr

@@ -8,6 +8,7 @@ from typing import Any
 
 from arwkv_producer.teacher.capture import CAPTURED_ARCHITECTURES
 from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.format.model_files import read_json, require_whole_weights
 from arwkv_store.format.weights import hash_of_config, hash_of_weights
 
 OWNERS = {"Qwen": "Qwen", "Llama": "meta-llama", "Meta-Llama": "meta-llama"}
@@ -88,12 +89,9 @@ def find_teacher(name: str) -> Teacher:
 
 def _read_local_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    try:
-        return dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise NotFound(f"--teacher {folder}: no config.json there; name a Hugging Face model folder") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--teacher {path}: {error}; restore the file from the model's source") from error
+    if not path.is_file():
+        raise NotFound(f"--teacher {folder}: no config.json there; name a Hugging Face model folder")
+    return read_json(f"--teacher {folder.name}", path)
 
 
 def _with_owner(name: str) -> str:
@@ -135,10 +133,12 @@ def weights_hash(teacher: Teacher, present: str | None = None) -> str | None:
 
 
 def require_weights(teacher: Teacher) -> None:
-    """Raise NotFound where a local folder holds no weight files."""
+    """Raise NotFound where a local folder lacks weight files, UsageError where one is not whole."""
     folder = Path(teacher.model)
     if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
         raise NotFound(f"--teacher {folder}: no *.safetensors or *.bin there; put the weights beside config.json")
+    if folder.is_dir():
+        require_whole_weights(f"--teacher {folder.name}", folder)
 
 
 def chosen_layers(text: str, hidden_states: str, layers: int) -> tuple[int, ...]:

@@ -47,8 +47,9 @@ class ChatTemplate:
             raise UsageError(f"{self._where}: the chat template refuses it ({error}); mend the conversation") from error
 
     def end_mark(self) -> str:
-        """What the template writes behind the last reply's words."""
-        return self._text([ASKED, {"role": "assistant", "content": STAND_IN}]).rpartition(STAND_IN)[2].strip()
+        """What the template writes behind the last reply's words. Raises UsageError where it writes no such reply."""
+        text, spans = self.render([ASKED, {"role": "assistant", "content": END}])
+        return text[text.index(END) + len(END) : spans[1][1]].strip()
 
     def _text(self, turns: Turns, header: bool = False, template: str | None = None) -> str:
         return str(

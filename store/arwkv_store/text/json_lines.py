@@ -65,11 +65,12 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
 
 
 def require_characters(text: str, where: str) -> str:
-    """The text. Raises UsageError where it holds a surrogate that stands alone: no tokenizer can read that."""
+    """The text. Raises UsageError where it holds half of a surrogate pair, or an argument's byte that is not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{where}: {text[error.start]!a} at character {error.start} is half a character; mend or remove the text"
+            f"{where}: {text[error.start]!a} at character {error.start} is no character (half of a surrogate pair, or "
+            "a byte that is not UTF-8); mend or remove the text"
         ) from error
     return text

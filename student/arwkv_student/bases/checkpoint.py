@@ -1,6 +1,5 @@
 """The base checkpoint: a Qwen2, Qwen2.5 or Llama folder or Hub name, of which single tensors are read."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.format.model_files import INDEX, read_json, require_whole_weights
 from arwkv_store.format.vocabulary import vocabulary_hash
 from arwkv_store.format.weights import hash_of_config, hash_of_weights
 
 SUPPORTED = ("qwen2", "llama")
 QKV_BIASES = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
-INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -108,13 +107,14 @@ def tokenizer_hash(what: str, folder: Path) -> str:
 def open_base(name: str) -> BaseCheckpoint:
     """Find a checkpoint: a local folder, or a Hub name (`name@revision`; a bare name means Qwen/name).
 
-    Raises NotFound where there is none, UsageError where it is of another family, or has biases that students lack.
+    Raises NotFound where there is none or it lacks a file, UsageError where it is of another family, has biases that
+    students lack, or a file is not whole.
     """
     folder = Path(name) if Path(name).is_dir() else _from_hub(name)
     path = folder / "config.json"
     if not path.is_file():
         raise NotFound(f"base {name}: no config.json in {folder}; name a Hugging Face model folder")
-    config = json.loads(path.read_text())
+    config = read_json(f"base {name}", path)
     if config.get("model_type") not in SUPPORTED:
         raise UsageError(
             f"base {name}: model type {config.get('model_type')!r}; name a Qwen2, Qwen2.5 or Llama checkpoint"
@@ -122,6 +122,7 @@ def open_base(name: str) -> BaseCheckpoint:
     for field in ("attention_bias", "mlp_bias"):
         if config.get(field):
             raise UsageError(f"base {name}: {field} is true in its config.json; name a Llama checkpoint without it")
+    require_whole_weights(f"base {name}", folder)
     return BaseCheckpoint(name, folder, config, _file_of_tensor(name, folder))
 
 
@@ -129,8 +130,7 @@ def _file_of_tensor(name: str, folder: Path) -> dict[str, str]:
     from safetensors import safe_open
 
     if (folder / INDEX).is_file():
-        weight_map: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
-        return weight_map
+        return dict(read_json(f"base {name}", folder / INDEX).get("weight_map", {}))
     file = folder / "model.safetensors"
     if not file.is_file():
         raise NotFound(f"base {name}: no model.safetensors in {folder}; save the model as safetensors")

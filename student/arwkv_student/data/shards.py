@@ -25,6 +25,13 @@ def open_shards(uri: str, columns: Collection[str], *, flag: str = "--shards") -
     return dataset
 
 
+def require_counted(uri: str) -> None:
+    """Raise UsageError where no position of the shards counts: a loss over nothing is 0 and teaches nothing."""
+    dataset = open_shards(uri, [])
+    if not any(dataset[index].loss_mask[1:].any() for index in range(len(dataset))):
+        raise UsageError(f"--shards {uri}: no position counts (every loss mask is False); train on other shards")
+
+
 def require_same_tokenizer(what: str, folder: Path, info: DatasetInfo, uri: str) -> None:
     """Raise UsageError unless the shards' token ids mean what the tokenizer of a model's folder means by them."""
     own = tokenizer_hash(what, folder)

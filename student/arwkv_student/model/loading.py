@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -13,12 +12,14 @@ import torch
 from arwkv_kernels.precision import compute_dtype, multiplies_bf16
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.file_hash import sha256_of_file
+from arwkv_store.format.model_files import read_json, require_whole_weights
 from arwkv_student.model.modeling import ArwkvForCausalLM
 
 
 def load_student(folder: Path) -> ArwkvForCausalLM:
     """A trained student, in the precision it was saved in. Raises NotFound or UsageError where there is none."""
     require_student(folder)
+    require_whole_weights(f"model {folder}", folder)
     model: ArwkvForCausalLM = ArwkvForCausalLM.from_pretrained(folder)
     return model
 
@@ -28,7 +29,7 @@ def require_student(folder: Path) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise NotFound(f"model {folder}: no config.json there; name the folder of a run, or one of its stages")
-    model_type = json.loads(config.read_text()).get("model_type")
+    model_type = read_json(f"model {folder}", config).get("model_type")
     if model_type != "arwkv":
         raise UsageError(f"model {folder}: model type {model_type!r}, not 'arwkv'; train one with --base")
 

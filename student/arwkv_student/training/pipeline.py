@@ -23,6 +23,7 @@ from arwkv_student.data.shards import (
     one_kind,
     open_shard_sets,
     open_shards,
+    require_counted,
     require_fitting_head,
     require_fitting_hidden_states,
     require_same_tokenizer,
@@ -86,7 +87,9 @@ def _stages(settings: TrainSettings, base: BaseCheckpoint, head: BaseCheckpoint,
         for shards in serving(sets, stage, settings):
             if stage == "align":
                 require_fitting_hidden_states(base, shards.info, shards.uri, mixed)
-            elif shards.info.capture.logits == "none":
+                continue
+            require_counted(shards.uri)
+            if shards.info.capture.logits == "none":
                 flag = "--base" if head is base else "--teacher-head"
                 require_fitting_head(flag, head, shards.info, shards.uri)
     for shards in sets:

@@ -21,6 +21,7 @@ from arwkv_student.data.conversations import examples, pairs, read_records
 from arwkv_student.model.loading import checkpoint_hash, computes_in_bf16, load_student, require_student
 from arwkv_student.settings import NOT_COMPARED, TrainSettings, TuneSettings
 from arwkv_student.training.distill import choose_trained
+from arwkv_student.training.end_of_turn import add_end_token, end_of_turn
 from arwkv_student.training.fsdp import shard
 from arwkv_student.training.pipeline import train_to_the_end, world_size
 from arwkv_student.training.provenance import origin
@@ -59,6 +60,8 @@ class Start:
     tokenizer: Any
     template: str
     """Hash of the chat template."""
+    end_of_turn: int | None
+    """The template's."""
 
 
 def open_start(settings: TrainSettings) -> Start:
@@ -78,11 +81,11 @@ def open_start(settings: TrainSettings) -> Start:
         raise NotFound(f"model {folder}: no tokenizer there; copy the base's tokenizer.json beside it") from error
     if settings.chat_template is not None:
         try:
-            tokenizer.chat_template = Path(settings.chat_template).read_text()
-        except OSError as error:
-            raise NotFound(f"--chat-template {settings.chat_template}: {error.strerror}; name a Jinja file") from error
+            tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise NotFound(f"--chat-template {settings.chat_template}: {error}; name a Jinja file in UTF-8") from error
     template = hashlib.sha256(json.dumps(tokenizer.chat_template).encode()).hexdigest()
-    return Start(folder, checkpoint, tokenizer, template)
+    return Start(folder, checkpoint, tokenizer, template, end_of_turn(tokenizer))
 
 
 def _identity(settings: TrainSettings, start: Start) -> dict[str, Any]:
@@ -119,6 +122,8 @@ def _run(
         copy_tokenizer(start.folder, run.stage(stage))
         if settings.chat_template is not None:
             replace_text(run.stage(stage) / "chat_template.jinja", str(start.tokenizer.chat_template))
+        if start.end_of_turn is not None:
+            add_end_token(run.stage(stage), start.end_of_turn)
         run.finish(stage, summary)
     processes.wait_for_everyone()
     return summary
