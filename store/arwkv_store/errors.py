@@ -73,6 +73,7 @@ _FAULTS: dict[int, tuple[type[ArwkvError], str]] = {
         StorageFault,
         "the server no longer knows this file: run the same command again; where that does not help, mount it again",
     ),
+    errno.EFBIG: (StorageFault, "nothing was committed: raise ulimit -f, or name a file system that takes such files"),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), (TryAgain, _FULL)),
     **dict.fromkeys(
         (errno.EMFILE, errno.ENFILE), (TryAgain, "too many files are open: raise ulimit -n, then run it again")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from arwkv_store import TryAgain, create_dataset, open_dataset
+from arwkv_store import StorageFault, TryAgain, create_dataset, open_dataset
 from arwkv_store.places import commit
 from store_examples import assert_same_sample, example_dataset_info, example_samples, write_example_dataset
 
@@ -146,7 +146,7 @@ def test_failure_at_any_operation_leaves_all_or_nothing_and_the_same_command_fin
         with monkeypatch.context() as patch:
             patch.setattr(commit, "os", disk)
             patch.setattr(commit, "open", disk.open_file, raising=False)
-            with contextlib.suppress(TryAgain):
+            with contextlib.suppress(StorageFault, TryAgain):
                 create_dataset(folder, example_dataset_info()).write_shard(0, samples)
         if len(disk.operations) <= n:
             break
@@ -171,7 +171,7 @@ def test_full_disk_is_a_typed_error_without_debris(tmp_path: Path, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(commit, "open", full, raising=False)
-        with pytest.raises(TryAgain, match="No space left on device; nothing was committed: make room"):
+        with pytest.raises(TryAgain, match="No space left on device; nothing was committed: free disk space"):
             writer.write_shard(0, example_samples(4))
     assert not list((tmp_path / "shards").iterdir())
     writer.write_shard(0, example_samples(4))
@@ -199,7 +199,7 @@ def test_file_size_limit_is_a_typed_error_and_the_same_command_resumes(tmp_path:
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     refused = write(9000)
-    assert (refused.returncode, refused.stdout.split()[0]) == (75, "TryAgain"), refused.stderr
+    assert (refused.returncode, refused.stdout.split()[0]) == (1, "StorageFault"), refused.stderr
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["dataset.json"]
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     assert write(1 << 30 if unlimited == resource.RLIM_INFINITY else unlimited).returncode == 0

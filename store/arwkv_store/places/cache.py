@@ -147,7 +147,8 @@ def _touched(path: Path, file: FileInfo) -> bool:
 def _abandoned(partial: Path) -> bool:
     """Whether nobody is downloading into it."""
     try:
-        with open(partial, "rb") as file:
+        # Open for writing: NFS locks for writing only what is opened so.
+        with open(partial, "rb+") as file:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False

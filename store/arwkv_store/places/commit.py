@@ -1,7 +1,8 @@
 """Publishing files so that nothing is visible before it is complete, and nothing acknowledged is ever lost.
 
 A file is written under a temporary name, flushed to the disk, and given its name; then the folder is flushed. A part's
-manifest comes last and is linked, never renamed over: the first commit wins. Publishing is serialised by a lock on
+manifest comes last and is linked, never renamed over: the first commit wins. Where a file system has no hard links, it
+is renamed under a lock where there is none. Publishing is serialised by a lock on
 dataset.json, which the kernel releases when a process dies, so an abandoned data file can be replaced safely.
 """
 
@@ -14,9 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from arwkv_store.errors import NotFound, TryAgain
+from arwkv_store.errors import TryAgain, storage_error
 
 TEMPORARY_PREFIX = ".new-"
+LOCK_FILE = ".lock"
+"""Beside what is named on a file system without hard links."""
+NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""How file systems say that they have none: exFAT, SMB, FUSE."""
 
 
 class NotFlushed(OSError):
@@ -46,14 +51,29 @@ def write_once(path: Path, content: bytes) -> bool:
     with temporary_file(path.parent) as file:
         write_all(file, content)
         os.fsync(file.fileno())
-        try:
-            os.link(file.name, path)
-        except FileExistsError:
+        if not _named(file.name, path):
             return False
     try:
         sync_folder(path.parent)
     except OSError as error:
         raise NotFlushed(error.errno, error.strerror, str(path)) from error
+    return True
+
+
+def _named(temporary: str, path: Path) -> bool:
+    """Give a file its name unless it is taken; where there are no hard links, under a lock of the folder."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        with open(path.parent / LOCK_FILE, "ab") as lock:
+            fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
+            if path.exists():
+                return False
+            os.rename(temporary, path)
     return True
 
 
@@ -88,7 +108,8 @@ def _withdraw(data: Iterable[Path], manifest_path: Path) -> None:
 def remove_abandoned(folder: Path) -> None:
     """Remove temporary files whose writers have died."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        with contextlib.suppress(OSError), open(path, "rb") as file:
+        # Open for writing: NFS locks for writing only what is opened so.
+        with contextlib.suppress(OSError), open(path, "rb+") as file:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(path)
 
@@ -121,17 +142,13 @@ def storage_faults(what: str) -> Iterator[None]:
     """Turn the operating system's errors while writing into errors that say what to do."""
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        raise NotFound(f"{what}: {error.strerror} ({error.filename}); name a folder this user can write") from error
     except NotFlushed as error:
         raise TryAgain(
             f"{what}: {error.strerror}; {error.filename} is complete and named, but may not outlast a power failure: "
-            "see to the disk, then let store verify look at it"
+            "look at the disk, then run store verify"
         ) from error
     except OSError as error:
-        raise TryAgain(
-            f"{what}: {error.strerror or error}; nothing was committed: make room, and the same command continues"
-        ) from error
+        raise storage_error(what, error) from error
 
 
 @contextlib.contextmanager
