@@ -2,16 +2,18 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from arwkv_store import ConfigurationDiffers, CorruptShard, create_dataset, open_dataset
+from arwkv_store import ConfigurationDiffers, CorruptShard, TryAgain, create_dataset, open_dataset
 from arwkv_store.cli import main
 from arwkv_store.commands.copy import copy_dataset
 from arwkv_store.commands.verify import verify_dataset
 from store_examples import assert_same_sample, example_dataset_info, example_samples, write_example_dataset
+from store_server import served
 
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
 
@@ -64,6 +66,19 @@ def test_copy_continues_and_brings_what_is_new(
     assert (said["parts"], said["parts_present_before"]) == (2, 1)
     for read, sample in zip(open_dataset(target), samples, strict=True):
         assert_same_sample(read, sample)
+
+
+@pytest.mark.parametrize("place", ["data", "http"])
+def test_disk_without_room_is_named_before_a_file_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    write_example_dataset(tmp_path / "data")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 100))
+    with served(tmp_path / "data") as service:
+        with pytest.raises(TryAgain, match=r"\d+ bytes are needed there, 100 are free; free disk space"):
+            list(copy_dataset(service.uri if place == "http" else str(tmp_path / "data"), str(tmp_path / "copy")))
+        assert not [path for path in service.requests if "/data?" in path]
+    assert len(open_dataset(tmp_path / "copy").shards) == 0
 
 
 def test_damaged_part_is_never_committed_elsewhere(tmp_path: Path) -> None:

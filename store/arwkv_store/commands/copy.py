@@ -1,6 +1,7 @@
 """Carrying a dataset from one place to another, part by part, each verified on its way."""
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,8 +17,12 @@ from arwkv_store.format.manifest import FileInfo, ShardManifest
 from arwkv_store.format.schema import DatasetInfo, require_same
 from arwkv_store.places.cache import FileCache
 from arwkv_store.places.commit import storage_faults, write_all
+from arwkv_store.places.room import require_room
 from arwkv_store.places.source import Source, source_of
 from arwkv_store.places.target import Target, target_of
+
+PARTS_TOGETHER = 64
+"""Parts in one commit where the target counts commits."""
 
 
 @dataclass
@@ -50,16 +55,16 @@ def copy_dataset(source_uri: str, target_uri: str) -> Iterator[Copied]:
         target.put_beside(name, content)
     present, dataset_hash = target.committed_parts(), hashlib.sha256(raw).hexdigest()
     copied = Copied(len(present))
-    for part, raw_manifest in source.manifests():
-        if part in present:
-            continue
-        where = manifest_uri(source.uri, part)
-        manifest = manifest_of(part, raw_manifest, dataset_hash, where)
-        _copy_part(source, target, manifest)
-        copied.parts += 1
-        copied.tokens += manifest.tokens
-        copied.size_bytes += manifest.size_bytes
-        yield copied
+    missing = ((part, raw_manifest) for part, raw_manifest in source.manifests() if part not in present)
+    while some := list(itertools.islice(missing, PARTS_TOGETHER)):
+        with target.together():
+            for part, raw_manifest in some:
+                manifest = manifest_of(part, raw_manifest, dataset_hash, manifest_uri(source.uri, part))
+                _copy_part(source, target, manifest)
+                copied.parts += 1
+                copied.tokens += manifest.tokens
+                copied.size_bytes += manifest.size_bytes
+                yield copied
     yield copied
 
 
@@ -86,6 +91,9 @@ def _copy_part(source: Source, target: Target, manifest: ShardManifest) -> None:
 def _copy_file(path: Path, file: FileInfo, to: IO[bytes]) -> None:
     to.seek(0)
     to.truncate()
+    require_room(
+        Path(to.name).parent, file.size_bytes, "free disk space; parts for an object store pass through TMPDIR"
+    )
     try:
         with open(path, "rb", buffering=0) as content:
             found = sha256_of(_written(pieces_of(content), to))

@@ -19,10 +19,12 @@ from arwkv_store.format.file_hash import pieces_of, sha256_of
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.places.commit import write_all
 from arwkv_store.places.retry import Passing, given_up, pauses_s
+from arwkv_store.places.room import require_room
 
 DEFAULT_FOLDER = Path("~/.cache/arwkv")
 DEFAULT_MAX_BYTES = 64 << 30
 _PARTIAL, _RANGED = ".partial", ".ranged"
+_OTHER_FOLDER = "or name another folder: ARWKV_CACHE, or for store verify TMPDIR"
 _SIZE = re.compile(r"(\d{1,15})([KMGT]?)i?B?", re.IGNORECASE)
 
 Stream = Callable[[int, int | None], Iterator[bytes]]
@@ -64,6 +66,8 @@ class FileCache:
                 # Another process may have finished it while this one waited for the lock.
                 if not _touched(path, file):
                     self._evict(path)
+                    missing_bytes = file.size_bytes - os.fstat(partial.fileno()).st_size
+                    require_room(self.folder, missing_bytes, f"free disk space, {_OTHER_FOLDER}")
                     _download(partial, file, stream, where)
                     os.replace(partial.name, path)
                     self._evict(path)

@@ -1,5 +1,6 @@
 """Requests to a dataset service, over connections that are kept; what may pass is told from what will not."""
 
+import atexit
 import contextlib
 import functools
 import json
@@ -59,12 +60,14 @@ def answer_pieces(
 @functools.cache
 def _client(process_id: int) -> httpx.Client:
     """The connections of this process: those that a fork inherits are its parent's."""
-    return httpx.Client(
+    client = httpx.Client(
         follow_redirects=True,
         timeout=TIMEOUT_S,
         limits=httpx.Limits(keepalive_expiry=KEPT_S),
         verify=ssl.create_default_context(),
     )
+    atexit.register(client.close)
+    return client
 
 
 def _headers(offset: int, end: int | None) -> dict[str, str]:

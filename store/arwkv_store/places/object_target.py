@@ -8,7 +8,7 @@ the manifest alone, which is created only where there is none: S3 and Google Clo
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import IO
 
@@ -67,6 +67,10 @@ class ObjectTarget:
         if counts != raw:
             self._discard(key for key in objects if key.rsplit("/", 1)[-1].encode() not in counts)
         return counts == raw
+
+    def together(self) -> AbstractContextManager[None]:
+        """Nothing: each part is committed when it is published."""
+        return contextlib.nullcontext()
 
     def _create(self, name: str, content: bytes) -> None:
         """Make an object where there is none. Raises Passing where it is not known to be there afterwards."""

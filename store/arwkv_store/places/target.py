@@ -3,7 +3,7 @@ of a part wins."""
 
 import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -38,6 +38,9 @@ class Target(Protocol):
 
     def publish(self, manifest: ShardManifest, data: Mapping[str, IO[bytes]]) -> bool:
         """Commit a part from its complete temporary files by kind; False where another's commit was first."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Where commits are counted, the parts published within are committed as one, at its end."""
 
 
 class LocalTarget:
@@ -91,6 +94,10 @@ class LocalTarget:
             manifest.to_bytes(),
         )
 
+    def together(self) -> AbstractContextManager[None]:
+        """Nothing: each part is committed when it is published."""
+        return nullcontext()
+
 
 def target_of(uri: str | Path) -> Target:
     """The place a URI names. Raises UsageError for one that cannot be written."""
@@ -99,6 +106,10 @@ def target_of(uri: str | Path) -> Target:
         return LocalTarget(Path(text))
     if text.startswith(("http://", "https://")):
         raise UsageError(f"{text}: a service's datasets can only be read; name a folder, or s3:// or another store")
+    if text.startswith("hf://") and not text.startswith("hf://buckets/"):
+        from arwkv_store.places.hub_target import HubTarget
+
+        return HubTarget(text)
     from arwkv_store.places.object_target import ObjectTarget
 
     return ObjectTarget(text)
