@@ -1,6 +1,6 @@
 """An engine's answers, played again from a captured dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,7 +20,11 @@ class RecordedEngine:
         dataset = open_dataset(recording)
         self._rows = [recorded_rows(dataset[index]) for index in range(len(dataset))]
 
-    def capture(self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+    def capture(
+        self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int], read: Callable[[int], None]
+    ) -> list[dict[str, torch.Tensor]]:
+        for prompt in prompts:
+            read(len(prompt))
         return [self._rows[key] for key in keys]
 
     def close(self) -> None:

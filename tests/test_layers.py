@@ -27,6 +27,13 @@ ROOMS_MAY_IMPORT = {
         "dataset": {"places", "arrow", "format"},
         "commands": {"dataset", "places", "arrow", "format"},
     },
+    "producer": {
+        "numerics": set(),
+        "teacher": {"numerics"},
+        "text": {"teacher"},
+        "run": {"text", "teacher"},
+        "check": {"text", "teacher"},
+    },
     "api": {
         "access": set[str](),
         "roots": set[str](),

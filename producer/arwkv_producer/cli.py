@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from arwkv_producer.config import GenerateConfig, PlanConfig, VerifyConfig
@@ -33,9 +32,11 @@ def gathered(words: Sequence[str], flag: str) -> list[str]:
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
-    """Run the teacher over a corpus and write shards; the same command continues where it stopped."""
+    """Run the teacher over a corpus and write shards. The same command continues after a stop."""
     if config.dry_run:
-        return _dry_run(config)
+        from arwkv_producer.run.plan import plan_of_text
+
+        return _print_plans(config, plan_of_text(config))
     from arwkv_producer.run.generate import generate
 
     summary = generate(config)
@@ -49,12 +50,19 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:
-    """Say what a capture would cost in bytes, shards and time, from the teacher's config.json alone."""
-    from arwkv_producer.run.plan import plan, print_plan
+    """Print what a capture costs in bytes, shards and time."""
+    from arwkv_producer.run.plan import plan
 
-    document = plan(config)
+    return _print_plans(config, plan(config))
+
+
+def _print_plans(config: GenerateConfig, document: dict[str, Any]) -> dict[str, Any]:
+    """Print a plan, or one for each dataset, unless JSON was asked for."""
+    from arwkv_producer.run.plan import print_plan
+
     if not config.json:
-        print_plan(document)
+        for plan_of_one in document.values() if config.data else [document]:
+            print_plan(plan_of_one)
     return document
 
 
@@ -68,22 +76,3 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
         for name, difference in document["largest_differences"].items():
             print(f"  {name:<14} {difference:.2g}")
     return document
-
-
-def _dry_run(config: GenerateConfig) -> dict[str, Any]:
-    from arwkv_producer.run.job import prepare, report_corpus
-    from arwkv_producer.run.output_folder import missing_room
-    from arwkv_producer.run.plan import costs, print_plan
-
-    documents = {}
-    tokens = 0
-    for job in prepare(config):
-        report_corpus(job)
-        documents[job.out] = costs(config, job.teacher, len(job.corpus.tokens), len(job.corpus), config.tokens_per_s)
-        documents[job.out]["corpus"] = asdict(job.corpus.report)
-        if not config.json:
-            print_plan(documents[job.out])
-        tokens += len(job.corpus.tokens)
-    if (problem := missing_room(config, job.teacher, tokens)) is not None:
-        print(f"{problem}; it would not start without --fill-disk", file=sys.stderr)
-    return documents

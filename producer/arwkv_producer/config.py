@@ -64,7 +64,7 @@ class CaptureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(CaptureConfig):
-    """Run the teacher over a corpus and write shards; the same command continues where it stopped."""
+    """Run the teacher over a corpus and write shards. The same command continues after a stop."""
 
     data: tuple[str, ...]
     """Text: files, folders or globs of .jsonl, .json, .parquet, .csv, .tsv, .arrow and .txt (also .gz, .zst, .bz2 and
@@ -105,15 +105,17 @@ class GenerateConfig(CaptureConfig):
     metrics_host: str = "127.0.0.1"
     """The address that `--metrics-port` listens on; `0.0.0.0` for a Prometheus elsewhere."""
     dry_run: bool = False
-    """Check everything and show the plan; start no engine, write nothing."""
+    """Check everything and print the plan. No engine starts, nothing is written."""
     tokens_per_s: float = 0.0
-    """With `--dry-run`: speed to reckon the time with, as a run reported it; 0 leaves the time out."""
+    """The teacher's speed, as a run reported it: a plan then states the hours. 0: unknown."""
     verbose: bool = False
     """Show vLLM's own log."""
 
+    needs_data = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(bool(self.data), "--data: no file named")
+        _require(bool(self.data) or not self.needs_data, "--data: no file named")
         _require(self.world_size >= 1, f"--world-size {self.world_size}: must be at least 1")
         _require(
             0 <= self.rank < self.world_size,
@@ -140,18 +142,21 @@ class GenerateConfig(CaptureConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(CaptureConfig):
-    """Say what a capture would cost in bytes, shards, memory and time, from the teacher's config.json alone."""
+class PlanConfig(GenerateConfig):
+    """Print what a capture costs in bytes, shards, memory and time; takes the flags of `producer generate`."""
 
+    data: tuple[str, ...] = ()
+    """Text, as for `producer generate`: its tokens are counted. Without it `--tokens` is the size of the corpus."""
+    out: str = "shards"
+    """The dataset's folder or URI, as for `producer generate`. Nothing is written."""
     tokens: int = 1_000_000_000
-    """Size of the corpus in tokens."""
-    tokens_per_s: float = 0.0
-    """Speed to reckon with, as a run reported it; 0 leaves the time out."""
+    """Size of the corpus in tokens, where `--data` names none."""
+
+    needs_data = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.tokens >= 1, f"--tokens {self.tokens}: must be at least 1")
-        _require(self.tokens_per_s >= 0, f"--tokens-per-s {self.tokens_per_s}: must be 0 (unknown) or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,9 @@ class Shuffled:
         self._engine, self._chance = engine, random.Random(5)
         self.distribution, self.close = engine.distribution, engine.close
 
-    def capture(self, prompts: Sequence[Any], keys: Sequence[int]) -> list[Any]:
+    def capture(self, prompts: Sequence[Any], keys: Sequence[int], read: Any) -> list[Any]:
         order = self._chance.sample(range(len(keys)), len(keys))
-        answers = self._engine.capture([prompts[at] for at in order], [keys[at] for at in order])
+        answers = self._engine.capture([prompts[at] for at in order], [keys[at] for at in order], read)
         return [answer for _, answer in sorted(zip(order, answers, strict=True), key=lambda pair: pair[0])]
 
 

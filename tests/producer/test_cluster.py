@@ -128,7 +128,7 @@ def test_sigterm_lets_actors_finish_what_they_have(
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 75, stderr
-    assert stderr.splitlines()[-1].endswith("shards to do; the same command continues")
+    assert stderr.splitlines()[-1].endswith("shards left; run the same command again to continue")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -51,24 +52,43 @@ def wait_for_a_shard(process: "subprocess.Popen[str]", out: Path) -> None:
         time.sleep(0.005)
 
 
-def test_sigterm_finishes_the_shard_and_the_same_command_continues(arguments: list[str], tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_a_signal_finishes_the_shard_a_second_stops_at_once_and_the_same_command_continues(
+    arguments: list[str], tmp_path: Path
+) -> None:
     out = tmp_path / "stopped" / "shards"
     process = start(arguments, out)
     wait_for_a_shard(process, out)
-    process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=120)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=280)
     assert process.returncode == 75, stderr
-    assert stderr.splitlines()[-1].endswith("shards to do; the same command continues")
+    assert re.search(r"producer: finishing shard \d+ of \d+, about \d+ \w+; again to stop now", stderr), stderr
+    assert stderr.splitlines()[-1].endswith("shards left; run the same command again to continue")
     assert stdout == ""
     before = committed(out)
     assert 0 < before < open_dataset(str(out)).info.corpus.parts
 
     process = start(arguments, out)
-    stdout, stderr = process.communicate(timeout=120)
+    wait_for_a_shard(process, out)
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    said = ""
+    while "again to stop now" not in said and process.poll() is None:  # two signals at one instant may be one
+        said = process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=280)
+    assert process.returncode == 75, stderr
+    assert stderr.splitlines()[-1] == "producer: stopped; run the same command again to continue", stderr
+    assert before < committed(out) < open_dataset(str(out)).info.corpus.parts
+    before = committed(out)
+
+    process = start(arguments, out)
+    stdout, stderr = process.communicate(timeout=280)
     assert process.returncode == 0, stderr
     summary = json.loads(stdout)
     assert (summary["shards_present_before"], summary["shards"]) == (before, summary["corpus"]["shards"] - before)
     assert len(open_dataset(str(out))) == summary["corpus"]["samples"]
+    assert f"producer: {summary['tokens']:,} of {summary['tokens']:,} tokens" in stderr, "counted by the engine"
     assert not any(word in stderr for word in ("Traceback", "WARNING", "INFO")), stderr
 
 

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from arwkv_producer import cli
 from arwkv_producer.config import PlanConfig
 from arwkv_producer.numerics import distribution
 from arwkv_producer.numerics.sampling import uniforms
 from arwkv_producer.run.output_folder import present_info
-from arwkv_producer.run.plan import plan
+from arwkv_producer.run.plan import plan, print_plan
 from arwkv_producer.run.sizes import SHARD_BYTES, logits_bytes, stored_bytes
 from arwkv_producer.teacher.capture import CaptureSettings
+from arwkv_store.commands import command_line
 from process_memory import forget_peak, peak_bytes
 from producer_captures import Captures
 from store_examples import example_dataset_info
@@ -150,6 +152,47 @@ def test_the_plan_knows_what_a_capture_stores(captures: Captures, name: str) -> 
         entries = sum(int(dataset[index].logits.counts.sum()) for index in range(len(dataset))) / tokens
         expected["logits"] = logits_bytes(info.capture, entries, info.vocab_size_padded)
     assert expected == pytest.approx(stored, rel=0.15)
+
+
+def test_thirty_equal_layers_are_one_line(half_billion: str, capsys: pytest.CaptureFixture[str]) -> None:
+    document = plan(PlanConfig(teacher=half_billion, hidden_states="attention", tokens=1000))
+    print_plan(document)
+    lines = capsys.readouterr().out.splitlines()
+    (hidden,) = [line for line in lines if "hidden" in line]
+    columns = document["bytes_per_token_by_column"]
+    together = sum(size for name, size in columns.items() if name.startswith("hidden."))
+    assert hidden.split()[:3] == ["hidden.attn", "×", "24"]
+    assert hidden.split()[3] == f"{together:,.1f}"
+    assert sum("bytes/token" in line for line in lines) == 5, "rows, logits, token_stats, hidden, together"
+
+
+def test_a_plan_counts_the_text_that_generate_would_read(
+    tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "tokens")
+    words = [
+        "--teacher",
+        str(tiny_teacher),
+        "--data",
+        str(tiny_corpus),
+        "--out",
+        out,
+        "--max-length",
+        "96",
+        "--json",
+        "--dry-run",
+    ]
+    said = []
+    for command in ("plan", "generate"):
+        with pytest.raises(SystemExit, match="0"):
+            command_line.main(
+                "producer", "", {"plan": cli.plan, "generate": cli.generate}, [command, *words, "--json", "--dry-run"]
+            )
+        said.append(json.loads(capsys.readouterr().out))
+    planned, dry_run = said
+    assert planned == dry_run
+    assert planned[out]["tokens"] == 18_089
+    assert not Path(out).exists()
 
 
 def test_a_part_of_heavy_samples_holds_few(half_billion: str, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Answers that cannot be used: never committed, named, and too many in a row end the run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,9 @@ class FaultyEngine:
         self.faults = dict(faults)
         self.calls: list[list[int]] = []
 
-    def capture(self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+    def capture(
+        self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int], read: Callable[[int], None]
+    ) -> list[dict[str, torch.Tensor]]:
         self.calls.append(list(keys))
         answers = []
         for key in keys:

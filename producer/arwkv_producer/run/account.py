@@ -1,5 +1,6 @@
 """What a run does, counted as it happens: on the bar, for Prometheus, as lines of JSON."""
 
+import contextlib
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run.job import Job
 from arwkv_producer.run.samples import BadCapture
 from arwkv_store import ShardManifest
-from arwkv_store.commands.progress import Progress
+from arwkv_store.commands.progress import Progress, ticking
 from arwkv_store.errors import TryAgain, UsageError
 from arwkv_store.places.commit import storage_faults
 
@@ -27,6 +28,9 @@ class Account:
         self._log = None if config.log_jsonl is None else _open_log(config.log_jsonl)
         self._where = config.log_jsonl or ""
         self._bar: Progress | None = None
+        self._end = contextlib.ExitStack()
+        self._read = self._part_ends = 0
+        self._parts_begun = self._parts = 0
         self._registry = CollectorRegistry()
         self._captured = self._counter("captured_tokens", "Tokens the teacher has read")
         self._tokens = self._counter("tokens", "Tokens in committed shards")
@@ -62,13 +66,34 @@ class Account:
 
     def begin(self, tokens: int, shards: int) -> None:
         """What is to be done; the speed counts from here."""
-        self._bar = Progress("producer", tokens)
+        self._bar = self._end.enter_context(Progress("producer", tokens))
+        self._end.enter_context(ticking(self._bar.tick))
+        self._parts = shards
         self._left.set(shards)
         self._rate.set_function(self._tokens_per_s)
         self._say("begin", tokens=tokens, shards=shards)
 
+    @property
+    def capturing(self) -> bool:
+        """Whether `begin` was called: before that a stop costs nothing."""
+        return self._bar is not None
+
+    def begin_part(self, tokens: int) -> None:
+        """A part of so many tokens is captured next."""
+        self._parts_begun += 1
+        self._part_ends = self._read + tokens
+
+    def finishing(self) -> str:
+        """What a stop waits for, in words."""
+        if not self._parts_begun:
+            return "finishing the shards in hand"
+        speed, left = self._tokens_per_s(), max(self._part_ends - self._read, 0)
+        about = f", about {duration(left / speed)}" if speed else ""
+        return f"finishing shard {self._parts_begun} of {self._parts}{about}"
+
     def captured(self, tokens: int) -> None:
         """The teacher has read so many more."""
+        self._read += tokens
         self._captured.inc(tokens)
         if self._bar is not None:
             self._bar.advance(tokens)
@@ -115,17 +140,24 @@ class Account:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(kind, error, trace)
+        self._end.__exit__(kind, error, trace)
         if error is not None:
             self._errors.labels(type(error).__name__).inc()
-        status = "finished" if error is None else "stopped" if isinstance(error, TryAgain) else "failed"
+        stopped = isinstance(error, TryAgain | KeyboardInterrupt)
+        status = "finished" if error is None else "stopped" if stopped else "failed"
         self._say("end", status=status, message=str(error or ""), seconds=round(time.monotonic() - self._began, 3))
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
         if self._log is not None:
             os.close(self._log)
+
+
+def duration(seconds: float) -> str:
+    """Rounded to a unit that a person would choose."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _open_log(path: str) -> int:

@@ -190,7 +190,7 @@ def _connected(config: GenerateConfig) -> Iterator[Any]:
         import ray
     except ImportError:
         raise UsageError("--ray: Ray is not installed; install arwkv[ray]") from None
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         _require_listening(config.ray)
         ray.init(address=config.ray, log_to_driver=config.verbose, logging_level="ERROR")
@@ -198,7 +198,8 @@ def _connected(config: GenerateConfig) -> Iterator[Any]:
         raise TryAgain(
             f"--ray {config.ray}: no cluster answers there ({error}); start one: ray start --head"
         ) from error
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in this one's place
+    for number, handler in handlers.items():
+        signal.signal(number, handler)  # Ray has put its own in this one's place
     try:
         with redirect_stdout(sys.stderr):  # where Ray prints what its nodes say; stdout is for the summary
             yield ray

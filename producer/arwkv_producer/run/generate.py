@@ -1,16 +1,18 @@
 """The producer's run: capture part after part, write each while the next is captured."""
 
-import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run.account import Account
 from arwkv_producer.run.backend import start_engine
-from arwkv_producer.run.job import prepare, report_corpus
+from arwkv_producer.run.job import Job, prepare, report_corpus
 from arwkv_producer.run.parts import Work, capture_parts, share, summary_of
+from arwkv_producer.run.stopping import stop_requested
+from arwkv_producer.run.teacher_pass import Engine
 from arwkv_producer.teacher.vllm_setup import prepare_environment
 
 
@@ -18,19 +20,19 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     """Make the missing parts that are this rank's. Returns the run's summary.
 
     Raises UsageError and its kin before the engine starts, BadCapture where the teacher's answers cannot be used, and
-    TryAgain after SIGTERM, once the part in hand is committed.
+    TryAgain after a first SIGTERM or Ctrl-C, once the part in hand is committed; KeyboardInterrupt after a second, or
+    where the engine has not started yet.
     """
     began = time.monotonic()
     prepare_environment(config.tensor_parallel, config.verbose)
-    with Account(config) as account:
+    with Account(config) as account, stop_requested(account) as stopping:
         jobs = prepare(config)
         for job in jobs:
             report_corpus(job)
             account.corpus(job)
         works = [share(config, job) for job in jobs]
         if any(work.parts for work in works):
-            with _stop_requested() as stopping:
-                _make(config, works, account, stopping)
+            _make(config, works, account, stopping)
     summary, *held_out = [summary_of(work) for work in works]
     return {**summary, "seconds": time.monotonic() - began, **({"held_out": held_out[0]} if held_out else {})}
 
@@ -44,18 +46,18 @@ def _make(config: GenerateConfig, works: list[Work], account: Account, stopping:
         account.begin(tokens, shards)
         capture_on_cluster(config, works, account, stopping)
         return
-    with closing(start_engine(config, works[0].job)) as engine:
+    with _running(config, works[0].job) as engine:
         account.begin(tokens, shards)
         for work in works:
             capture_parts(work, engine, account, stopping)
 
 
 @contextmanager
-def _stop_requested() -> Iterator[Callable[[], bool]]:
-    """Inside the block SIGTERM only sets what the yielded function answers."""
-    asked: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+def _running(config: GenerateConfig, job: Job) -> Iterator[Engine]:
+    """The engine, closed afterwards; but after KeyboardInterrupt it simply ends with this process, at once."""
+    engine = start_engine(config, job)
     try:
-        yield lambda: bool(asked)
+        yield engine
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if not isinstance(sys.exception(), KeyboardInterrupt):
+            engine.close()

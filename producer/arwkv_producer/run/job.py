@@ -18,6 +18,7 @@ from arwkv_producer.text.reading import read_records
 from arwkv_producer.text.sources import Share, find_shares
 from arwkv_producer.text.tokenizer import load_tokenizer, real_vocab_size, tokenizer_files
 from arwkv_store import DatasetInfo
+from arwkv_store.commands.progress import working
 from arwkv_store.errors import UsageError
 from arwkv_store.format.schema import TokenizerInfo
 from arwkv_store.format.vocabulary import vocabulary_hash
@@ -68,11 +69,13 @@ def prepare(config: GenerateConfig) -> list[Job]:
     if config.strict:
         _require_nothing_passed_over(shares)
     require_writable(config.out)
-    tokenizer = load_tokenizer(teacher)
+    with working("loading the tokenizer"):
+        tokenizer = load_tokenizer(teacher)
     vocab_size = real_vocab_size(tokenizer)
     require_fitting(config, teacher, vocab_size)
     require_weights(teacher)
-    corpora = _read(config, shares, tokenizer)
+    with working("reading and tokenising the text"):
+        corpora = _read(config, shares, tokenizer)
     if len(corpora[0]) == 0:
         sources = sum(len(share.sources) for share in shares)
         raise UsageError(f"--data {' '.join(config.data)}: no text in {sources} sources; name some that hold text")
@@ -84,7 +87,8 @@ def prepare(config: GenerateConfig) -> list[Job]:
     files = tokenizer_files(tokenizer)
     outs = config.out, config.out.rstrip("/") + "-held-out"
     present = [present_info(out) for out in outs]
-    teacher_hash = weights_hash(teacher, None if present[0] is None else present[0].teacher.weights_hash)
+    with working("hashing the teacher's weights"):
+        teacher_hash = weights_hash(teacher, None if present[0] is None else present[0].teacher.weights_hash)
     dtype = teacher_dtype(config, teacher, present[0] or present[1])
     return [
         Job(

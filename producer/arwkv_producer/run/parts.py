@@ -69,6 +69,7 @@ def commit_parts(work: Work, teacher_pass: TeacherPass, account: Account, stoppi
         for part in work.parts:
             if stopping():
                 break
+            account.begin_part(work.job.part_tokens(part))
             samples = teacher_pass.capture_part(part)
             if samples is not None:
                 shards.put(part, samples)
@@ -83,7 +84,7 @@ def require_complete(work: Work) -> None:
     """Raise TryAgain where parts are left to do."""
     if len(work.committed) < len(work.parts):
         left = len(work.parts) - len(work.committed)
-        raise TryAgain(f"{work.job.out}: stopped with {left} shards to do; the same command continues")
+        raise TryAgain(f"{work.job.out}: stopped with {left} shards left; run the same command again to continue")
 
 
 def summary_of(work: Work) -> dict[str, Any]:

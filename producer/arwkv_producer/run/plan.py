@@ -1,9 +1,14 @@
 """What a capture will cost, before anything is captured."""
 
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from itertools import groupby
 from typing import Any
 
-from arwkv_producer.config import CaptureConfig, PlanConfig
+from arwkv_producer.config import CaptureConfig, GenerateConfig, PlanConfig
 from arwkv_producer.run.identity import capture_info
+from arwkv_producer.run.output_folder import missing_room
 from arwkv_producer.run.sizes import PARTS_BEFORE_WRITING, SHARD_BYTES, row_bytes, samples_per_part, stored_bytes
 from arwkv_producer.teacher.capture import LOGITS_CHUNK_BYTES
 from arwkv_producer.teacher.teacher import Teacher, find_teacher
@@ -15,10 +20,31 @@ FULL_HIDDEN_TOKENS = 20_000_000
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:
-    """Bytes per token by column, total, shards and time, for a corpus of `config.tokens` full-length samples."""
+    """Bytes per token by column, total, shards and time, for a corpus of `config.tokens` full-length samples.
+
+    Where `config.data` names text, its tokens are counted instead; see `plan_of_text`.
+    """
+    if config.data:
+        return plan_of_text(config)
     teacher = find_teacher(config.teacher)
     samples = -(-config.tokens // config.max_length)
     return costs(config, teacher, config.tokens, samples, config.tokens_per_s)
+
+
+def plan_of_text(config: GenerateConfig) -> dict[str, Any]:
+    """A plan for each dataset that the command would make, by its `--out`. The text is read and everything checked."""
+    from arwkv_producer.run.job import prepare, report_corpus
+
+    documents = {}
+    jobs = prepare(replace(config, dry_run=True))
+    for job in jobs:
+        report_corpus(job)
+        documents[job.out] = costs(config, job.teacher, len(job.corpus.tokens), len(job.corpus), config.tokens_per_s)
+        documents[job.out]["corpus"] = asdict(job.corpus.report)
+    tokens = sum(len(job.corpus.tokens) for job in jobs)
+    if (problem := missing_room(config, jobs[0].teacher, tokens)) is not None:
+        print(f"{problem}; it would not start without --fill-disk", file=sys.stderr)
+    return documents
 
 
 def costs(config: CaptureConfig, teacher: Teacher, tokens: int, samples: int, tokens_per_s: float) -> dict[str, Any]:
@@ -72,10 +98,22 @@ def advice(capture: CaptureInfo, columns: dict[str, float], tokens: int) -> str:
     )
 
 
+def _merged(columns: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    """Columns and their bytes, equal layers as one: `hidden.attn × 30`."""
+
+    def kind(column: tuple[str, float]) -> tuple[str, float]:
+        name, size = column
+        return name.rpartition(".")[0] or name, size
+
+    for (name, size), equal in groupby(columns.items(), key=kind):
+        names = [column for column, _ in equal]
+        yield (names[0], size) if len(names) == 1 else (f"{name} × {len(names)}", size * len(names))
+
+
 def print_plan(document: dict[str, Any]) -> None:
-    """The plan as a table."""
+    """The plan as a table; `document` is one plan."""
     print(f"{document['teacher']}: {document['tokens']:,} tokens in {document['samples']:,} samples")
-    for column, size in document["bytes_per_token_by_column"].items():
+    for column, size in _merged(document["bytes_per_token_by_column"]):
         print(f"  {column:<22} {size:>10,.1f} bytes/token {size * document['tokens'] / 1e9:>12,.3f} GB")
     together, total = document["bytes_per_token"], document["total_bytes"] / 1e9
     print(f"  {'together':<22} {together:>10,.1f} bytes/token {total:>12,.3f} GB")

@@ -16,7 +16,8 @@ class ShardQueue:
     """Hand parts over with `put`; `committed` is called (on a writer's thread, one at a time) after each one's commit.
 
     Each of `writers` threads has a part in hand; compression and files leave Python's lock free most of the time. A
-    failed write is raised by the next `put`, or on leaving the `with` block, which waits for what was handed over.
+    failed write is raised by the next `put`, or on leaving the `with` block, which waits for what was handed over,
+    unless KeyboardInterrupt ends it.
     """
 
     def __init__(self, writer: Writer, committed: Callable[[ShardManifest], None], writers: int = 1) -> None:
@@ -57,6 +58,8 @@ class ShardQueue:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            return  # at once: what is not committed is made again
         for _ in self._threads:
             self._parts.put(None)
         for thread in self._threads:

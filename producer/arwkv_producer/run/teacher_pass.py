@@ -1,6 +1,6 @@
 """The teacher's pass over samples: engine calls of a good size, each answer checked, a bad one tried once more."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,10 +10,11 @@ from arwkv_producer.run.account import Account
 from arwkv_producer.run.job import Job
 from arwkv_producer.run.samples import BadCapture, GaveUp, to_sample
 from arwkv_producer.run.sizes import row_bytes
+from arwkv_producer.teacher.vllm_setup import unheard
 from arwkv_store import Sample
 
 CALL_TOKENS = 1 << 16
-"""Tokens sent to the engine in one call: enough to fill its steps, few enough that the bar moves."""
+"""Tokens sent to the engine in one call: enough to fill its steps."""
 CALL_BYTES = 4 << 30
 """But no more than make so many bytes of rows, or one sample."""
 BAD_IN_A_ROW = 5
@@ -27,8 +28,10 @@ class Engine(Protocol):
     def distribution(self) -> Sequence[str]:
         """Names of the rows that `capture` answers of each next-token distribution."""
 
-    def capture(self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int]) -> list[dict[str, Any]]:
-        """Each prompt's rows by name, in the order asked."""
+    def capture(
+        self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int], read: Callable[[int], None]
+    ) -> list[dict[str, Any]]:
+        """Each prompt's rows by name, in the order asked; `read` is told of each one's tokens as soon as it is done."""
 
 
 class TeacherPass:
@@ -64,15 +67,15 @@ class TeacherPass:
     def _answers(self, ids: range) -> Iterator[Sample | BadCapture]:
         for call in self._calls(ids):
             tokens = [self._job.corpus.sample_tokens(sample_id) for sample_id in call]
-            for sample_id, rows in zip(call, self._engine.capture(tokens, call), strict=True):
+            for sample_id, rows in zip(call, self._engine.capture(tokens, call, self._account.captured), strict=True):
                 yield self._checked(sample_id, rows)
-            self._account.captured(sum(map(len, tokens)))
 
     def _checked(self, sample_id: int, rows: Any) -> Sample | BadCapture:
         try:
             return self._build(sample_id, rows)
         except BadCapture:
-            (rows,) = self._engine.capture([self._job.corpus.sample_tokens(sample_id)], [sample_id])
+            again = [self._job.corpus.sample_tokens(sample_id)]
+            (rows,) = self._engine.capture(again, [sample_id], unheard)
         try:
             return self._build(sample_id, rows)
         except BadCapture as bad:

@@ -1,7 +1,7 @@
 """The producer's side of vLLM: start a capturing engine, send it token sequences, receive their rows."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from arwkv_producer.teacher.capture import CAPTURED_ARCHITECTURES, CaptureSettings
 from arwkv_producer.teacher.engine_faults import engine_faults
-from arwkv_producer.teacher.vllm_setup import EngineConfig, free_memory, prepare_environment, start_vllm
+from arwkv_producer.teacher.vllm_setup import (
+    EngineConfig,
+    finished_prompts,
+    free_memory,
+    prepare_environment,
+    start_vllm,
+    unheard,
+)
 
 DISTRIBUTION = ("ids", "logprobs", "tail_logprob", "entropy", "true_logprob", "drawn")
 """Rows that an engine which keeps distributions gives, beside the hidden states."""
@@ -26,9 +33,8 @@ class TeacherEngine:
     def __init__(self, config: EngineConfig, settings: CaptureSettings) -> None:
         self._model = config.model
         self._end = contextlib.ExitStack()
-        prepare_environment(
-            config.tensor_parallel, config.verbose
-        )  # before torch loads: it reads how idle threads wait
+        # Before torch loads: it reads how idle threads wait.
+        prepare_environment(config.tensor_parallel, config.verbose)
 
         from arwkv_producer.teacher.handover import HandoverFolder, open_handover
 
@@ -49,16 +55,19 @@ class TeacherEngine:
             self._end.close()
             raise
 
-    def capture(self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int]) -> list[dict[str, Any]]:
+    def capture(
+        self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int], read: Callable[[int], None] = unheard
+    ) -> list[dict[str, Any]]:
         """Run the prompts; answer each one's captured rows (CPU tensors, T rows each) in the order asked.
 
-        `keys` are unique among prompts in flight. A prompt whose rows did not arrive answers an empty mapping.
+        `read` is told of each prompt's tokens as soon as it is done. `keys` are unique among prompts in flight. A
+        prompt whose rows did not arrive answers an empty mapping.
         """
         from vllm import PoolingParams
 
         from arwkv_producer.teacher.capture_models import TASK
 
-        with engine_faults(self._model):
+        with engine_faults(self._model), finished_prompts(self._llm, read):
             self._llm.encode(
                 [{"prompt_token_ids": prompt.tolist()} for prompt in prompts],
                 [PoolingParams(task=TASK, extra_kwargs={"key": key}) for key in keys],

@@ -6,10 +6,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from arwkv_store.commands.progress import working
+
 
 @contextlib.contextmanager
-def output_shown_on_failure() -> Iterator[None]:
-    """Hold back everything this process writes to stdout and stderr, C libraries included; an exception shows it."""
+def output_shown_on_failure(what: str) -> Iterator[None]:
+    """Hold back everything this process writes to stdout and stderr, C libraries included; an exception shows it.
+
+    Meanwhile the true stderr is told `what` is being done, and for how long.
+    """
     with tempfile.TemporaryFile() as held:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -18,8 +23,12 @@ def output_shown_on_failure() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         failed = True
         try:
-            yield
+            with os.fdopen(stderr, "w", closefd=False) as terminal, working(what, terminal):
+                yield
             failed = False
+        except KeyboardInterrupt:
+            failed = False
+            raise
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -4,7 +4,7 @@ Shapes: T tokens of a prompt, K kept candidates. vLLM's lists begin each positio
 K likeliest; its position rule is the other one: entry t is the distribution of token t itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from arwkv_producer.teacher.capture import STOCK_ARCHITECTURES
 from arwkv_producer.teacher.engine_faults import engine_faults
-from arwkv_producer.teacher.vllm_setup import EngineConfig, free_memory, start_vllm
+from arwkv_producer.teacher.vllm_setup import EngineConfig, finished_prompts, free_memory, start_vllm, unheard
 
 
 class StockEngine:
@@ -34,8 +34,13 @@ class StockEngine:
             max_logprobs=top_k,
         )
 
-    def capture(self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int]) -> list[dict[str, Any]]:
-        """Run the prompts; answer each one's rows (CPU tensors, T rows each) in the order asked."""
+    def capture(
+        self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int], read: Callable[[int], None] = unheard
+    ) -> list[dict[str, Any]]:
+        """Run the prompts; answer each one's rows (CPU tensors, T rows each) in the order asked.
+
+        `read` is told of each prompt's tokens as soon as it is done.
+        """
         import vllm
 
         kept = vllm.SamplingParams(
@@ -47,7 +52,7 @@ class StockEngine:
             detokenize=False,
         )
         asked = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
-        with engine_faults(self._model):
+        with engine_faults(self._model), finished_prompts(self._llm, read):
             answers = self._llm.generate(asked, kept, use_tqdm=False)
         return [self._rows(answer) for answer in answers]
 

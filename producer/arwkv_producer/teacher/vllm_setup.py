@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,8 @@ class EngineConfig:
 def start_vllm(config: EngineConfig, architecture: str, **arguments: Any) -> Any:
     """A `vllm.LLM` whose model class is our registered `architecture`; `arguments` are vLLM's own."""
     prepare_environment(config.tensor_parallel, config.verbose)
-    with output_shown_on_failure() if not config.verbose else contextlib.nullcontext(), _llvmlite_hidden():
+    held_back = contextlib.nullcontext() if config.verbose else output_shown_on_failure("loading vLLM and the teacher")
+    with held_back, _llvmlite_hidden(), _ctrl_c_kept_from_workers(config.tensor_parallel):
         import vllm
 
         _require_supported_head(config)
@@ -79,6 +81,43 @@ def start_vllm(config: EngineConfig, architecture: str, **arguments: Any) -> Any
     if (warning := unverified(vllm.__version__, runner)) is not None:
         print(warning, file=sys.stderr)
     return llm
+
+
+def unheard(tokens: int) -> None:
+    """For who does not ask what was read."""
+
+
+@contextlib.contextmanager
+def finished_prompts(llm: Any, read: Callable[[int], None]) -> Iterator[None]:
+    """Inside the block `read` is told of each prompt's tokens as soon as vLLM is done with it."""
+    engine = llm.llm_engine
+    step = engine.step
+
+    def counted_step() -> Any:
+        outputs = step()
+        for output in outputs:
+            if output.finished:
+                read(len(output.prompt_token_ids))
+        return outputs
+
+    engine.step = counted_step
+    try:
+        yield
+    finally:
+        del engine.step
+
+
+@contextlib.contextmanager
+def _ctrl_c_kept_from_workers(tensor_parallel: int) -> Iterator[None]:
+    """Processes that start inside ignore Ctrl-C, which a terminal sends to all of them: the producer stops them."""
+    if tensor_parallel == 1:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

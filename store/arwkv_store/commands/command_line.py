@@ -46,7 +46,7 @@ def main(
         print(f"{prog}: {type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
     except KeyboardInterrupt:
-        print(f"{prog}: stopped; the same command continues", file=sys.stderr)
+        print(f"{prog}: stopped; run the same command again to continue", file=sys.stderr)
         raise SystemExit(75) from None
     except BrokenPipeError:
         sys.stderr.close()

@@ -1,13 +1,16 @@
-"""A bar on a terminal; off a terminal, one line every 30 seconds."""
+"""A bar on a terminal; off a terminal, a line after 10 seconds and then one every 30 seconds."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol, Self, TextIO, TypeVar
 
 from tqdm import tqdm
 
+FIRST_LINE_S = 10.0
 LINE_EVERY_S = 30.0
 
 
@@ -34,7 +37,8 @@ class Progress:
         self._title, self._total, self._before = title, total_tokens, done_tokens
         self._stream = stream or sys.stderr
         self._tokens = self._size_bytes = 0
-        self._started = self._last_line = time.monotonic()
+        self._started = time.monotonic()
+        self._next_line = self._started + FIRST_LINE_S
         self._bar: tqdm | None = None
         if self._stream.isatty():
             self._bar = tqdm(
@@ -49,8 +53,15 @@ class Progress:
             megabytes = f"{self.size_bytes_per_s / 1e6:.1f} MB/s" if self._size_bytes else ""
             self._bar.set_postfix_str(" ".join(filter(None, (megabytes, note))), refresh=False)
             self._bar.update(tokens)
-        elif time.monotonic() - self._last_line >= LINE_EVERY_S:
+        elif time.monotonic() >= self._next_line:
             self._print_line(note)
+
+    def tick(self) -> None:
+        """Show that time passes while nothing advances: `ticking` calls this."""
+        if self._bar is not None:
+            self._bar.refresh()
+        elif time.monotonic() >= self._next_line:
+            self._print_line("")
 
     @property
     def tokens_per_s(self) -> float:
@@ -63,11 +74,12 @@ class Progress:
         return self._size_bytes / max(time.monotonic() - self._started, 1e-9)
 
     def _print_line(self, note: str) -> None:
-        self._last_line = time.monotonic()
+        self._next_line = time.monotonic() + LINE_EVERY_S
         done = self._before + self._tokens
         parts = [f"{done:,} tokens", f"{self.tokens_per_s:,.0f} tokens/s"]
         if self._total:
             parts[0] = f"{done:,} of {self._total:,} tokens"
+        if self._total and self._tokens:
             parts.append(f"{max(self._total - done, 0) / max(self.tokens_per_s, 1e-9):,.0f} s left")
         if self._size_bytes:
             parts.append(f"{self.size_bytes_per_s / 1e6:.1f} MB/s")
@@ -83,6 +95,47 @@ class Progress:
             self._bar.close()
         elif self._tokens:
             self._print_line("done" if error is None else "stopped")
+
+
+@contextmanager
+def ticking(tick: Callable[[], None], every_s: float = 1.0) -> Iterator[None]:
+    """Call `tick` again and again, on a thread of its own, for as long as the block lasts."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(every_s):
+            tick()
+
+    thread = threading.Thread(target=run, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def working(what: str, stream: TextIO | None = None, every_s: float = 1.0) -> Iterator[None]:
+    """Print what is being done, and for how long: on a terminal every second, elsewhere after 10 s and every 30 s."""
+    shown = stream or sys.stderr
+    started = time.monotonic()
+    next_line = started + FIRST_LINE_S
+    ends = "\r" if shown.isatty() else "\n"
+
+    def show() -> None:
+        nonlocal next_line
+        if ends == "\r" or time.monotonic() >= next_line:
+            next_line = time.monotonic() + LINE_EVERY_S
+            print(f"{what}: {time.monotonic() - started:.0f} s", end=ends, file=shown, flush=True)
+
+    print(what, end=ends, file=shown, flush=True)
+    try:
+        with ticking(show, every_s):
+            yield
+    finally:
+        if ends == "\r":
+            print(file=shown, flush=True)
 
 
 def followed(title: str, reports: Iterator[Growing], note: Callable[[Growing], str]) -> Growing:
