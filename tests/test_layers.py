@@ -3,11 +3,13 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from import_graph import module_graph
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
@@ -63,28 +65,6 @@ def imported_modules(folder: str) -> Iterator[tuple[Path, str]]:
                 yield file, node.module or ""
             elif isinstance(node, ast.Import):
                 yield from ((file, alias.name) for alias in node.names)
-
-
-def module_graph(package: Path) -> dict[str, set[str]]:
-    """By module of a package the modules of it that it imports at run time, inside functions too."""
-    files = {".".join(_module_parts(file.relative_to(package.parent))): file for file in package.rglob("*.py")}
-    return {module: set(_imports(ast.parse(file.read_text()), files)) - {module} for module, file in files.items()}
-
-
-def _module_parts(file: Path) -> tuple[str, ...]:
-    return file.parent.parts if file.name == "__init__.py" else file.with_suffix("").parts
-
-
-def _imports(tree: ast.AST, modules: Collection[str]) -> Iterator[str]:
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module in modules:
-            inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if name in modules else node.module for name in inner)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in modules)
-        yield from _imports(node, modules)
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
