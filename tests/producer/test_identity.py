@@ -56,6 +56,8 @@ def test_the_command_holds_every_flag_that_decides_wherever_it_came_from() -> No
     config = GenerateConfig(
         teacher="m", data=("a b.jsonl", "c"), out="o", chat=True, held_out=0.1, rank=1, world_size=2, log_jsonl="l"
     )
+    named = GenerateConfig(teacher="m", data=("caf\udce9",), out="o")
+    assert recorded_command(named).encode().decode().endswith("--data 'caf\ufffd'")
     assert recorded_command(config) == "producer generate --teacher m --data 'a b.jsonl' c --chat --held-out 0.1"
 
 

@@ -11,6 +11,7 @@ from arwkv_producer.config import CaptureConfig, GenerateConfig
 from arwkv_producer.run.sizes import samples_per_part
 from arwkv_producer.teacher.teacher import Teacher, chosen_layers
 from arwkv_producer.text.corpus import Corpus
+from arwkv_producer.text.sources import printable
 from arwkv_store import DatasetInfo
 from arwkv_store.errors import UsageError
 from arwkv_store.format.schema import CaptureInfo, CorpusInfo, TeacherInfo, TokenizerInfo
@@ -129,7 +130,7 @@ def recorded_command(config: GenerateConfig) -> str:
         words.append("--" + field.name.replace("_", "-"))
         if value is not True:
             words += map(str, value if isinstance(value, tuple) else [value])
-    return shlex.join(words)
+    return printable(shlex.join(words))
 
 
 def versions(head_dtype: str = "float32") -> dict[str, str]:

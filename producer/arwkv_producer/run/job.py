@@ -15,7 +15,7 @@ from arwkv_producer.teacher.teacher import Teacher, find_teacher, require_weight
 from arwkv_producer.text.conversations import chat_documents, plain_documents
 from arwkv_producer.text.corpus import Corpus, tokenise
 from arwkv_producer.text.reading import read_records
-from arwkv_producer.text.sources import Share, find_shares
+from arwkv_producer.text.sources import Share, find_shares, printable
 from arwkv_producer.text.tokenizer import load_tokenizer, real_vocab_size, tokenizer_files
 from arwkv_store import DatasetInfo
 from arwkv_store.commands.progress import working
@@ -157,7 +157,7 @@ def _description(config: GenerateConfig, shares: Sequence[Share], tokenizer: Any
         described += f"; held out {config.held_out}"
     if config.chat:
         described += f"; chat template {hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]}"
-    return described
+    return printable(described)
 
 
 def report_corpus(job: Job) -> None:

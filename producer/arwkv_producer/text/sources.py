@@ -25,8 +25,8 @@ class DataFile:
 
     @property
     def label(self) -> str:
-        """Its name alone, as samples carry it; bytes of a name that are no UTF-8 are replaced."""
-        return PurePosixPath(self.path).name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        """Its name alone, as samples carry it."""
+        return printable(PurePosixPath(self.path).name)
 
     def open(self) -> IO[bytes]:
         """Its bytes. Raises OSError, and what `ObjectFolder.attempt` raises."""
@@ -70,6 +70,11 @@ class Share:
     sources: Sequence[Source]
     weight: float
     passed_over: Sequence[PassedOver] = ()
+
+
+def printable(name: str) -> str:
+    """A file's name as text; bytes in it that are no UTF-8 are replaced."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def find_shares(names: Sequence[str], split: str) -> list[Share]:
