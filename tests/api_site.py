@@ -13,6 +13,17 @@ from store_examples import example_dataset_info, write_example_dataset
 SAMPLE_DATASET = Path(__file__).parents[1] / "api" / "sample_dataset.py"
 
 
+CORPUS = {
+    "documents": 1200,
+    "documents_duplicate": 7,
+    "tokens": 34000,
+    "tokens_counted": 33000,
+    "turns": {"user": 40, "assistant": 41},
+    "files_read": ["ast.py"],
+    "files_passed_over": {"README.md": "not a data file"},
+}
+
+
 def make_site(folder: Path) -> Path:
     """Write it all; returns the root. Part 1 of `damaged` is one byte short."""
     root = folder / "root"
@@ -21,6 +32,7 @@ def make_site(folder: Path) -> Path:
     write_example_dataset(root / "growing", info=example_dataset_info(samples=40), parts=[0, 1, 2, 4])
     write_example_dataset(root / "quantised", info=example_dataset_info(samples=8, hidden_dtype="int8"))
     many_shards(root / "many", 120)
+    (root / "sample" / "corpus.json").write_text(json.dumps(CORPUS))
     short = root / "damaged" / "shards" / "part-000001.arrow"
     os.truncate(short, short.stat().st_size - 1)
     run = root / "runs" / "student"

@@ -180,3 +180,17 @@ def test_timeline_ends_at_the_totals(client: TestClient) -> None:
     assert 1 <= len(points) <= 2
     assert points[-1]["tokens"] == dataset["tokens"]
     assert points[-1]["shards"] == dataset["shards"]
+
+
+def test_corpus_report_is_answered_where_there_is_one(client: TestClient, root: Path, tmp_path: Path) -> None:
+    path, place = root / "train" / "corpus.json", "/v1/datasets/train/corpus"
+    assert client.get(place).json() == {"report": None}
+    path.write_text('{"documents": 3}')
+    assert client.get(place).json() == {"report": {"documents": 3}}
+    for bad in ("[1]", "not json", "[" * 100_000, '{"a": "\\ud800"}', '{"a": NaN}'):
+        path.write_text(bad)
+        assert client.get(place).json() == {"report": None}
+    path.rename(tmp_path / "elsewhere.json")
+    path.symlink_to(tmp_path / "elsewhere.json")
+    (tmp_path / "elsewhere.json").write_text('{"documents": 3}')
+    assert client.get(place).json() == {"report": None}

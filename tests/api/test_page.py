@@ -95,6 +95,15 @@ def test_datasets_are_shown_at_a_glance(browser: Browser, site: str) -> None:
     assert browser.text("tbody a") == "sample"
 
 
+def test_dataset_shows_what_became_of_its_corpus(browser: Browser, site: str) -> None:
+    browser.open(f"{site}/#/datasets/sample", VIEWS["/#/datasets/sample"])
+    said = browser.text("#corpus")
+    for words in ("7 duplicate", "33,000 count in the loss", "41 assistant", "README.md (not a data file)"):
+        assert words in said
+    browser.open(f"{site}/#/datasets/growing", VIEWS["/#/datasets/sample"])
+    assert browser.text("#corpus") == ""
+
+
 def test_table_sorts_pages_and_filters_at_the_service(browser: Browser, site: str) -> None:
     browser.open(f"{site}/#/datasets/many", "document.querySelectorAll('section tbody tr').length === 25")
     browser.do("[...document.querySelectorAll('th button')].find(b => b.innerText.startsWith('Part')).click()")

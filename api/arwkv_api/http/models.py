@@ -76,6 +76,15 @@ class Timeline(_Answer):
     points: list[TimelinePoint]
 
 
+class Corpus(_Answer):
+    """What became of the text that the dataset was made from."""
+
+    report: dict[str, Any] | None = Field(
+        description="documents, tokens, turns and files, as the producer wrote them to corpus.json; null: none",
+        examples=[{"documents": 1000, "tokens": 512000, "tokens_counted": 498000, "files_read": ["corpus.jsonl"]}],
+    )
+
+
 class Registration(BaseModel):
     """A dataset to index now, by its folder's name under one of the roots."""
 

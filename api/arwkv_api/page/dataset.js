@@ -6,6 +6,8 @@ import { charts, quality } from "./statistics.js";
 
 // A dataset that is being indexed is asked for again after this time.
 const INDEXING_MS = 1000;
+// Most files of a corpus that are named.
+const FILES = 20;
 
 export async function datasetView(place, signal, name) {
   document.title = `${name} – ARWKV datasets`;
@@ -19,13 +21,14 @@ export async function datasetView(place, signal, name) {
     await new Promise((resolve) => setTimeout(resolve, INDEXING_MS));
     return signal.aborted ? null : datasetView(place, signal, name);
   }
-  const [stats, timeline] = await Promise.all([`${path}/stats`, `${path}/timeline`].map((p) => ask(p, signal)));
+  const [stats, timeline, corpus] = await Promise.all(["stats", "timeline", "corpus"].map((what) => ask(`${path}/${what}`, signal)));
   show(place,
     ...head,
     dataset.problem ? element("p", { class: "notice bad" }, dataset.problem) : null,
     dataset.faulty_shards ? element("p", { class: "notice" }, `${count(dataset.faulty_shards)} shards are missing or differ from their manifest. The table below shows which.`) : null,
     figures(dataset, stats),
     dataset.info ? identity(dataset) : null,
+    corpus.report ? reported(corpus.report) : null,
     element("section", { class: "charts", "aria-label": "Statistics" }, ...charts(stats, timeline.points)),
     shards(path, name, dataset, signal));
 }
@@ -59,6 +62,20 @@ function identity({ name, info }) {
     ["Corpus", `${info.corpus.description || info.corpus.fingerprint}: ${count(info.corpus.samples)} samples, ${count(info.corpus.tokens)} tokens`],
     ["Made with", info.command],
   ]), element("div", { class: "uri" }, element("code", {}, `student train --shards ${uri}`), copy, said));
+}
+
+// What the producer recorded of the text; a file that it passed over stands with its reason.
+function reported(report) {
+  const counts = (entries) => entries.filter(([, number]) => number).map(([word, number]) => `${count(number)} ${word}`).join(", ");
+  const files = report.files_read ?? [];
+  const some = files.slice(0, FILES).join(", ") + (files.length > FILES ? ` and ${count(files.length - FILES)} more` : "");
+  return element("section", { class: "card", id: "corpus" }, element("h2", {}, "Corpus"), facts([
+    ["Documents", counts([["in the dataset", report.documents], ["of them cut", report.documents_cut], ["empty", report.documents_empty], ["duplicate", report.documents_duplicate], ["beyond their source's share", report.documents_beyond_share]])],
+    ["Tokens", `${count(report.tokens ?? 0)}, of which ${count(report.tokens_counted ?? 0)} count in the loss`],
+    ["Turns", counts(Object.entries(report.turns ?? {}))],
+    ["Files read", some],
+    ["Files passed over", Object.entries(report.files_passed_over ?? {}).slice(0, FILES).map(([name, why]) => `${name} (${why})`).join(", ")],
+  ]));
 }
 
 // When the shard's files were last verified; a button verifies them again.

@@ -2,19 +2,25 @@
 
 import errno
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
 
 from arwkv_api.kept import Kept
 from arwkv_api.roots.files import open_inside, read_inside
 from arwkv_api.roots.folders import ShardFiles
 from arwkv_store.errors import ArwkvError, CorruptShard, NotFound, TryAgain
-from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, manifest_name
+from arwkv_store.format.layout import CORPUS_FILE, DATASET_FILE, SHARDS_FOLDER, manifest_name
 from arwkv_store.format.manifest import FileInfo, ShardManifest
 from arwkv_store.format.schema import DatasetInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
+
+log = logging.getLogger("arwkv_api.manifests")
 
 # What the system says of a file that is not there, or is none. Whatever else it says (too many open files, a stale
 # handle, a disk or server that is away) may pass, and tells nothing of the bytes.
@@ -70,6 +76,18 @@ def read_identity(folder: Path) -> Identity:
     if info.corpus.parts > LARGEST_INTEGER:
         raise CorruptShard(f"{where}: corpus.parts {info.corpus.parts} is not below 2^63; make the dataset again")
     return Identity(raw, status.st_mtime_ns, info)
+
+
+def read_corpus_report(folder: Path) -> dict[str, Any] | None:
+    """What the producer recorded of the corpus beside dataset.json; None where there is no such document."""
+    try:
+        report = from_json(read_inside(folder, CORPUS_FILE, MAX_DOCUMENT_BYTES)[0], allow_inf_nan=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s: %s: %s; the page shows no report", folder.name, CORPUS_FILE, error)
+        return None
+    return report if isinstance(report, dict) else None
 
 
 def read_shard(folder: Path, files: ShardFiles, dataset_hash: str) -> Shard:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
 
@@ -10,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from arwkv_api.access.auth import Read, Write
 from arwkv_api.http.models import (
+    Corpus,
     Dataset,
     DatasetPage,
     DatasetState,
@@ -28,6 +30,7 @@ from arwkv_api.index.orm import DatasetRow
 from arwkv_api.index.query import DatasetFilter, dataset_figures, find_dataset
 from arwkv_api.index.scan import scan_root
 from arwkv_api.index.timeline import timeline_of
+from arwkv_api.roots.manifests import read_corpus_report
 from arwkv_store.errors import NotFound, TryAgain
 from arwkv_store.format.schema import DatasetInfo
 from arwkv_store.format.statistics import DatasetStats
@@ -117,6 +120,14 @@ def dataset_manifest(service: ServiceDep, name: DatasetName) -> Response:
         if not row.identity:
             raise NotFound(f"dataset {name!r}: {row.problem}; restore its dataset.json")
         return Response(row.identity, media_type="application/json")
+
+
+@router.get("/{name}/corpus", dependencies=[Read], responses=answers(404))
+def dataset_corpus(service: ServiceDep, name: DatasetName) -> Corpus:
+    """What the producer recorded of the corpus: documents, tokens, turns, and the files that it read or passed over."""
+    with Session(service.engine) as session:
+        (folder,) = dataset_figures(session, service.settings.roots, name, DatasetRow.folder)
+    return Corpus(report=read_corpus_report(Path(folder)))
 
 
 @router.get("/{name}/stats", dependencies=[Read], responses=answers(404), response_model=DatasetStats)
