@@ -5,12 +5,16 @@ Shape legend: T tokens of the sample, N stored entries (the sum of the counts), 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from arwkv_store.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BF16_EXPONENT = 0x7F80
 ROUNDING_NATS = 1e-3
@@ -50,6 +54,32 @@ class Sample:
     """[T-1] log p(tokens[t+1] | tokens[..t])."""
     hidden: Mapping[str, NDArray[ml_dtypes.bfloat16]] = field(default_factory=dict)
     """"attn.7", "boundary.7" or "final" -> [T, C]."""
+
+    def to_torch(self) -> "dict[str, Tensor]":
+        """The same as tensors: tokens (int64) and loss_mask [T]; hidden states [T, C] by name, in torch's own bfloat16.
+
+        Where they are there: counts, tail_logprob [T], ids (int64), logprobs [N], entropy [T], true_logprob [T-1].
+        Tensors share memory with writable arrays. Needs torch, which the rest of the store does not.
+        """
+        arrays: dict[str, NDArray[Any] | None] = {
+            "tokens": self.tokens.astype(np.int64),
+            "loss_mask": self.loss_mask,
+            "entropy": self.entropy,
+            "true_logprob": self.true_logprob,
+            **self.hidden,
+        }
+        if self.logits is not None:
+            arrays |= {**vars(self.logits), "ids": self.logits.ids.astype(np.int64)}
+        return {name: _tensor(array) for name, array in arrays.items() if array is not None}
+
+
+def _tensor(array: NDArray[Any]) -> "Tensor":
+    import torch
+
+    own = array if array.flags.writeable and array.flags.c_contiguous else array.copy(order="C")
+    if own.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(own.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(own)
 
 
 def validate_sample(sample: Sample, vocab_size: int) -> None:
