@@ -1,6 +1,7 @@
 """The house's rules that no type checker sees: which way imports flow, and what may not be imported where."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,3 +145,12 @@ def test_help_loads_nothing_heavy(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert command in done.stdout
+
+
+def test_architecture_names_every_room() -> None:
+    rooms = {
+        f"{folder}/{path.parent.name}"
+        for folder in MAY_IMPORT
+        for path in (ROOT / folder).glob("arwkv_*/*/__init__.py")
+    }
+    assert set(re.findall(r"^\| `([a-z]+/[a-z]+)`", (ROOT / "ARCHITECTURE.md").read_text(), re.M)) == rooms
