@@ -1,6 +1,6 @@
 """How close a student of a real pretrained model comes, by tokens read: SmolLM2-135M-Instruct, held-out text.
 
-    python benchmarks/real.py [--train-tokens 75000] [--chat-tokens 25000] [--json-out runs/bench/real.json]
+    python benchmarks/real.py [--train-tokens 60000] [--chat-tokens 20000] [--json-out runs/bench/real.json]
 
 The demo's recipe with evaluations along the way: teacher, text and shards as in examples/demo.py, align and distill
 of one epoch each. A row is one evaluation; tokens count both stages. On a GPU: --train-tokens 20000000 --batch-size 64.
@@ -26,9 +26,9 @@ class RealConfig:
 
     preset: Literal["arwkv", "rad-rwkv7"] = "rad-rwkv7"
     """Which time mixer replaces the attention."""
-    train_tokens: int = 75_000
+    train_tokens: int = demo.REAL.train_tokens
     """Tokens of text."""
-    chat_tokens: int = 25_000
+    chat_tokens: int = demo.REAL.chat_tokens
     """Tokens of conversations beside them."""
     batch_size: int = demo.REAL.batch_size
     """Samples of at most 256 tokens in a step."""

@@ -52,7 +52,7 @@ class Sizes:
 
 
 SMALL = Sizes("arwkv", 1_800_000, 0, 110_000, 128, 32, 3e-3, 1e-3)  # a small model takes large steps
-REAL = Sizes("rad-rwkv7", 75_000, 25_000, 10_000, 256, 4, 1e-3, 3e-4)
+REAL = Sizes("rad-rwkv7", 60_000, 20_000, 10_000, 256, 4, 1e-3, 3e-4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +68,9 @@ class DemoConfig:
     text: str | None = None
     """Glob of text files to read; default: the Python standard library's sources, for a real teacher prose too."""
     train_tokens: int | None = None
-    """Tokens of text that the teacher reads for the student; default: 1,800,000, for a real teacher 75,000."""
+    """Tokens of text that the teacher reads for the student; default: 1,800,000, for a real teacher 60,000."""
     chat_tokens: int | None = None
-    """Tokens of conversations beside them, for a teacher with a chat template; default: 25,000."""
+    """Tokens of conversations beside them, for a teacher with a chat template; default: 20,000."""
     heldout_tokens: int | None = None
     """Tokens of held-out text that the evaluation uses; default: 110,000, for a real teacher 10,000."""
     max_length: int | None = None
