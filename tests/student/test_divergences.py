@@ -7,6 +7,7 @@ import torch
 
 from arwkv_store import open_dataset
 from arwkv_student.data.collate import collate
+from arwkv_student.losses import divergences
 from arwkv_student.losses.divergences import DIVERGENCES, adaptive_kl, exact_kl, forward_kl, sparse_divergence
 from arwkv_student.losses.objectives import Objective, distill_loss
 
@@ -99,3 +100,39 @@ def test_adaptive_kl_is_forward_where_only_the_head_differs() -> None:
     log_q = torch.tensor([[0.5, 0.25, 0.25]]).log()
     forward, reverse = forward_kl(log_p, log_q), forward_kl(log_q, log_p)
     torch.testing.assert_close(adaptive_kl(log_p, log_q), 0.5 * forward + 0.5 * reverse)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_batch_without_a_counted_position_has_no_loss_and_no_gradient(
+    name: str, batch: dict[str, torch.Tensor], head: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    nothing = batch | {"predicts": torch.zeros_like(batch["predicts"])}
+    loss = distill_loss(nothing, Objective(V, divergence=name))(*head)
+    assert loss == 0.0
+    assert not any(gradient.any() for gradient in torch.autograd.grad(loss, head))
+
+
+@pytest.mark.parametrize("name", [*DIVERGENCES, "exact"])
+def test_gradient_of_a_bf16_head_is_no_worse_in_many_chunks(
+    name: str,
+    batch: dict[str, torch.Tensor],
+    head: tuple[torch.Tensor, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sum in bf16, chunk by chunk, is off by 0.003 to 0.007; one rounding of the whole sum by 0.0018."""
+    hidden, weight = (x.detach().bfloat16().requires_grad_() for x in head)
+    generator = torch.Generator().manual_seed(1)
+    final, teacher = torch.randn(3, 48, 20, generator=generator), torch.randn(V, 20, generator=generator)
+    objective = Objective(V, name)
+    if name == "exact":
+        objective = Objective(V, "forward", teacher_head_VC=teacher)
+
+    def gradient(in_dtype: torch.dtype, positions: int) -> torch.Tensor:
+        monkeypatch.setattr(divergences, "LOGITS_PER_CHUNK", positions * V)
+        lowered, given = weight.detach().to(in_dtype).requires_grad_(), batch | {"final": final}
+        loss = distill_loss(given, objective)(hidden.detach().to(in_dtype), lowered)
+        return torch.autograd.grad(loss, lowered)[0].float()
+
+    whole = gradient(torch.float32, 1000)
+    error = (gradient(torch.bfloat16, 1) - whole).norm() / whole.norm()
+    assert error < 0.0025

@@ -2,7 +2,8 @@
 
 Teacher and student are distributions over a position's K stored tokens and one more outcome, the rest of the
 vocabulary. Logits exist for a chunk of positions at a time, and again in the backward pass (checkpointing): slower than
-`arwkv_kernels.linear_sparse_kl`, which is the forward KL's own path, but any formula of the two fits.
+`arwkv_kernels.linear_sparse_kl`, which is the forward KL's own path, but any formula of the two fits. The head is cast
+to fp32 once, so that the chunks' gradients add up in fp32; where no position counts, loss and gradients are 0.
 
 Shape legend: T positions, t positions of a chunk, K stored tokens, V vocabulary, C model width, N stored entries.
 """
@@ -65,9 +66,10 @@ def sparse_divergence(
     counts_T = batch["counts"]
     first_T = counts_T.cumsum(0) - counts_T
     positions = batch["predicts"].flatten().nonzero().flatten()
-    total = hidden_TC.new_zeros((), dtype=torch.float32)
+    total, weight_VC = hidden_TC.new_zeros((), dtype=torch.float32), weight_VC.float()
     for at in torch.split(positions, max(1, LOGITS_PER_CHUNK // weight_VC.shape[0])):
-        index_tK = first_T[at, None] + torch.arange(int(counts_T[at].max()), device=at.device)
+        most = int(counts_T[at].max()) if len(at) else 0
+        index_tK = first_T[at, None] + torch.arange(most, device=at.device)
         stored_tK = torch.arange(index_tK.shape[1], device=at.device) < counts_T[at, None]
         index_tK = index_tK.clamp_max(len(batch["ids"]) - 1)
         log_p_tK = torch.cat(
@@ -119,7 +121,7 @@ def exact_kl(
     """KL(teacher ‖ student) over the whole vocabulary, mean over `mask_T`; the teacher is its final hidden states
     (after the last norm) and its frozen head. The widths C of the two may differ."""
     positions = mask_T.nonzero().flatten()
-    total = hidden_TC.new_zeros((), dtype=torch.float32)
+    total, weight_VC = hidden_TC.new_zeros((), dtype=torch.float32), weight_VC.float()
     for at in torch.split(positions, max(1, LOGITS_PER_CHUNK // weight_VC.shape[0])):
         total = total + checkpoint(
             _exact_chunk, hidden_TC[at], weight_VC, final_TC[at], teacher_weight_VC, temperature, use_reentrant=False
