@@ -1,24 +1,11 @@
 """Examples of code of your own over shards run as they are written."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from examples_run import run_example
 from store_examples import example_dataset_info, write_example_dataset
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def run_example(name: str, *arguments: str) -> Any:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments, "--json"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def test_own_loop_learns_from_shards(tmp_path: Path) -> None:
