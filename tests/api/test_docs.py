@@ -60,7 +60,7 @@ def test_examples_work_as_pasted(server: str, tmp_path: Path) -> None:
 
 
 def test_readme_asks_the_service_as_it_is(tmp_path: Path) -> None:
-    write_example_dataset(tmp_path / "shards" / "qwen7b")
+    write_example_dataset(tmp_path / "shards" / "logits")
     with serving("--root", str(tmp_path / "shards"), cache=tmp_path / "cache") as (url, _):
         lines = re.findall(r"^curl .*$", (DOCS.parent / "README.md").read_text(), re.M)
         for line in lines:

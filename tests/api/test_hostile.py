@@ -85,7 +85,7 @@ TARGETS = [
 @pytest.mark.parametrize("target", TARGETS, ids=range(len(TARGETS)))
 def test_no_target_leads_outside(service: tuple[str, int], target: str) -> None:
     status, answer = _ask(
-        service[0], f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode("latin-1")
+        service[0], f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("latin-1")
     )
     assert 400 <= status < 500, answer[:300]
     assert SECRET not in answer
@@ -94,14 +94,14 @@ def test_no_target_leads_outside(service: tuple[str, int], target: str) -> None:
 @pytest.mark.parametrize(
     "request_",
     [
-        b"GET /v1/datasets/\x00 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        b"GET /v1/datasets HTTP/1.1\r\nHost: x\r\nX: \x00\r\nConnection: close\r\n\r\n",
-        b"GET /v1/datasets HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\nConnection: close\r\n\r\n",
-        b"POST /v1/datasets HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\nConnection: close\r\n\r\n",
-        b"POST /v1/datasets HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\nzz\r\n",
+        b"GET /v1/datasets/\x00 HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n\r\n",
+        b"GET /v1/datasets HTTP/1.1\r\nHost: [::1]\r\nX: \x00\r\nConnection: close\r\n\r\n",
+        b"GET /v1/datasets HTTP/1.1\r\nHost: [::1]\r\nContent-Length: -1\r\nConnection: close\r\n\r\n",
+        b"POST /v1/datasets HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 99999999999999999999\r\nConnection: close\r\n\r\n",
+        b"POST /v1/datasets HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\nzz\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
         b"GET / HTTP/9.9\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"y" * (1 << 20) + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"y" * (1 << 20) + b"\r\n\r\n",
     ],
     ids=["nul", "nul-header", "negative-length", "huge-length", "bad-chunk", "tls", "version", "header-of-1MiB"],
 )
@@ -129,7 +129,7 @@ def test_hostile_ranges_never_send_more_than_the_file(service: tuple[str, int]) 
 def test_body_of_100_MB_is_refused_before_it_is_kept(service: tuple[str, int]) -> None:
     url, pid = service
     before = _peak_bytes(pid)
-    head = b"POST /v1/datasets HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     piece = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     for framing in (f"Content-Length: {BODY_BYTES}\r\n\r\n".encode(), b"Transfer-Encoding: chunked\r\n\r\n"):
         with _connect(url) as connection:
@@ -151,7 +151,7 @@ def test_body_of_100_MB_is_refused_before_it_is_kept(service: tuple[str, int]) -
 def test_trailers_that_never_end_are_cut_off(service: tuple[str, int]) -> None:
     url, pid = service
     before = _peak_bytes(pid)
-    head = b"POST /v1/datasets HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     trailers = b"".join(b"X%d: " % number + b"y" * 1000 + b"\r\n" for number in range(100))
     with _connect(url) as connection:
         connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n")
@@ -176,7 +176,7 @@ def test_slow_and_vanishing_callers_hold_up_nobody(service: tuple[str, int]) -> 
     """200 connections that stop in the middle of a request or of a download, and 100 that drop it."""
     url, pid = service
     before = _peak_bytes(pid)
-    data = b"GET /v1/datasets/train/shards/0/data?file=hidden HTTP/1.1\r\nHost: x\r\n\r\n"
+    data = b"GET /v1/datasets/train/shards/0/data?file=hidden HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with ExitStack() as held:
         for number in range(200):
             connection = held.enter_context(_connect(url))

@@ -51,7 +51,7 @@ def test_head_that_never_ends_is_refused() -> None:
     assert b"65536 bytes" in answer
 
 
-@pytest.mark.parametrize("beginning", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+@pytest.mark.parametrize("beginning", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\n"])
 def test_head_that_stops_coming_is_given_up(beginning: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.05)
 
@@ -68,7 +68,7 @@ async def _patient_app(scope: object, receive: Callable[[], Awaitable[dict[str, 
     await _app(scope, receive, send)
 
 
-CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_caller_that_stops_reading_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
         ended.set()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's transport has it
         await asyncio.wait_for(ended.wait(), 20)
         return b""
@@ -137,7 +137,7 @@ def test_many_requests_on_one_connection_are_counted_apart(monkeypatch: pytest.M
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         statuses = []
         for _ in range(5):
-            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * (HEAD_LIMIT_BYTES // 2) + b"\r\n\r\n")
+            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (HEAD_LIMIT_BYTES // 2) + b"\r\n\r\n")
             statuses.append((await reader.readuntil(b"\r\n\r\n")).split(b" ")[1])
         return b",".join(statuses)
 

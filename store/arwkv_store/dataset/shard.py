@@ -1,7 +1,8 @@
 """One committed part, open for reading: its rows file, and its hidden file once a hidden state is asked for."""
 
 import bisect
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -74,6 +75,7 @@ class _OpenFile:
         self._batches: dict[int, Batch] = {}
         self._ends = list(accumulate(batch.rows for batch in info.batches))
         self._file: ArrowFile | None = None
+        self._fetching = False
         self.path = self._reading(lambda file: file.path)
 
     def row(self, row: int) -> tuple[Batch, int]:
@@ -95,19 +97,28 @@ class _OpenFile:
             except CorruptShard as error:
                 evicted = isinstance(error.__cause__, FileNotFoundError)
                 damaged, gone = damaged + (not evicted), gone + evicted
-                if damaged == FETCHES or gone == EVICTIONS or not self._source.forget(self._info):
+                refused = self._fetching and not evicted  # by the source: asking again gives the same
+                self._fetching = False
+                if refused or damaged == FETCHES or gone == EVICTIONS or not self._source.forget(self._info):
                     raise
                 self._file = None
 
     def _opened(self) -> ArrowFile:
         kind, info = self._kind, self._info
-        ranged = self._source.data_ranges(self._part, kind, info) if self._in_part else None
-        if ranged is None:
-            file = ArrowFile(self._source.data_path(self._part, kind, info), info, verify=self._verify)
-        else:
-            file = ArrowFile(ranged.path, info, verify=self._verify, fetch=ranged.fetch)
+        with self._asking():
+            ranged = self._source.data_ranges(self._part, kind, info) if self._in_part else None
+            path = self._source.data_path(self._part, kind, info) if ranged is None else ranged.path
+        fetch = None if ranged is None else self._asking()(ranged.fetch)
+        file = ArrowFile(path, info, verify=self._verify, fetch=fetch)
         _require_columns(file, kind, self._columns)
         return file
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """While the source is asked; stays marked where it fails."""
+        self._fetching = True
+        yield
+        self._fetching = False
 
     def _batch(self, file: ArrowFile, index: int) -> Batch:
         return file.batch(index, light=self._kind == "rows", heavy=[column.name for column in self._columns])
