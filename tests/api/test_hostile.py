@@ -97,7 +97,8 @@ def test_no_target_leads_outside(service: tuple[str, int], target: str) -> None:
         b"GET /v1/datasets/\x00 HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n\r\n",
         b"GET /v1/datasets HTTP/1.1\r\nHost: [::1]\r\nX: \x00\r\nConnection: close\r\n\r\n",
         b"GET /v1/datasets HTTP/1.1\r\nHost: [::1]\r\nContent-Length: -1\r\nConnection: close\r\n\r\n",
-        b"POST /v1/datasets HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 99999999999999999999\r\nConnection: close\r\n\r\n",
+        b"POST /v1/datasets HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 99999999999999999999\r\n"
+        b"Connection: close\r\n\r\n",
         b"POST /v1/datasets HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\nzz\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
         b"GET / HTTP/9.9\r\n\r\n",
