@@ -151,9 +151,9 @@ class Student:
 
         from arwkv_store import open_dataset
         from arwkv_student.bases.checkpoint import open_base
+        from arwkv_student.bases.convert import untrained_student
         from arwkv_student.settings import TrainSettings
-        from arwkv_student.training.distill import choose_trained
-        from arwkv_student.training.pipeline import untrained_student
+        from arwkv_student.training.parameters import choose_trained
 
         rows = open_dataset(config.shards, columns=[]).info.vocab_size_padded
         with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ from arwkv_student.settings import TrainSettings
 def train_until(settings: TrainSettings, step: int, stage: str | None = None) -> None:
     """Train, and die after this step (of this stage), with nothing tidied up."""
     from arwkv_student.training.pipeline import train
-    from arwkv_student.training.trainer import RunLog
+    from arwkv_student.training.run_log import RunLog
 
     class Killed(Exception):
         pass

@@ -50,12 +50,13 @@ ROOMS_MAY_IMPORT = {
         "bases": {"model"},
         "data": {"bases"},
         "losses": set[str](),
-        "evaluation": {"model", "bases", "data", "losses"},
-        "training": {"model", "bases", "data", "losses", "evaluation"},
-        "export": {"model", "bases", "training"},
+        "run": set[str](),
+        "evaluation": {"model", "data"},
+        "training": {"model", "bases", "data", "losses", "run", "evaluation"},
+        "export": {"model", "bases", "run"},
     },
 }
-WITHOUT_CYCLES = ("store", "producer", "api", "kernels")
+WITHOUT_CYCLES = ("store", "producer", "student", "api", "kernels")
 MOST_FILES = 16
 
 

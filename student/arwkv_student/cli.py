@@ -37,10 +37,10 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
             raise UsageError("--shards and --tasks or --suite are two evaluations; ask for one at a time")
         return _benchmarks(settings)
     from arwkv_student.bases.checkpoint import open_base
+    from arwkv_student.bases.convert import untrained_student
     from arwkv_student.data.shards import open_shards, require_same_tokenizer
     from arwkv_student.evaluation.shards import evaluate as run
     from arwkv_student.model.loading import accelerator, computes_in_bf16, load_student, require_student
-    from arwkv_student.training.pipeline import untrained_student
 
     if (settings.model is None) == (settings.base is None):
         raise UsageError("name one of --model (a trained student) and --base (the untrained student of that base)")

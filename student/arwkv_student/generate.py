@@ -9,8 +9,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from arwkv_store.errors import CorruptShard, NotFound, UsageError
+from arwkv_store.errors import CorruptShard, UsageError
 from arwkv_store.text.json_lines import require_characters
+from arwkv_student.bases.tokenizer import open_tokenizer
 from arwkv_student.model.cache import ArwkvCache
 from arwkv_student.model.loading import (
     accelerator,
@@ -21,8 +22,8 @@ from arwkv_student.model.loading import (
     padding_rows,
 )
 from arwkv_student.model.modeling import ArwkvForCausalLM
+from arwkv_student.run.durable import put_in_place
 from arwkv_student.settings import GenerateSettings
-from arwkv_student.training.run_folder import put_in_place
 
 
 def generate(settings: GenerateSettings) -> dict[str, Any]:
@@ -32,10 +33,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     """
     folder = Path(settings.model)
     model = load_student(folder).eval().to(accelerator())
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise NotFound(f"model {folder}: no tokenizer there; copy the base's tokenizer.json beside it") from error
+    tokenizer = open_tokenizer(f"model {folder}", folder)
     transformers.set_seed(settings.seed)
     checkpoint = checkpoint_hash(folder) if settings.state is not None else ""
     cache, before_1T = _restored(settings.state, checkpoint, model)

@@ -11,10 +11,10 @@ from teacher_shards import documents, make_shards
 
 from arwkv_store import create_dataset, open_dataset
 from arwkv_store.errors import UsageError
+from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import TrainSettings
 from arwkv_student.training.align import reached, stands_still
 from arwkv_student.training.pipeline import train
-from arwkv_student.training.run_folder import RunFolder
 
 
 def asked(shards: Path, base: Path, out: Path) -> TrainSettings:

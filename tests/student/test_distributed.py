@@ -42,7 +42,7 @@ LAUNCH = """
 import os, sys
 stop_after = int(sys.argv[1])
 from arwkv_student.cli import main
-from arwkv_student.training.trainer import RunLog
+from arwkv_student.training.run_log import RunLog
 def on_substep(self, args, state, control, **_):
     if stop_after and state.global_step == stop_after:
         os._exit(9)

@@ -9,11 +9,12 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from arwkv_student.bases.checkpoint import open_base
-from arwkv_student.bases.convert import copy_tokenizer
+from arwkv_student.bases.convert import untrained_student
+from arwkv_student.bases.tokenizer import copy_tokenizer
 from arwkv_student.model.loading import load_student
+from arwkv_student.run.end_of_turn import add_end_token, end_of_turn
 from arwkv_student.settings import TrainSettings
-from arwkv_student.training.end_of_turn import add_end_token, end_of_turn
-from arwkv_student.training.pipeline import train, untrained_student
+from arwkv_student.training.pipeline import train
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|im_end|>\n{% endfor %}"

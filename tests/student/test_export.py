@@ -11,7 +11,8 @@ import torch
 from arwkv_store import open_dataset
 from arwkv_store.errors import UsageError
 from arwkv_student.bases.checkpoint import open_base
-from arwkv_student.bases.convert import convert, copy_tokenizer, student_config
+from arwkv_student.bases.convert import convert, student_config
+from arwkv_student.bases.tokenizer import copy_tokenizer
 from arwkv_student.export.export import export
 from arwkv_student.settings import ExportSettings, TrainSettings
 from arwkv_student.training.pipeline import train

@@ -8,7 +8,8 @@ from test_model import student, tokens_BT
 
 from arwkv_store.errors import CorruptShard, UsageError
 from arwkv_student.bases.checkpoint import open_base
-from arwkv_student.bases.convert import convert, copy_tokenizer, student_config
+from arwkv_student.bases.convert import convert, student_config
+from arwkv_student.bases.tokenizer import copy_tokenizer
 from arwkv_student.generate import generate
 from arwkv_student.model.cache import ArwkvCache
 from arwkv_student.model.loading import load_student

@@ -10,7 +10,7 @@ from arwkv_student.bases.attention import BaseAttention
 from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
 from arwkv_student.bases.convert import convert, student_config
 from arwkv_student.data.collate import collate
-from arwkv_student.data.mixture import cut
+from arwkv_student.data.mixture import truncated
 from arwkv_student.losses.objectives import Objective, align_loss_L, distill_loss
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.training.align import align_outputs
@@ -42,7 +42,7 @@ def gradients(model: ArwkvForCausalLM, loss: torch.Tensor) -> dict[str, torch.Te
 
 def test_packed_distill_loss_and_gradients_are_the_documents_own(student: ArwkvForCausalLM, tiny_shards: Path) -> None:
     dataset = open_dataset(tiny_shards)
-    samples = [cut(dataset[row], tokens) for row, tokens in DOCUMENTS]
+    samples = [truncated(dataset[row], tokens) for row, tokens in DOCUMENTS]
 
     def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return student(
@@ -69,7 +69,7 @@ def test_packed_align_loss_is_the_documents_own(
 ) -> None:
     dataset = open_dataset(tiny_shards if kind == "attention" else tiny_boundary_shards)
     attention = BaseAttention(base, student.config.time_mix_layers) if kind == "boundaries" else None
-    samples = [cut(dataset[row], tokens) for row, tokens in DOCUMENTS]
+    samples = [truncated(dataset[row], tokens) for row, tokens in DOCUMENTS]
 
     def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return align_loss_L(*align_outputs(student, batch, attention), batch["attention_mask"])
@@ -82,7 +82,7 @@ def test_packed_align_loss_is_the_documents_own(
 
 def test_packed_gradients_are_the_same_with_layers_recomputed(student: ArwkvForCausalLM, tiny_shards: Path) -> None:
     dataset = open_dataset(tiny_shards)
-    batch = collate([cut(dataset[row], tokens) for row, tokens in DOCUMENTS], packing=True)
+    batch = collate([truncated(dataset[row], tokens) for row, tokens in DOCUMENTS], packing=True)
 
     def own() -> dict[str, torch.Tensor]:
         head_loss = distill_loss(batch, Objective(500))

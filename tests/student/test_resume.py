@@ -15,8 +15,9 @@ LAUNCH = """
 import os, signal, sys
 kill_at = int(sys.argv[1])
 from arwkv_student.cli import main
-from arwkv_student.training.run_folder import DONE, RunFolder, write_json
-from arwkv_student.training.trainer import RunLog
+from arwkv_student.run.durable import write_json
+from arwkv_student.run.run_folder import DONE, RunFolder
+from arwkv_student.training.run_log import RunLog
 def kill(self, args, state, control, **_):
     if kill_at and state.global_step == kill_at:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from arwkv_store.errors import TryAgain
+from arwkv_student.run.run_folder import DONE, WHOLE, RunFolder
 from arwkv_student.settings import TrainSettings
 from arwkv_student.training.pipeline import train
-from arwkv_student.training.run_folder import DONE, WHOLE, RunFolder
 
 HOLD = """
 import fcntl, sys

@@ -109,7 +109,7 @@ def test_from_32b_in_one_command(
 def test_weighted_sets_continue_bit_for_bit(
     tiny_shards: Path, wide_shards: dict[str, str], tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from arwkv_student.training.trainer import RunLog
+    from arwkv_student.training.run_log import RunLog
 
     settings = replace(
         asked((str(tiny_shards), wide_shards["logits"]), tiny_teacher, tmp_path / "whole"),

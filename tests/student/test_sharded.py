@@ -38,10 +38,11 @@ def test_trainer_leaves_placement_to_shard(
     from transformers import Trainer
 
     from arwkv_store import open_dataset
+    from arwkv_student.bases.convert import untrained_student
+    from arwkv_student.run.run_folder import RunFolder
     from arwkv_student.settings import TrainSettings
-    from arwkv_student.training import trainer as stage_trainer
-    from arwkv_student.training.pipeline import make_trainer, plan_stage, untrained_student
-    from arwkv_student.training.run_folder import RunFolder
+    from arwkv_student.training import stage_trainer
+    from arwkv_student.training.shard_stages import make_trainer, plan_stage
 
     moved: list[nn.Module] = []
     monkeypatch.setattr(Trainer, "_move_model_to_device", lambda _, model, __: moved.append(model))

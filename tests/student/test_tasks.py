@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_student import cli
 from arwkv_student.bases.checkpoint import open_base
-from arwkv_student.bases.convert import convert, copy_tokenizer, student_config
+from arwkv_student.bases.convert import convert, student_config
+from arwkv_student.bases.tokenizer import copy_tokenizer
 from arwkv_student.evaluation.tasks import SUITES, evaluate_tasks
 from arwkv_student.model.loading import load_student
 from arwkv_student.settings import EvalSettings

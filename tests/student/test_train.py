@@ -17,10 +17,11 @@ from api_serving import serving
 from arwkv_store.errors import ConfigurationDiffers, NotFound, UsageError
 from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.bases.convert import convert, student_config
+from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import TrainSettings
+from arwkv_student.training.parameters import parameter_groups
 from arwkv_student.training.pipeline import train
-from arwkv_student.training.run_folder import RunFolder
-from arwkv_student.training.trainer import StagePlan, parameter_groups
+from arwkv_student.training.plan import StagePlan
 from student_faults import swap_two_tokens, train_until
 
 STEPS = 6

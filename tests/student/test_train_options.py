@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 
 from arwkv_store import open_dataset
 from arwkv_student.bases.checkpoint import open_base
+from arwkv_student.bases.convert import untrained_student
 from arwkv_student.settings import TrainSettings
-from arwkv_student.training.pipeline import plan_stage, train, untrained_student
+from arwkv_student.training.pipeline import train
+from arwkv_student.training.shard_stages import plan_stage
 
 
 def asked(shards: Path, base: Path, out: Path) -> TrainSettings:

@@ -12,11 +12,12 @@ from transformers import AutoTokenizer
 
 from arwkv_store.errors import ConfigurationDiffers, CorruptShard, NotFound, UsageError
 from arwkv_student.bases.checkpoint import open_base
-from arwkv_student.bases.convert import convert, copy_tokenizer, student_config
+from arwkv_student.bases.convert import convert, student_config
+from arwkv_student.bases.tokenizer import copy_tokenizer
 from arwkv_student.model.loading import load_student
+from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import TrainSettings
 from arwkv_student.training.pipeline import train
-from arwkv_student.training.run_folder import RunFolder
 from arwkv_student.training.tuned_trainer import TunedTrainer
 from arwkv_student.training.tuning import make_tuner, open_start, read_rows
 from student_faults import train_until

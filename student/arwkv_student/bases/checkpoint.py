@@ -8,21 +8,11 @@ from typing import Any
 
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.model_files import INDEX, read_json, require_whole_weights
-from arwkv_store.format.vocabulary import vocabulary_hash
 from arwkv_store.format.weights import hash_of_config, hash_of_weights
+from arwkv_student.bases.tokenizer import TOKENIZER_AND_GENERATION
 
 SUPPORTED = ("qwen2", "llama")
 QKV_BIASES = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 @dataclass(frozen=True)
@@ -94,16 +84,6 @@ class BaseCheckpoint:
         return self.folder.name if self.folder.parent.name == "snapshots" else None
 
 
-def tokenizer_hash(what: str, folder: Path) -> str:
-    """The hash that shards made with the folder's tokenizer carry. Raises NotFound without a tokenizer."""
-    from transformers import AutoTokenizer
-
-    try:
-        return vocabulary_hash(AutoTokenizer.from_pretrained(folder).get_vocab())
-    except (OSError, ValueError) as error:
-        raise NotFound(f"{what}: no tokenizer in {folder}; copy its tokenizer.json there") from error
-
-
 def open_base(name: str) -> BaseCheckpoint:
     """Find a checkpoint: a local folder, or a Hub name (`name@revision`; a bare name means Qwen/name).
 
@@ -146,7 +126,7 @@ def _from_hub(name: str) -> Path:
     if "/" not in repository:
         repository = f"Qwen/{repository}"
     try:
-        patterns = ["*.safetensors", INDEX, "config.json", *TOKENIZER_FILES]
+        patterns = ["*.safetensors", INDEX, "config.json", *TOKENIZER_AND_GENERATION]
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise NotFound(

@@ -1,18 +1,19 @@
 """A student from a base checkpoint: everything but attention is the base's, and attention's place is taken."""
 
-import shutil
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from arwkv_store.errors import UsageError
-from arwkv_student.bases.checkpoint import TOKENIZER_FILES, BaseCheckpoint
+from arwkv_student.bases.checkpoint import BaseCheckpoint
 from arwkv_student.model.configuration import ATTENTION, TIME_MIX, ArwkvConfig
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.model.time_mix_options import BaseShape, TimeMixOptions, options_as_dict, preset_options
+from arwkv_student.settings import TimeMixSettings
 
 COPIED_FIELDS = (
     "vocab_size",
@@ -147,9 +148,14 @@ def _time_mix_name(attention_name: str) -> str:
     return f"time_mix.{TIME_MIX_OF_ATTENTION[projection]}.{kind}"
 
 
-def copy_tokenizer(source: Path, out: Path) -> None:
-    """Put the tokenizer's files (and the generation settings) beside the student's weights."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file() and source.resolve() != out.resolve():
-            shutil.copyfile(source / name, out / name)
+def untrained_student(base: BaseCheckpoint, settings: TimeMixSettings, seed: int) -> ArwkvForCausalLM:
+    """The student before any stage: `base` with fresh time mixers."""
+    transformers.set_seed(seed)
+    return convert(base, config_of(base, settings)).model
+
+
+def config_of(base: BaseCheckpoint, settings: TimeMixSettings) -> ArwkvConfig:
+    """`student_config` by the flags of a command."""
+    chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(TimeMixSettings)}
+    preset, layers = chosen.pop("preset") or "arwkv", chosen.pop("layers")
+    return student_config(base, preset, chosen, layers)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from arwkv_store import Dataset, Sample
 from arwkv_store.dataset.sampler import ShardSampler
-from arwkv_student.data.mixture import Draw, cut
+from arwkv_student.data.mixture import Pick, truncated
 
 
 class OrderSampler(torch.utils.data.Sampler[int]):
@@ -37,7 +37,7 @@ class OrderSampler(torch.utils.data.Sampler[int]):
 
 
 class ShardSamples(torch.utils.data.Dataset[Sample]):
-    """Shard sets as torch's map-style dataset, read by `Draw`."""
+    """Shard sets as torch's map-style dataset, read by `Pick`."""
 
     def __init__(self, *datasets: Dataset) -> None:
         self.datasets = datasets
@@ -45,8 +45,8 @@ class ShardSamples(torch.utils.data.Dataset[Sample]):
     def __len__(self) -> int:
         return sum(map(len, self.datasets))
 
-    def __getitem__(self, draw: Draw) -> Sample:
-        return cut(self.datasets[draw.shard_set][draw.sample], draw.context)
+    def __getitem__(self, pick: Pick) -> Sample:
+        return truncated(self.datasets[pick.shard_set][pick.sample], pick.context)
 
 
 def collate(samples: Sequence[Sample], packing: bool = False) -> dict[str, Tensor]:

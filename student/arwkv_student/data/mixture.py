@@ -19,7 +19,7 @@ from arwkv_store.dataset.sampler import ShardSampler
 from arwkv_store.errors import UsageError
 
 
-class Draw(NamedTuple):
+class Pick(NamedTuple):
     """One sample of a batch: which shard set, which of its samples, and how many tokens of it (None: all)."""
 
     shard_set: int
@@ -61,11 +61,11 @@ class ContextSchedule:
         return sum(share * min(context, tokens) for context, share in zip(self.contexts, self.shares, strict=True))
 
 
-class DrawSampler(torch.utils.data.Sampler[Draw]):
-    """`steps` times `per_step` draws, one by one, as transformers' Trainer wants them.
+class MixtureSampler(torch.utils.data.Sampler[Pick]):
+    """`steps` times `per_step` picks, one by one, as transformers' Trainer wants them.
 
     Each set is read in the store's endless order of its own. Position p goes to the set that lags most behind its
-    share of the p draws so far: no window of the run is far from the weights, and with the numbers of samples as
+    share of the p picks so far: no window of the run is far from the weights, and with the numbers of samples as
     weights an epoch sees every sample once.
     """
 
@@ -85,15 +85,15 @@ class DrawSampler(torch.utils.data.Sampler[Draw]):
     def __len__(self) -> int:
         return self._steps * self._per_step
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[Pick]:
         orders = [self._order(shard_set) for shard_set in range(len(self._rows))]
-        drawn = [0] * len(orders)
+        picked = [0] * len(orders)
         for position in range(len(self)):
-            lags = [share * (position + 1) - count for share, count in zip(self._shares, drawn, strict=True)]
+            lags = [share * (position + 1) - count for share, count in zip(self._shares, picked, strict=True)]
             chosen = max(range(len(lags)), key=lags.__getitem__)
-            drawn[chosen] += 1
+            picked[chosen] += 1
             context = self._schedule.at(position // self._per_step, self._steps)
-            yield Draw(chosen, next(orders[chosen])[0], context)
+            yield Pick(chosen, next(orders[chosen])[0], context)
 
     def _order(self, shard_set: int) -> Iterator[list[int]]:
         rows = self._rows[shard_set]
@@ -101,7 +101,7 @@ class DrawSampler(torch.utils.data.Sampler[Draw]):
         return iter(ShardSampler(rows, batch_size=1, epochs=epochs, seed=self._seed + (shard_set << 32)))
 
 
-def cut(sample: Sample, tokens: int | None) -> Sample:
+def truncated(sample: Sample, tokens: int | None) -> Sample:
     """The sample's first tokens and what the teacher said at them: as it would have said without the rest."""
     if tokens is None or len(sample.tokens) <= tokens:
         return sample

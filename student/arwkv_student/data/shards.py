@@ -12,7 +12,8 @@ from arwkv_store import Dataset, DatasetInfo, open_dataset
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.hidden_names import hidden_column
 from arwkv_store.format.seal import self_hash
-from arwkv_student.bases.checkpoint import BaseCheckpoint, tokenizer_hash
+from arwkv_student.bases.checkpoint import BaseCheckpoint
+from arwkv_student.bases.tokenizer import tokenizer_hash
 
 
 def open_shards(uri: str, columns: Collection[str], *, flag: str = "--shards") -> Dataset:

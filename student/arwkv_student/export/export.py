@@ -10,14 +10,14 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from arwkv_store.errors import UsageError
-from arwkv_student.bases.checkpoint import TOKENIZER_FILES
-from arwkv_student.bases.convert import copy_tokenizer
+from arwkv_store.format.layout import TOKENIZER_FILES
+from arwkv_student.bases.tokenizer import copy_tokenizer
 from arwkv_student.export import exported_wkv7
 from arwkv_student.export.model_card import model_card
 from arwkv_student.model import modeling as model
 from arwkv_student.model.loading import load_student, padding_rows
+from arwkv_student.run.durable import replace_text, write_json
 from arwkv_student.settings import ExportSettings
-from arwkv_student.training.run_folder import replace_text, write_json
 
 OUR_IMPORT = re.compile(r"^( *)from (arwkv_[\w.]+) import", re.MULTILINE)
 # Imported by its short name; in an exported student, the recurrence without compiled kernels.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from arwkv_student.model.modeling import ArwkvForCausalLM
-from arwkv_student.training.provenance import runs_behind
+from arwkv_student.run.provenance import runs_behind
 
 # Settings that say nothing of how a student came about, or that the card says elsewhere.
 UNSAID = re.compile(r"shards_\d+_.*|start|base|base_config|teacher_head|preset|data_hash|template_hash")

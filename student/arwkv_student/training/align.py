@@ -10,23 +10,17 @@ from transformers import TrainerCallback
 from arwkv_student.bases.attention import BaseAttention
 from arwkv_student.losses.objectives import align_loss_L, error_and_size_2L
 from arwkv_student.model.modeling import ArwkvForCausalLM
-from arwkv_student.training.trainer import StageTrainer
+from arwkv_student.training.stage_trainer import StageTrainer
 
 LEAST_FALL = 0.01
 """A loss that has not fallen by this share stands still."""
 
 
-def train_only_time_mixers(model: ArwkvForCausalLM) -> None:
-    """Freeze everything else."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".time_mix." in name)
-
-
 class AlignTrainer(StageTrainer):
     """L = mean over layers and tokens of ‖a_l − TimeMix_l(LN1_l(h_l))‖₂ / √C (arXiv 2501.15570), or what is asked.
 
-    The stream h_l is the teacher's: h_{l+1} = h_l + a_l + MLP_l(LN2_l(h_l + a_l)), rebuilt by the student's own frozen
-    embedding, norms and MLPs. No attention weights are needed.
+    The residual stream h_l is the teacher's: h_{l+1} = h_l + a_l + MLP_l(LN2_l(h_l + a_l)), rebuilt by the student's
+    own frozen embedding, norms and MLPs. No attention weights are needed.
     """
 
     counted = "attention_mask"
@@ -53,7 +47,7 @@ class AlignTrainer(StageTrainer):
             super()._run_epoch(*arguments, **named)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add each layer's relative error in the latest batch: ‖a_l − TimeMix_l‖ / ‖a_l‖, 1 for a silent mixer."""
+        """Add each layer's relative error in the latest batch: ‖a_l − TimeMix_l‖ / ‖a_l‖, 1 for a zero-output mixer."""
         if self.error_and_size_2L is not None and "loss" in logs:
             # Every process: the stop that follows from it must be the same everywhere.
             error_L, size_L = self.accelerator.reduce(self.error_and_size_2L, reduction="sum")

@@ -10,19 +10,8 @@ from arwkv_store import DatasetInfo
 from arwkv_store.errors import UsageError
 from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
 from arwkv_student.losses.objectives import Objective, distill_loss
-from arwkv_student.model.modeling import ArwkvForCausalLM
-from arwkv_student.model.time_mix_options import active_mlp
 from arwkv_student.settings import TrainSettings
-from arwkv_student.training.trainer import StageTrainer
-
-
-def choose_trained(model: ArwkvForCausalLM, trained: str) -> None:
-    """Freeze what stage 2 leaves alone: nothing ("all"), the MLPs ("frozen-mlp"), or all but the time mixers."""
-    if trained == "preset":
-        trained = "all" if active_mlp(model.config.preset) else "frozen-mlp"
-    for name, parameter in model.named_parameters():
-        trains = {"all": True, "frozen-mlp": ".mlp." not in name, "time-mix": ".time_mix." in name}[trained]
-        parameter.requires_grad_(trains)
+from arwkv_student.training.stage_trainer import StageTrainer
 
 
 class DistillTrainer(StageTrainer):

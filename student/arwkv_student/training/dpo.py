@@ -22,7 +22,7 @@ from trl import DPOConfig, DPOTrainer
 
 from arwkv_store.errors import CorruptShard, UsageError
 from arwkv_student.data.conversations import Pair
-from arwkv_student.training.run_folder import put_in_place
+from arwkv_student.run.durable import put_in_place
 from arwkv_student.training.tuned_trainer import TunedTrainer
 
 CONFIG = DPOConfig

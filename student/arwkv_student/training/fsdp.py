@@ -1,4 +1,4 @@
-"""FSDP2: parameters, gradients and optimiser state spread over the processes, checkpoints in one piece.
+"""FSDP2: parameters, gradients and optimizer state spread over the processes, checkpoints in one piece.
 
 A checkpoint holds whole tensors by name, whatever wrote it: a run may go on with another number of processes, sharded
 or not.
@@ -46,7 +46,7 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def whole_weights(model: nn.Module) -> dict[str, Any]:
+def full_state_dict(model: nn.Module) -> dict[str, Any]:
     """Every weight in one piece, on the CPU; in process 0 only, and to be called by all."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
@@ -60,14 +60,14 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     set_model_state_dict(model, weights, options=_from_process_0(strict=False))
 
 
-def whole_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimiser's state by parameter name; in process 0 only where the model is sharded."""
+def full_optimizer_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state by parameter name; in process 0 only where the model is sharded."""
     options = StateDictOptions(full_state_dict=is_sharded(model), cpu_offload=is_sharded(model))
     return get_optimizer_state_dict(model, optimizer, options=options)
 
 
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, file: Path) -> None:
-    """Inverse of `whole_optimizer_state`, for a model of any number of processes."""
+    """Inverse of `full_optimizer_state_dict`, for a model of any number of processes."""
     reads = not is_sharded(model) or torch.distributed.get_rank() == 0
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=True) if reads else {}
     set_optimizer_state_dict(

@@ -5,7 +5,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from arwkv_student.data.collate import OrderSampler
-from arwkv_student.training.trainer import ResumableTrainer, RunLog
+from arwkv_student.training.resumable_trainer import ResumableTrainer
+from arwkv_student.training.run_log import RunLog
 
 FIGURES = ("eval_loss", "eval_mean_token_accuracy", "eval_rewards/")
 
@@ -34,6 +35,15 @@ class TunedTrainer(ResumableTrainer):
     """Goes before a TRL trainer among the bases: rows in the store's order, no card, no call to anybody."""
 
     held_out: HeldOut
+
+    def findings(self) -> dict[str, Any]:
+        """How many rows there were, and the figures on held-out rows, where there are any."""
+        found: dict[str, Any] = {"samples": len(self.train_dataset)}
+        if self.held_out.evaluates:
+            if self.held_out.step != self.plan.steps:
+                self.evaluate()
+            found["held_out"] = self.held_out.figures
+        return found
 
     def _get_train_sampler(self, train_dataset: Any = None) -> OrderSampler:
         args, rows = self.args, [len(self.train_dataset)]

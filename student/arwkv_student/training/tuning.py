@@ -1,53 +1,35 @@
-"""Stage 3, `student train --stage sft|dpo`: a trained student on conversations or preferences, resumable."""
+"""Stage 3, `student train --stage sft|dpo`: a trained student on conversations or preferences."""
 
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PrinterCallback
 
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.file_hash import sha256_of_file
-from arwkv_student.bases.convert import copy_tokenizer
+from arwkv_student.bases.tokenizer import copy_tokenizer, open_tokenizer
 from arwkv_student.data.conversations import examples, pairs, read_records
 from arwkv_student.model.loading import checkpoint_hash, computes_in_bf16, load_student, require_student
+from arwkv_student.run.durable import replace_text
+from arwkv_student.run.end_of_turn import add_end_token, end_of_turn
+from arwkv_student.run.provenance import origin
+from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import NOT_COMPARED, TrainSettings, TuneSettings
-from arwkv_student.training.distill import choose_trained
-from arwkv_student.training.end_of_turn import add_end_token, end_of_turn
+from arwkv_student.training.arguments import training_arguments
 from arwkv_student.training.fsdp import shard
-from arwkv_student.training.pipeline import train_to_the_end, world_size
-from arwkv_student.training.provenance import origin
-from arwkv_student.training.run_folder import RunFolder, replace_text
-from arwkv_student.training.trainer import RunLog, StagePlan, reporters, training_arguments
+from arwkv_student.training.parameters import choose_trained
+from arwkv_student.training.plan import StagePlan, samples_per_step, steps_and_tokens
+from arwkv_student.training.run_log import RunLog, reporters
 from arwkv_student.training.tuned_trainer import HeldOut, TunedTrainer
 
 # Of the settings of stages 1 and 2, those that say something here.
 SHARED = {"stage", "steps", "tokens", "epochs", "rest_lr", "lr_floor", "warmup", "weight_decay", "max_grad_norm"}
 SHARED |= {"trained", "dtype", "packing", "seed"}
-
-
-def tune(settings: TrainSettings) -> dict[str, Any]:
-    """Run or continue the stage in `settings.out`; returns its summary. RUN itself holds the tuned student."""
-    stage, start = settings.stage, open_start(settings)
-    rows, held_out = read_rows(settings, start, str(settings.data), "--data"), None
-    if settings.eval_data is not None:
-        held_out = read_rows(settings, start, settings.eval_data, "--eval-data")
-    run, processes = RunFolder(settings.out), PartialState(cpu=not torch.accelerator.is_available())
-    with run.claimed(_identity(settings, start), processes):
-        summary = run.finished(stage) or _run(settings, start, run, rows, held_out)
-        processes.wait_for_everyone()
-        if processes.is_main_process:
-            run.publish(stage)
-        processes.wait_for_everyone()
-    return {"out": str(settings.out), "stages": {stage: summary}}
 
 
 @dataclass(frozen=True)
@@ -75,10 +57,7 @@ def open_start(settings: TrainSettings) -> Start:
     folder = Path(settings.start_from)
     require_student(folder)
     checkpoint = checkpoint_hash(folder)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise NotFound(f"model {folder}: no tokenizer there; copy the base's tokenizer.json beside it") from error
+    tokenizer = open_tokenizer(f"model {folder}", folder)
     if settings.chat_template is not None:
         try:
             tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8-sig")
@@ -88,45 +67,53 @@ def open_start(settings: TrainSettings) -> Start:
     return Start(folder, checkpoint, tokenizer, template, end_of_turn(tokenizer))
 
 
-def _identity(settings: TrainSettings, start: Start) -> dict[str, Any]:
-    """What makes a continued run the same run, and in `start` how its student came about."""
-    own = {field.name for field in dataclasses.fields(TuneSettings)} | SHARED
-    compared = {name: value for name, value in dataclasses.asdict(settings).items() if name in own - NOT_COMPARED}
-    return compared | {
-        "samples_per_step": settings.batch_size * settings.gradient_accumulation * world_size(),
-        "data_hash": sha256_of_file(Path(str(settings.data))),
-        "template_hash": start.template,
-        "start": origin(start.folder, start.checkpoint),
-    }
+@dataclass(frozen=True)
+class Tuning:
+    """Stage 3 of a run: one stage, on a trained student and its rows."""
+
+    settings: TrainSettings
+    start: Start
+    rows: Dataset
+    held_out: Dataset | None
+
+    @property
+    def names(self) -> tuple[str]:
+        """`sft` or `dpo`."""
+        return (self.settings.stage,)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes a continued run the same run, and in `start` how its student came about."""
+        own = {field.name for field in dataclasses.fields(TuneSettings)} | SHARED
+        settings = dataclasses.asdict(self.settings)
+        return {
+            **{name: value for name, value in settings.items() if name in own - NOT_COMPARED},
+            "samples_per_step": samples_per_step(self.settings),
+            "data_hash": sha256_of_file(Path(str(self.settings.data))),
+            "template_hash": self.start.template,
+            "start": origin(self.start.folder, self.start.checkpoint),
+        }
+
+    def trainer(self, stage: str, run: RunFolder) -> TunedTrainer:
+        """TRL's trainer for the stage."""
+        return make_tuner(self.settings, self.start, run, self.rows, self.held_out)
+
+    def complete(self, student: Path) -> None:
+        """The starting student's tokenizer, the chat template, and the token that ends its turns."""
+        copy_tokenizer(self.start.folder, student)
+        if self.settings.chat_template is not None:
+            replace_text(student / "chat_template.jinja", str(self.start.tokenizer.chat_template))
+        if self.start.end_of_turn is not None:
+            add_end_token(student, self.start.end_of_turn)
 
 
-def _run(
-    settings: TrainSettings, start: Start, run: RunFolder, rows: Dataset, held_out: Dataset | None
-) -> dict[str, Any]:
-    stage = settings.stage
-    transformers.set_seed(settings.seed)
-    trainer = make_tuner(settings, start, run, rows, held_out)
-    loss_mean = train_to_the_end(trainer, run, stage)
-    summary = {
-        "steps": trainer.plan.steps,
-        "tokens": trainer.state.num_input_tokens_seen,
-        "loss_mean": loss_mean,
-        "samples": len(trainer.train_dataset),
-    }
-    if held_out is not None:
-        if trainer.held_out.step != trainer.plan.steps:
-            trainer.evaluate()
-        summary["held_out"] = trainer.held_out.figures
-    processes = PartialState()
-    if processes.is_main_process:
-        copy_tokenizer(start.folder, run.stage(stage))
-        if settings.chat_template is not None:
-            replace_text(run.stage(stage) / "chat_template.jinja", str(start.tokenizer.chat_template))
-        if start.end_of_turn is not None:
-            add_end_token(run.stage(stage), start.end_of_turn)
-        run.finish(stage, summary)
-    processes.wait_for_everyone()
-    return summary
+def open_tuning(settings: TrainSettings) -> Tuning:
+    """Open the starting student and the data. Raises UsageError or NotFound for what is missing."""
+    start = open_start(settings)
+    rows, held_out = read_rows(settings, start, str(settings.data), "--data"), None
+    if settings.eval_data is not None:
+        held_out = read_rows(settings, start, settings.eval_data, "--eval-data")
+    return Tuning(settings, start, rows, held_out)
 
 
 def make_tuner(
@@ -189,13 +176,10 @@ def read_rows(settings: TrainSettings, start: Start, file: str, flag: str) -> Da
 
 
 def _plan(settings: TrainSettings, rows: Dataset) -> StagePlan:
-    """Steps from --steps, --tokens or --epochs; at least one."""
-    tokens = sum(map(_tokens, rows))
-    per_step = settings.batch_size * settings.gradient_accumulation * world_size() * tokens / len(rows)
-    budget = settings.tokens or round((settings.epochs or 1.0) * tokens)
-    steps = settings.steps or max(1, math.ceil(budget / per_step - 1e-9))
+    stored = sum(map(_tokens, rows))
+    steps, tokens = steps_and_tokens(settings, stored / len(rows), stored)
     rate = settings.sft_lr if settings.stage == "sft" else settings.dpo_lr
-    return StagePlan(settings.stage, steps, rate, round(steps * per_step), settings.rest_lr)
+    return StagePlan(settings.stage, steps, rate, tokens, settings.rest_lr)
 
 
 def _tokens(row: dict[str, list[int]]) -> int:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from arwkv_student.training.run_folder import DONE, STAGES
+from arwkv_student.run.run_folder import DONE, STAGES
 
 
 def origin(student: Path, checkpoint: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import Any
 from accelerate import PartialState
 
 from arwkv_store.errors import ConfigurationDiffers, TryAgain, UsageError
-from arwkv_store.places.commit import sync_folder
+from arwkv_student.run.durable import put_in_place, replace_text, sync_files, write_json
 
 STAGES = ("align", "distill", "sft", "dpo")
 WHOLE = "whole.json"
@@ -157,33 +157,3 @@ def compared(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[s
         for name, value in identity.items()
         if not re.fullmatch(r"shards_\d+_dataset", name) and (name in recorded or name not in HASHED)
     }
-
-
-def write_json(file: Path, document: Mapping[str, Any]) -> None:
-    """Write a file that is whole or absent."""
-    replace_text(file, json.dumps(document, indent=2, sort_keys=True) + "\n")
-
-
-def replace_text(file: Path, text: str) -> None:
-    """Write a file that is whole or as it was."""
-    fresh = file.with_name(file.name + ".new")
-    with fresh.open("w") as opened:
-        opened.write(text)
-    put_in_place(fresh, file)
-
-
-def put_in_place(fresh: Path, file: Path) -> None:
-    """Give a file that was written beside `file` its name, once it is on the disk."""
-    with fresh.open("rb") as opened:
-        os.fsync(opened.fileno())
-    os.replace(fresh, file)
-    sync_folder(file.parent)
-
-
-def sync_files(folder: Path) -> None:
-    """Have a folder's own files, which others wrote, and their names on the disk."""
-    for file in filter(Path.is_file, folder.iterdir()):
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    sync_folder(folder)
-    sync_folder(folder.parent)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from arwkv_store import Dataset, Sample
-from arwkv_student.data.mixture import cut
+from arwkv_student.data.mixture import truncated
 from arwkv_student.evaluation.shards import evaluate
 from arwkv_student.model.modeling import ArwkvForCausalLM
 
@@ -38,12 +38,10 @@ class HeldOutShards:
         tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_folder)
         was_training = model.training
         model.eval()
-        found = [self._text(model, tokenizer, cut(self.dataset[row], TEXT_TOKENS)) for row in range(self._count())]
+        samples = [truncated(self.dataset[row], TEXT_TOKENS) for row in range(min(TEXTS, len(self.dataset)))]
+        found = [self._text(model, tokenizer, sample) for sample in samples]
         model.train(was_training)
         return found
-
-    def _count(self) -> int:
-        return min(TEXTS, len(self.dataset))
 
     def _text(self, model: ArwkvForCausalLM, tokenizer: Any, sample: Sample) -> dict[str, str]:
         assert sample.logits is not None, "`figures` refuses shards without logits"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from arwkv_store.text.chat_template import ChatTemplate
-from arwkv_student.training.run_folder import write_json
+from arwkv_student.run.durable import write_json
 
 
 def end_of_turn(tokenizer: Any) -> int | None:

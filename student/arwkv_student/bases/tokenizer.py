@@ -1,0 +1,42 @@
+"""The tokenizer beside a model's weights."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from arwkv_store.errors import NotFound
+from arwkv_store.format.layout import TOKENIZER_FILES
+from arwkv_store.format.vocabulary import vocabulary_hash
+
+TOKENIZER_AND_GENERATION = (
+    *TOKENIZER_FILES,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+)
+"""What belongs to a student besides its configuration and weights."""
+
+
+def open_tokenizer(what: str, folder: Path) -> Any:  # transformers is untyped
+    """The folder's tokenizer. Raises NotFound where there is none; `what` names the folder's model in the message."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise NotFound(f"{what}: no tokenizer in {folder}; copy its tokenizer.json there") from error
+
+
+def tokenizer_hash(what: str, folder: Path) -> str:
+    """The hash that shards made with the folder's tokenizer carry. Raises NotFound without a tokenizer."""
+    return vocabulary_hash(open_tokenizer(what, folder).get_vocab())
+
+
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """Put the tokenizer's files (and the generation settings) beside the student's weights."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_AND_GENERATION:
+        if (source / name).is_file() and source.resolve() != out.resolve():
+            shutil.copyfile(source / name, out / name)

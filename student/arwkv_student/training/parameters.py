@@ -1,0 +1,38 @@
+"""Which parameters a stage trains, and at which rate."""
+
+from typing import Any
+
+import torch
+
+from arwkv_student.model.modeling import ArwkvForCausalLM
+from arwkv_student.model.time_mix_options import active_mlp
+from arwkv_student.training.plan import StagePlan
+
+# Of two dimensions, and no matrices: the token shift's mix [6, C] and the bonus [H, D].
+STACKED_VECTORS = (".shift_mix", ".bonus")
+
+
+def choose_trained(model: ArwkvForCausalLM, trained: str) -> None:
+    """Freeze what a stage leaves alone: nothing ("all"), the MLPs ("frozen-mlp"), or all but the time mixers.
+
+    "preset" is what stage distill trains by the model's preset.
+    """
+    if trained == "preset":
+        trained = "all" if active_mlp(model.config.preset) else "frozen-mlp"
+    for name, parameter in model.named_parameters():
+        trains = {"all": True, "frozen-mlp": ".mlp." not in name, "time-mix": ".time_mix." in name}[trained]
+        parameter.requires_grad_(trains)
+
+
+def parameter_groups(model: torch.nn.Module, plan: StagePlan, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters that train, by learning rate and by whether they decay."""
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.dim() >= 2 and not name.endswith(STACKED_VECTORS)
+            groups.setdefault((".time_mix." in name, decays), []).append(parameter)
+    rest = plan.learning_rate if plan.rest_learning_rate is None else plan.rest_learning_rate
+    return [
+        {"params": some, "lr": plan.learning_rate if mixes else rest, "weight_decay": weight_decay * decays}
+        for (mixes, decays), some in groups.items()
+    ]

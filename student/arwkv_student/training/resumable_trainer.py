@@ -1,0 +1,84 @@
+"""What every stage's Trainer does alike: rates by parameter, checkpoints that say when they are whole."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from arwkv_student.run.durable import sync_files, write_json
+from arwkv_student.run.run_folder import WHOLE
+from arwkv_student.training.fsdp import (
+    full_optimizer_state_dict,
+    full_state_dict,
+    is_sharded,
+    load_optimizer_state,
+    load_weights,
+)
+from arwkv_student.training.parameters import parameter_groups
+from arwkv_student.training.plan import StagePlan
+
+
+class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
+    """A Trainer whose checkpoints another number of processes, sharded or not, can continue."""
+
+    plan: StagePlan
+    optimizer: torch.optim.Optimizer | None = None
+
+    def findings(self) -> dict[str, Any]:
+        """What a finished stage's summary adds to its steps, tokens and loss."""
+        raise NotImplementedError("a stage says what it found")
+
+    def _move_model_to_device(self, model: torch.nn.Module, device: torch.device) -> None:
+        """Not with --fsdp: the whole of it need not fit there, and `shard` places it a layer at a time."""
+        if not self.args.spread:
+            super()._move_model_to_device(model, device)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW over time mixers and the rest, each with its rate; vectors do not decay."""
+        optimizer: torch.optim.Optimizer | None = self.optimizer
+        if optimizer is None:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = parameter_groups(self.model if model is None else model, self.plan, self.args.weight_decay)
+            optimizer = self.optimizer = optimizer_class(groups, **options)
+        assert optimizer is not None
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if is_sharded(self.model):
+            state_dict = full_state_dict(self.model)
+        if self.args.should_save:
+            super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if is_sharded(self.model):
+            load_weights(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """By parameter name, whole: the next process count, sharded or not, can go on from it."""
+        state = full_optimizer_state_dict(self.model, self._own_optimizer())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_optimizer_state(self.model, self._own_optimizer(), Path(checkpoint) / "optimizer.pt")
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+
+    def _own_optimizer(self) -> torch.optim.Optimizer:
+        """Without accelerate's wrapper."""
+        assert self.optimizer is not None, "the optimizer is made before a checkpoint is read or written"
+        own: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return own
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process leaves its random state there
+        if self.args.should_save:
+            step = self.state.global_step
+            checkpoint = Path(self.args.output_dir) / f"checkpoint-{step}"
+            sync_files(checkpoint)
+            write_json(checkpoint / WHOLE, {"step": step})

@@ -1,0 +1,228 @@
+"""Stages 1 and 2: which of them the shards allow, what each starts from, and the trainer of each."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arwkv_store import Dataset
+from arwkv_store.errors import UsageError
+from arwkv_student.bases.attention import BaseAttention
+from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
+from arwkv_student.bases.convert import config_of, untrained_student
+from arwkv_student.bases.tokenizer import copy_tokenizer
+from arwkv_student.data.collate import ShardSamples
+from arwkv_student.data.mixture import ContextSchedule
+from arwkv_student.data.shards import (
+    ShardSet,
+    columns_of,
+    one_kind,
+    open_shard_sets,
+    open_shards,
+    require_counted,
+    require_fitting_head,
+    require_fitting_hidden_states,
+    require_same_tokenizer,
+)
+from arwkv_student.evaluation.held_out import HeldOutShards
+from arwkv_student.model.loading import checkpoint_hash, computes_in_bf16, load_student, require_student
+from arwkv_student.model.modeling import ArwkvForCausalLM
+from arwkv_student.model.time_mix import TimeMix
+from arwkv_student.run.provenance import origin
+from arwkv_student.run.run_folder import RunFolder
+from arwkv_student.settings import NOT_COMPARED, TrainSettings, TuneSettings
+from arwkv_student.training.align import AlignTrainer, EarlyStop
+from arwkv_student.training.distill import DistillTrainer, distill_objective
+from arwkv_student.training.parameters import choose_trained
+from arwkv_student.training.plan import StagePlan, samples_per_step, steps_and_tokens
+
+
+@dataclass(frozen=True)
+class ShardStages:
+    """The stages that a run's shards allow, on a student of its base."""
+
+    settings: TrainSettings
+    base: BaseCheckpoint
+    head: BaseCheckpoint
+    """Whose head reads final hidden states: the base, or --teacher-head."""
+    sets: Sequence[ShardSet]
+    names: Sequence[str]
+    held_out: HeldOutShards | None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes a continued run the same run: settings, and what it starts from, by content and not by place."""
+        settings = self.settings
+        ignored = NOT_COMPARED | {field.name for field in dataclasses.fields(TuneSettings)}
+        start = None if settings.start_from is None else Path(settings.start_from)
+        return {
+            **{name: value for name, value in dataclasses.asdict(settings).items() if name not in ignored},
+            **{
+                f"shards_{number}_{name}": value
+                for number, shards in enumerate(self.sets)
+                for name, value in shards.content().items()
+            },
+            "samples_per_step": samples_per_step(settings),
+            "base_config": self.base.config,
+            "base": self.base.identity(),
+            "teacher_head": None if self.head is self.base else self.head.identity(),
+            "start": None if start is None else origin(start, checkpoint_hash(start)),
+        }
+
+    def trainer(self, stage: str, run: RunFolder) -> AlignTrainer | DistillTrainer:
+        """The stage's trainer, over its starting student and its shards."""
+        settings, model = self.settings, self._starting_student(stage, run)
+        for mixer in (module for module in model.modules() if isinstance(module, TimeMix)):
+            mixer.fuse = settings.fuse
+        chosen, mixed = serving(self.sets, stage, settings), model.config.time_mix_layers
+        datasets = [open_shards(shards.uri, columns_of(stage, shards.info, mixed)) for shards in chosen]
+        plan = plan_stage(stage, settings, datasets, [shards.weight for shards in chosen])
+        return make_trainer(model, datasets, run, plan, settings, self.base, self.held_out)
+
+    def complete(self, student: Path) -> None:
+        """The base's tokenizer."""
+        copy_tokenizer(self.base.folder, student)
+
+    def _starting_student(self, stage: str, run: RunFolder) -> ArwkvForCausalLM:
+        if stage != self.names[0]:
+            return load_student(run.stage(self.names[self.names.index(stage) - 1]))
+        if self.settings.start_from is not None:
+            student = load_student(Path(self.settings.start_from))
+            _take_preset(student, self.settings, self.base)
+            return student
+        if stage == "distill" and run.finished("align"):
+            return load_student(run.stage("align"))
+        return untrained_student(self.base, self.settings, self.settings.seed)
+
+
+def open_shard_stages(settings: TrainSettings) -> ShardStages:
+    """Open base, head and shards. Raises UsageError or NotFound for what is missing or does not fit together."""
+    if not settings.base:
+        raise UsageError("--base is missing; name the Qwen2 checkpoint the student starts from, such as Qwen2.5-0.5B")
+    base = open_base(settings.base)
+    sets = open_shard_sets(settings.shards, settings.shard_weights)
+    head = base if settings.teacher_head is None else open_base(settings.teacher_head)
+    start = None if settings.start_from is None else Path(settings.start_from)
+    if start is not None:
+        require_student(start)
+    for shards in sets:
+        require_same_tokenizer(f"base {base.name}", base.folder, shards.info, shards.uri)
+        if start is not None:
+            require_same_tokenizer(f"--start-from {start}", start, shards.info, shards.uri)
+    names = _names(settings, base, head, sets)
+    return ShardStages(settings, base, head, sets, names, _held_out(settings, base))
+
+
+def _names(settings: TrainSettings, base: BaseCheckpoint, head: BaseCheckpoint, sets: Sequence[ShardSet]) -> list[str]:
+    """The stages to run; `head` is the checkpoint whose head reads final hidden states.
+
+    Raises UsageError where the shards do not allow what is asked, or a set would go unread.
+    """
+    mixed = config_of(base, settings).time_mix_layers
+    possible = [stage for stage in ("align", "distill") if any(shards.serves(stage) for shards in sets)]
+    stages = possible if settings.stage == "auto" else [str(settings.stage)]
+    for stage in stages or ["distill"]:
+        for shards in serving(sets, stage, settings):
+            if stage == "align":
+                require_fitting_hidden_states(base, shards.info, shards.uri, mixed)
+                continue
+            require_counted(shards.uri)
+            if shards.info.capture.logits == "none":
+                flag = "--base" if head is base else "--teacher-head"
+                require_fitting_head(flag, head, shards.info, shards.uri)
+    for shards in sets:
+        if not any(shards.serves(stage) for stage in stages):
+            raise UsageError(f"--shards {shards.uri}: stage {', '.join(stages)} reads nothing of it; leave it out")
+    return stages
+
+
+def serving(sets: Sequence[ShardSet], stage: str, settings: TrainSettings) -> list[ShardSet]:
+    """The sets that a stage reads, at least one, which fit together."""
+    chosen = [shards for shards in sets if shards.serves(stage)]
+    if not chosen:
+        uris = ", ".join(settings.shards)
+        if stage == "align":
+            raise UsageError(f"{uris} holds hidden states 'none'; stage align needs --hidden-states attention")
+        raise UsageError(f"{uris} holds no logits to distill from; capture with --logits top-k")
+    one_kind(chosen, stage)
+    return chosen
+
+
+def _held_out(settings: TrainSettings, base: BaseCheckpoint) -> HeldOutShards | None:
+    if settings.eval_shards is None:
+        return None
+    dataset = open_shards(settings.eval_shards, ["logits", "token_stats"], flag="--eval-shards")
+    require_same_tokenizer(f"base {base.name}", base.folder, dataset.info, settings.eval_shards)
+    return HeldOutShards(dataset, base.folder, settings.batch_size, computes_in_bf16(settings.dtype))
+
+
+def _take_preset(student: ArwkvForCausalLM, settings: TrainSettings, base: BaseCheckpoint) -> None:
+    """Make the preset the student's: what trains. Raises UsageError where it asks for another time mixer."""
+    if settings.preset is None:
+        return
+    options = (student.config.time_mix_options, config_of(base, settings).time_mix_options)
+    own, asked = map(dataclasses.asdict, options)
+    # How a mixer began is no part of what it is.
+    differences = [
+        f"{name}: {own[name]!r} there, {asked[name]!r} asked"
+        for name in own
+        if own[name] != asked[name] and name != "init_from_teacher"
+    ]
+    if differences:
+        raise UsageError(
+            f"--start-from {settings.start_from}: {'; '.join(differences)}; give the options it was made with, or no "
+            "--preset"
+        )
+    student.config.preset = settings.preset
+
+
+def make_trainer(
+    model: ArwkvForCausalLM,
+    datasets: Sequence[Dataset],
+    run: RunFolder,
+    plan: StagePlan,
+    settings: TrainSettings,
+    base: BaseCheckpoint,
+    held_out: HeldOutShards | None = None,
+) -> AlignTrainer | DistillTrainer:
+    """The trainer of one stage, with the parameters frozen that the stage leaves alone."""
+    bf16 = computes_in_bf16(settings.dtype)
+    common = (model, ShardSamples(*datasets), run, plan, settings, bf16, held_out)
+    infos = [dataset.info for dataset in datasets]
+    if plan.name == "align":
+        choose_trained(model, "time-mix")
+        aligner = AlignTrainer(*common)
+        aligner.add_callback(EarlyStop(settings.align_stop_error, settings.align_stop_plateau))
+        if infos[0].capture.hidden_states == "boundaries":
+            attention = BaseAttention(base, model.config.time_mix_layers)
+            aligner.base_attention = attention.to(aligner.args.device)
+        return aligner
+    choose_trained(model, settings.trained)
+    trainer = DistillTrainer(*common)
+    trainer.objective = distill_objective(settings, infos, base, trainer.args.device, bf16)
+    return trainer
+
+
+def plan_stage(
+    stage: str, settings: TrainSettings, datasets: Sequence[Dataset], weights: Sequence[float] = (1.0,)
+) -> StagePlan:
+    """Steps from --steps, or the stage's tokens, or epochs; at least one."""
+    is_align = stage == "align"
+    contexts = (settings.align_context,) if is_align and settings.align_context else ()
+    schedule = ContextSchedule.of(
+        contexts if is_align else settings.context, None if is_align else settings.context_shares
+    )
+    means = [schedule.mean_tokens(dataset.tokens / len(dataset)) for dataset in datasets]
+    mean = sum(weight * tokens for weight, tokens in zip(weights, means, strict=True)) / sum(weights)
+    budget = settings.align_tokens if is_align else settings.distill_tokens
+    steps, tokens = steps_and_tokens(settings, mean, mean * sum(map(len, datasets)), budget)
+    return StagePlan(
+        stage,
+        steps,
+        settings.align_lr if is_align else settings.distill_lr,
+        tokens,
+        None if is_align else settings.rest_lr,
+        schedule,
+        tuple(weights),
+    )

@@ -1,0 +1,88 @@
+"""What stages 1 and 2 share: `transformers.Trainer` over shards, in an order that a restart does not change."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback
+
+from arwkv_student.data.collate import ShardSamples, collate, collate_packed
+from arwkv_student.data.mixture import MixtureSampler
+from arwkv_student.evaluation.held_out import HeldOutShards
+from arwkv_student.model.modeling import ArwkvForCausalLM
+from arwkv_student.run.run_folder import RunFolder
+from arwkv_student.settings import TrainSettings
+from arwkv_student.training.arguments import training_arguments
+from arwkv_student.training.fsdp import shard
+from arwkv_student.training.plan import StagePlan
+from arwkv_student.training.resumable_trainer import ResumableTrainer
+from arwkv_student.training.run_log import RunLog, reporters
+
+
+class StageTrainer(ResumableTrainer):
+    """Stages 1 and 2: a Trainer over `collate`d samples of shards."""
+
+    counted = "predicts"
+    """The field of a batch that is true where a position counts in the loss."""
+
+    def __init__(
+        self,
+        model: ArwkvForCausalLM,
+        samples: ShardSamples,
+        run: RunFolder,
+        plan: StagePlan,
+        settings: TrainSettings,
+        bf16: bool,
+        held_out: HeldOutShards | None = None,
+    ) -> None:
+        self.log_of_run = RunLog(run, plan, held_out, settings.eval_every)
+        self.plan, self.settings, self.samples = plan, settings, samples
+        super().__init__(
+            model=model,
+            args=training_arguments(run.stage(plan.name), plan, settings, bf16),
+            train_dataset=samples,
+            data_collator=collate_packed if settings.packing else collate,
+            callbacks=[self.log_of_run, *reporters(run.path, plan.name, settings)],
+        )
+        self.remove_callback(PrinterCallback)
+        self.loss_is_scaled_for_ga = True
+        if settings.fsdp:
+            shard(model, self.args.device)
+            # Trainer's word for a model that looks after its own placement and gradients.
+            self.is_distributed_loading_by_transformers = True
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> MixtureSampler:
+        args = self.args
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        rows = [dataset.shard_rows for dataset in self.samples.datasets]
+        return MixtureSampler(rows, self.plan.weights, args.max_steps, per_step, args.data_seed, self.plan.schedule)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        """Positions that count in this step, over its batches and all processes."""
+        counts = [batch[self.counted].sum() for batch in batch_samples]
+        count = torch.stack(counts).sum().float().to(device) if counts else torch.zeros((), device=device)
+        total: Tensor = self.accelerator.reduce(count, reduction="sum")
+        return total
+
+    def weighed(self, loss: Tensor, batch: dict[str, Tensor], total: Tensor | None) -> Tensor:
+        """A mean over the batch's positions that counts for its share of the step's `total`.
+
+        Batches add up, and processes are averaged: however a step's samples are split, the step's loss is the mean
+        over all of their positions.
+        """
+        if total is None:
+            return loss
+        weighed: Tensor = loss * (batch[self.counted].sum() * self.args.world_size / total.clamp_min(1.0))
+        return weighed
+
+    def findings(self) -> dict[str, Any]:
+        """Figures on held-out shards, where there are any."""
+        if self.log_of_run.held_out is None:
+            return {}
+        step, tokens = self.state.global_step, self.state.num_input_tokens_seen
+        return {"eval": self.log_of_run.write_evaluation(self.model, step, tokens)}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        raise NotImplementedError("a stage says what its loss is")
