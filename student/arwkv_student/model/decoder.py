@@ -14,6 +14,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, Qwen2RotaryEmbedding
 
+from arwkv_store.errors import UsageError
 from arwkv_student.model.cache import ArwkvCache
 from arwkv_student.model.configuration import ATTENTION, ArwkvConfig
 from arwkv_student.model.decoder_layer import ArwkvDecoderLayer, AttentionContext
@@ -85,6 +86,8 @@ class ArwkvModel(ArwkvPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = ArwkvCache(self.config)
         cache = past_key_values if use_cache else None
+        if cache is not None and cu_seqlens is not None:
+            raise UsageError("cu_seqlens and a cache: a packed row ends in no one state; pass use_cache=False")
         context, attention = self._context(hidden_BTC, attention_mask, position_ids, cache, cu_seqlens)
         v_first_BTU, streams, mixed = None, [hidden_BTC], []
         blocks = self.layers

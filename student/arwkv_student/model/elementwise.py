@@ -71,18 +71,13 @@ def mixed_output(
     r_BTHD: Tensor,
     k_BTHD: Tensor,
     v_BTHD: Tensor,
-    norm: tuple[Tensor, Tensor, float] | None,
     bonus_HD: Tensor | None,
     gate_BTW: Tensor | None,
     *,
     gate_around_one: bool,
 ) -> Tensor:
-    """The recurrence's output [B, T, W] after the heads' norm (weight, bias, eps), the bonus and the gate, in fp32."""
+    """The recurrence's output [B, T, W] after the bonus and the gate, in fp32."""
     y_BTHD = y_BTHD.float()
-    if norm is not None:
-        weight, bias, eps = norm
-        B, T, H, D = y_BTHD.shape
-        y_BTHD = F.group_norm(y_BTHD.reshape(B * T, H * D), H, weight.float(), bias.float(), eps).view(B, T, H, D)
     if bonus_HD is not None:
         y_BTHD = y_BTHD + (r_BTHD.float() * k_BTHD * bonus_HD.float()).sum(-1, keepdim=True) * v_BTHD
     y_BTW = y_BTHD.flatten(-2)

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from arwkv_store.errors import UsageError
 from arwkv_student.model.cache import ArwkvCache
 from arwkv_student.model.configuration import ArwkvConfig
 from arwkv_student.model.decoder import ArwkvModel, ArwkvModelOutput, ArwkvPreTrainedModel
@@ -57,13 +58,14 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
         `head_loss` neither: it is called with the final hidden states and the head's weight, inside this forward, where
         a sharded head is whole.
         """
+        packed = cu_seqlens if past_key_values is None else None
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=self._keeps_cache(head_loss, teacher_attention, teacher_streams)
+            use_cache=self._keeps_cache(head_loss, teacher_attention, teacher_streams, packed)
             if use_cache is None
             else use_cache,
             cu_seqlens=cu_seqlens,
@@ -75,7 +77,7 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
             return outputs
         hidden_BTC = outputs.last_hidden_state
         if head_loss is not None:
-            return CausalLMOutputWithPast(loss=head_loss(hidden_BTC, self.lm_head.weight))
+            return CausalLMOutputWithPast(loss=head_loss(hidden_BTC, _plain_weight(self.lm_head)))
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden_BTC[:, kept, :])
         loss = None
@@ -116,6 +118,18 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
         cache: Cache | None = model_kwargs.get("past_key_values")
         if cache is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = ArwkvCache(self.config)
+
+
+def _plain_weight(head: nn.Module) -> Tensor:
+    """The weight that says all that the head does. Raises UsageError for a head that something wraps."""
+    weight = getattr(head, "weight", None)
+    if type(head) is not nn.Linear or type(weight) is not nn.Parameter or weight.is_meta:
+        kind = "offloaded" if isinstance(weight, Tensor) and weight.is_meta else type(head).__name__
+        raise UsageError(
+            f"lm_head is wrapped ({kind}, its weight a {type(weight).__name__}), and this loss reads the plain weight "
+            "of a linear layer; merge the adapter, or load the head unquantised and into memory"
+        )
+    return weight
 
 
 AutoConfig.register("arwkv", ArwkvConfig, exist_ok=True)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import initialization as init
 
 from arwkv_kernels import wkv7, wkv7_step
@@ -60,6 +61,16 @@ class Projected(NamedTuple):
     gate: Tensor | None
 
 
+class HeadNorm(nn.GroupNorm):
+    """Each head's output [B, T, H, D] normalised by itself, in fp32 whatever the weights' precision."""
+
+    def forward(self, y_BTHD: Tensor) -> Tensor:
+        """[B, T, H, D] in fp32."""
+        rows_NW = y_BTHD.float().flatten(0, 1).flatten(1)
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.group_norm(rows_NW, self.num_groups, weight, bias, self.eps).view(y_BTHD.shape)
+
+
 class TimeMix(nn.Module):
     """One time mixer. `forward` takes what the attention block takes: the normed input of the layer."""
 
@@ -90,7 +101,7 @@ class TimeMix(nn.Module):
         if options.bonus:
             self.bonus = nn.Parameter(torch.zeros(options.num_heads, options.head_dim))
         if options.output_norm == "group":
-            self.norm = nn.GroupNorm(options.num_heads, W, eps=GROUP_NORM_EPS)
+            self.norm = HeadNorm(options.num_heads, W, eps=GROUP_NORM_EPS)
 
     def forward(
         self, x_BTC: Tensor, v_first_BTU: Tensor | None, context: TimeMixContext, state: TimeMixState | None = None
@@ -165,8 +176,7 @@ class TimeMix(nn.Module):
         r, _, k, v, _, _ = inputs
         y_BTW = self._run(
             mixed_output,
-            *(y_BTHD, r, k, v),
-            (self.norm.weight, self.norm.bias, self.norm.eps) if options.output_norm == "group" else None,
+            *(self.norm(y_BTHD) if options.output_norm == "group" else y_BTHD, r, k, v),
             self.bonus if options.bonus else None,
             projected.gate,
             gate_around_one=options.gate == "residual",
