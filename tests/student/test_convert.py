@@ -99,6 +99,22 @@ def test_llama_is_a_base_whose_biases_are_zero(tiny_llama: Path) -> None:
     assert not mixer.key.bias.any()
 
 
+def test_boundaries_keep_to_the_sliding_window_of_the_base(tiny_teacher: Path, tmp_path: Path) -> None:
+    config = Qwen2Config.from_pretrained(
+        tiny_teacher, use_sliding_window=True, sliding_window=5, layer_types=["full_attention", "sliding_attention"]
+    )
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    teacher, seen = Qwen2ForCausalLM.from_pretrained(tmp_path).eval(), {}
+    for layer, block in enumerate(teacher.model.layers):
+        block.self_attn.register_forward_hook(lambda _block, _inputs, y, layer=layer: seen.update({layer: y[0]}))
+    streams = teacher(torch.arange(23)[None], output_hidden_states=True).hidden_states
+    attention = BaseAttention(open_base(str(tmp_path)), [0, 1])
+    assert [block.sliding_window for block in attention.blocks.values()] == [None, 5]
+    for layer in (0, 1):
+        torch.testing.assert_close(attention(layer, streams[layer]), seen[layer])
+
+
 @pytest.mark.parametrize("field", ["attention_bias", "mlp_bias"])
 def test_llama_with_biases_is_refused_by_name(field: str, tiny_llama: Path, tmp_path: Path) -> None:
     folder = tmp_path / "biased"

@@ -33,7 +33,9 @@ class BaseAttention(nn.Module):
 
     @torch.no_grad()
     def forward(self, layer: int, stream_BTC: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
-        """The attention output [B, T, C] of one layer for the stream that enters it; causal, padding on the right.
+        """The attention output [B, T, C] of one layer for the stream that enters it; padding on the right.
+
+        Causal, and within the base's sliding window where the layer has one.
 
         `cu_seqlens` [n + 1]: documents packed along T, with B = 1, which do not see each other.
         """
@@ -45,8 +47,13 @@ class BaseAttention(nn.Module):
 
     def _attend(self, layer: int, x_BTC: Tensor) -> Tensor:
         positions = torch.arange(x_BTC.shape[1], device=x_BTC.device)[None]
-        output_BTC: Tensor = self.blocks[str(layer)](
-            hidden_states=x_BTC, position_embeddings=self.rotary_emb(x_BTC, positions), attention_mask=None
+        block, mask_TT = self.blocks[str(layer)], None
+        window: int | None = getattr(block, "sliding_window", None)
+        if window is not None and window < x_BTC.shape[1]:
+            distance_TT = positions.T - positions
+            mask_TT = ((distance_TT >= 0) & (distance_TT < window))[None, None]
+        output_BTC: Tensor = block(
+            hidden_states=x_BTC, position_embeddings=self.rotary_emb(x_BTC, positions), attention_mask=mask_TT
         )[0]
         return output_BTC
 
