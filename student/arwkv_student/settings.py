@@ -295,6 +295,8 @@ class ExportSettings:
     """Folder of a student."""
     out: Path
     """Folder to write."""
+    dtype: Literal["bf16", "fp16", "fp32"] | None = None
+    """Type of the weights (default: as the student was saved). The decay's bias stays fp32."""
     self_contained: bool = False
     """Add the code, so that `trust_remote_code=True` needs no other package than transformers."""
     json: bool = False

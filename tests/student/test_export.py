@@ -4,9 +4,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from arwkv_store import open_dataset
 from arwkv_store.errors import UsageError
@@ -14,6 +16,7 @@ from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.bases.convert import convert, student_config
 from arwkv_student.bases.tokenizer import copy_tokenizer
 from arwkv_student.export.export import export
+from arwkv_student.model.loading import load_student
 from arwkv_student.settings import ExportSettings, TrainSettings
 from arwkv_student.training.pipeline import train
 
@@ -34,6 +37,30 @@ torch.save({"logits": model(tokens).logits, "generated": generated}, out)
 """
 
 
+TOKENS = torch.arange(40).view(2, 20)
+
+
+def run_without_our_packages(code: str, exported: Path, tmp_path: Path) -> None:
+    """The code leaves result.pt there."""
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, str(exported), str(tmp_path / "result.pt")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def moved_student(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student in fp32, every weight moved off its start."""
+    folder = tmp_path_factory.mktemp("moved")
+    torch.manual_seed(0)
+    base = open_base(str(tiny_teacher))
+    student = convert(base, student_config(base, "arwkv", {"head_dim": 16})).model
+    for parameter in student.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    student.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize(("preset", "layers"), [("arwkv-gate-active-mlp", None), ("rad-rwkv7", (1,))])
 def test_self_contained_export_needs_transformers_alone(
     preset: str, layers: tuple[int, ...] | None, tiny_teacher: Path, tmp_path: Path
@@ -46,10 +73,7 @@ def test_self_contained_export_needs_transformers_alone(
     student.save_pretrained(tmp_path / "run")
     copy_tokenizer(tiny_teacher, tmp_path / "run")
     export(ExportSettings(model=str(tmp_path / "run"), out=tmp_path / "out", self_contained=True))
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WITHOUT_OUR_PACKAGES, str(tmp_path / "out"), str(tmp_path / "result.pt")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_without_our_packages(WITHOUT_OUR_PACKAGES, tmp_path / "out", tmp_path)
     result = torch.load(tmp_path / "result.pt")
     tokens = torch.arange(40).view(2, 20)
     torch.testing.assert_close(result["logits"], student(tokens).logits, rtol=1e-3, atol=1e-4)
@@ -61,6 +85,44 @@ def test_self_contained_export_needs_transformers_alone(
     assert "Preset | " + preset in (tmp_path / "out" / "README.md").read_text()
     kinds = {path.suffix for path in (tmp_path / "out").iterdir()}
     assert kinds <= {".safetensors", ".json", ".py", ".md"}
+
+
+LOADS_IN_BF16 = """
+import sys
+for name in ("arwkv_student", "arwkv_store", "arwkv_kernels", "numba"):
+    sys.modules[name] = None
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, dtype=torch.bfloat16).eval()
+logits = model(torch.arange(20)[None]).logits
+torch.save({"logits": logits, "bias": model.model.layers[1].time_mix.decay.bias}, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", None)])
+def test_export_is_written_in_the_type_asked_for_but_for_the_decays_bias(
+    dtype: Literal["bf16", "fp16", "fp32"], stored: torch.dtype | None, moved_student: Path, tmp_path: Path
+) -> None:
+    export(ExportSettings(model=str(moved_student), out=tmp_path, dtype=dtype))
+    weights, own = load_file(tmp_path / "model.safetensors"), load_file(moved_student / "model.safetensors")
+    assert own.keys() == weights.keys()
+    for name, tensor in own.items():
+        kept = stored is None or name.endswith("decay.bias")
+        assert torch.equal(weights[name], tensor if kept else tensor.to(stored)), name
+    loaded = load_student(tmp_path).eval()
+    assert loaded.dtype == (stored or torch.float32)
+    assert str(loaded.dtype).removeprefix("torch.") + "; the decay's bias" in (tmp_path / "README.md").read_text()
+    said, whole = loaded(TOKENS).logits.float(), load_student(moved_student).eval()(TOKENS).logits
+    assert (said - whole).norm() < 0.05 * whole.norm()
+
+
+def test_self_contained_export_keeps_the_decays_bias_whole_in_bf16(moved_student: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(ExportSettings(model=str(moved_student), out=out, dtype="fp32", self_contained=True))
+    run_without_our_packages(LOADS_IN_BF16, out, tmp_path)
+    result, whole = torch.load(tmp_path / "result.pt"), load_student(moved_student).eval()
+    assert torch.equal(result["bias"], whole.model.layers[1].time_mix.decay.bias)
+    assert result["logits"].dtype == torch.bfloat16
 
 
 def test_export_into_the_student_itself_is_refused(tiny_teacher: Path, tmp_path: Path) -> None:

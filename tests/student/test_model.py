@@ -196,6 +196,16 @@ def test_decay_stays_fp32_under_autocast() -> None:
     assert seen == [torch.float32]
 
 
+def test_decays_bias_is_not_rounded_in_a_student_loaded_in_bf16(tmp_path: Path) -> None:
+    whole = student()
+    whole.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    for own, kept in zip(whole.model.layers, loaded.model.layers, strict=True):
+        assert torch.equal(own.time_mix.decay.bias, kept.time_mix.decay.bias)
+        assert kept.time_mix.key.weight.dtype == torch.bfloat16
+    assert loaded(tokens_BT()).logits.dtype == torch.bfloat16
+
+
 def test_import_registers_the_student_with_transformers() -> None:
     code = "import arwkv_student; from transformers import AutoConfig; AutoConfig.for_model('arwkv')"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer
 
 from arwkv_store.errors import UsageError
@@ -22,13 +23,14 @@ from arwkv_student.settings import ExportSettings
 OUR_IMPORT = re.compile(r"^( *)from (arwkv_[\w.]+) import", re.MULTILINE)
 # Imported by its short name; in an exported student, the recurrence without compiled kernels.
 KERNELS, KERNELS_INSTEAD = "arwkv_kernels", exported_wkv7.__name__
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TYPE_CHECKING_BLOCK = re.compile(r"^if TYPE_CHECKING:\n(?:    .*\n|\n)+?(?=\S)", re.MULTILINE)
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:
     """Write the folder; returns its path and files. Raises UsageError where `out` is the student's own folder."""
     source, out = Path(settings.model), settings.out
-    student = load_student(source)
+    student = load_student(source, None if settings.dtype is None else DTYPES[settings.dtype])
     if source.resolve() == out.resolve():
         raise UsageError(f"--out {out} is the student itself; name another folder")
     student.save_pretrained(out)

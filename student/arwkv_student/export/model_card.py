@@ -21,6 +21,7 @@ def model_card(student: ArwkvForCausalLM, source: Path, *, self_contained: bool)
         ("Preset", student.config.preset),
         ("Layers that mix time", f"{len(student.config.time_mix_layers)} of {student.config.num_hidden_layers}"),
         ("Heads", f"{options.num_heads} × {options.head_dim}"),
+        ("Weights", f"{str(student.dtype).removeprefix('torch.')}; the decay's bias in float32"),
         *(fact for identity, _ in runs for fact in _sources(identity)),
         ("Made with", f"arwkv {metadata.version('arwkv')}"),
     ]

@@ -39,6 +39,8 @@ class ArwkvPreTrainedModel(PreTrainedModel):  # type: ignore[misc] # transformer
     supports_gradient_checkpointing = True
     _no_split_modules = ["ArwkvDecoderLayer"]  # noqa: RUF012 -- transformers' own class attribute
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    # bf16 would round the argument of the decay's exponential by 1.5% of the log decay.
+    _keep_in_fp32_modules_strict = ["decay.bias"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _is_stateful = True

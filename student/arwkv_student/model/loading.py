@@ -16,11 +16,14 @@ from arwkv_store.format.model_files import read_json, require_whole_weights
 from arwkv_student.model.modeling import ArwkvForCausalLM
 
 
-def load_student(folder: Path) -> ArwkvForCausalLM:
-    """A trained student, in the precision it was saved in. Raises NotFound or UsageError where there is none."""
+def load_student(folder: Path, dtype: torch.dtype | None = None) -> ArwkvForCausalLM:
+    """A trained student, in `dtype` or the precision it was saved in; the decay's bias stays fp32 in half precision.
+
+    Raises NotFound or UsageError where there is none.
+    """
     require_student(folder)
     require_whole_weights(f"model {folder}", folder)
-    model: ArwkvForCausalLM = ArwkvForCausalLM.from_pretrained(folder)
+    model: ArwkvForCausalLM = ArwkvForCausalLM.from_pretrained(folder, dtype="auto" if dtype is None else dtype)
     return model
 
 
