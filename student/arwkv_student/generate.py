@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arwkv_store.errors import CorruptShard, UsageError
+from arwkv_store.text.chat_template import ASKED, STAND_IN
 from arwkv_store.text.json_lines import require_characters
 from arwkv_student.bases.tokenizer import open_tokenizer
 from arwkv_student.model.cache import ArwkvCache
@@ -37,7 +38,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     transformers.set_seed(settings.seed)
     checkpoint = checkpoint_hash(folder) if settings.state is not None else ""
     cache, before_1T = _restored(settings.state, checkpoint, model)
-    ids_1T = torch.cat([before_1T, encode(tokenizer, settings, begins=before_1T.numel() == 0)], dim=1)
+    ids_1T = torch.cat([before_1T, encode(tokenizer, settings, before_1T)], dim=1)
     ids_1T = ids_1T.to(model.device)
     streamer = None if settings.json else transformers.TextStreamer(tokenizer, skip_prompt=True)
     sampling: dict[str, Any] = {"do_sample": False}
@@ -64,16 +65,34 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     return {"prompt": settings.prompt, "text": tokenizer.decode(new, skip_special_tokens=True), "tokens": len(new)}
 
 
-def encode(tokenizer: Any, settings: GenerateSettings, *, begins: bool = True) -> Tensor:
-    """The prompt's token ids [1, T]; a text that begins with nothing begins with the end-of-text token."""
-    text = require_characters(settings.prompt, "--prompt")
+def encode(tokenizer: Any, settings: GenerateSettings, before_1T: Tensor) -> Tensor:
+    """The prompt's token ids [1, T], to be read after `before_1T`, which may be empty.
+
+    A text that begins with nothing begins with the end-of-text token; a chat goes on behind the reply before, without
+    what the template writes before a first question.
+    """
+    text, begins = require_characters(settings.prompt, "--prompt"), before_1T.numel() == 0
     if settings.chat:
-        messages = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = _chat_turn(tokenizer, text, begins=begins)
     ids = tokenizer(text, add_special_tokens=begins and not settings.chat)["input_ids"]
+    if settings.chat and not begins and ids[:1] == before_1T[0, -1:].tolist():
+        ids = ids[1:]  # the reply before was not cut short: its end token is there already
     if not ids and begins:
         ids = [tokenizer.eos_token_id]
     return torch.tensor([ids], dtype=torch.long)
+
+
+def _chat_turn(tokenizer: Any, text: str, *, begins: bool) -> str:
+    """The question as the template writes it; where a reply stands before it, from behind that reply's last word."""
+    before = [] if begins else [ASKED, {"role": "assistant", "content": STAND_IN}]
+    turns = [*before, {"role": "user", "content": text}]
+    written: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    if begins:
+        return written
+    _, reply, behind = written.partition(STAND_IN)
+    if not reply:
+        raise UsageError("--chat --state: the chat template leaves out earlier replies; begin anew without --state")
+    return behind
 
 
 def _restored(file: Path | None, checkpoint: str, model: ArwkvForCausalLM) -> tuple[ArwkvCache, Tensor]:

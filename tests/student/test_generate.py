@@ -1,16 +1,19 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_model import student, tokens_BT
+from transformers import AutoTokenizer
 
 from arwkv_store.errors import CorruptShard, UsageError
 from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.bases.convert import convert, student_config
 from arwkv_student.bases.tokenizer import copy_tokenizer
-from arwkv_student.generate import generate
+from arwkv_student.generate import encode, generate
 from arwkv_student.model.cache import ArwkvCache
 from arwkv_student.model.loading import load_student
 from arwkv_student.settings import GenerateSettings
@@ -104,6 +107,34 @@ def test_a_kept_state_goes_on_where_it_ended(folder: Path, tmp_path: Path) -> No
     assert first + generate(replace(kept, prompt=""))["text"] == whole
     tensors = load_file(tmp_path / "state.safetensors")
     assert len(tensors["tokens"][0]) == int(tensors["0.seen_tokens"]) + 1
+
+
+def test_a_chats_second_question_follows_the_reply_before_without_another_beginning(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "chat")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.chat_template = (
+        "<system>be brief<|im_end|>\n{% for m in messages %}<{{ m.role }}>{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "chat")
+    question, reply = {"role": "user", "content": "import"}, {"role": "assistant", "content": "os"}
+    asked = GenerateSettings(model=str(tmp_path / "chat"), prompt="import", chat=True, json=True, max_new_tokens=2)
+    first_1T = encode(tokenizer, asked, torch.empty(1, 0, dtype=torch.long))
+    whole = tokenizer.apply_chat_template([question, reply, question], add_generation_prompt=True, return_dict=False)
+    for said in ("os", "os<|im_end|>"):
+        before_1T = torch.cat([first_1T, torch.tensor([tokenizer(said)["input_ids"]])], dim=1)
+        assert [*before_1T[0].tolist(), *encode(tokenizer, asked, before_1T)[0].tolist()] == whole
+    kept = replace(asked, state=tmp_path / "state.safetensors")
+    generate(kept)
+    generate(kept)
+    text = tokenizer.decode(load_file(tmp_path / "state.safetensors")["tokens"][0])
+    assert (text.count("be brief"), text.count("<user>import")) == (1, 2)
+    tokenizer.chat_template = "{{ messages[-1].content }}"
+    with pytest.raises(UsageError, match="leaves out earlier replies"):
+        encode(tokenizer, asked, first_1T)
 
 
 def test_states_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
