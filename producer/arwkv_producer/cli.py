@@ -11,12 +11,12 @@ from arwkv_store.commands import command_line
 def main() -> None:
     """Entry point of the console script."""
     commands: dict[str, command_line.Command] = {"generate": generate, "plan": plan, "verify": verify}
-    description = "Run a teacher once and keep what it said of every token."
+    description = "Run a teacher once and store its output for every token."
     command_line.main("producer", description, commands, gathered(sys.argv[1:], "--data"))
 
 
 def gathered(words: Sequence[str], flag: str) -> list[str]:
-    """The words with `FLAG a … FLAG b` as one `FLAG a b`: the parser would keep the last one only."""
+    """Join `FLAG a … FLAG b` into one `FLAG a b`, because the parser keeps only the last occurrence."""
     others: list[str] = []
     values: list[str] = []
     inside = False
@@ -32,7 +32,7 @@ def gathered(words: Sequence[str], flag: str) -> list[str]:
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
-    """Run the teacher over a corpus and write shards. The same command continues after a stop."""
+    """Run the teacher over a corpus and write shards. After a stop, the same command continues."""
     if config.dry_run:
         from arwkv_producer.run.plan import plan_of_text
 
@@ -57,7 +57,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
 
 
 def _print_plans(config: GenerateConfig, document: dict[str, Any]) -> dict[str, Any]:
-    """Print a plan, or one for each dataset, unless JSON was asked for."""
+    """Print a plan, or one for each dataset, unless `--json` is set."""
     from arwkv_producer.run.plan import print_plan
 
     if not config.json:
@@ -67,7 +67,7 @@ def _print_plans(config: GenerateConfig, document: dict[str, Any]) -> dict[str, 
 
 
 def verify(config: VerifyConfig) -> dict[str, Any]:
-    """Score stored samples again with transformers, and say what does not fit."""
+    """Score stored samples again with transformers, and report what differs."""
     from arwkv_producer.check.verify import verify
 
     document = verify(config)

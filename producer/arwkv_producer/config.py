@@ -1,7 +1,13 @@
-"""What can be asked of the producer: each field is a flag, a help text and a TOML key. Imports nothing heavy."""
+"""The configuration of the producer's commands: each field is a flag, a help text and a TOML key.
+
+A class that declares fields is one titled group of flags. A command's configuration combines such groups. This module
+imports nothing heavy.
+"""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from arwkv_store.errors import UsageError
 
@@ -10,147 +16,196 @@ HiddenStates = Literal["none", "attention", "boundaries", "final"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptureConfig:
-    """What to capture of which teacher."""
+class Capture:
+    """Which teacher reads which text, and what is captured."""
 
     teacher: str
-    """A local model folder, or a Hub name, with `@revision` if wanted; `Qwen2.5-32B` means `Qwen/Qwen2.5-32B`."""
+    """A local model folder or a Hub name, optionally with `@revision`. `Qwen2.5-32B` means `Qwen/Qwen2.5-32B`."""
+    data: tuple[str, ...]
+    """Text: files, folders or globs of .jsonl, .json, .parquet, .csv, .tsv, .arrow and .txt (also .gz, .zst, .bz2 and
+    .xz), on this machine or at s3://, hf:// and similar addresses, or the name of a Hub dataset (`NAME` or
+    `NAME:SUBSET`). `a.jsonl:0.7 b.jsonl:0.3` mixes sources in proportion to their tokens."""
+    out: str
+    """The dataset's folder, or the URI of an object store, such as s3://BUCKET/NAME."""
     logits: LogitsMode = "top-k"
-    """`top-k` likeliest tokens; `adaptive`: those that hold `--top-p`; `sampled`: draws; `hybrid`: both; `none`."""
+    """`top-k`: the most likely tokens. `adaptive`: as many of them as hold `--top-p` of the mass. `sampled`: random
+    draws. `hybrid`: the top k, and draws from the rest. `none`: no logits."""
     top_k: int = 64
-    """Candidates kept per token (at most, with `adaptive`)."""
-    top_p: float = 0.98
-    """With `adaptive`: mass after which a position keeps no further candidates."""
-    samples: int = 50
-    """Tokens drawn per position: from all of them with `sampled`, from those outside the top k with `hybrid`."""
+    """Candidates kept per token. With `adaptive` this is the maximum."""
     hidden_states: HiddenStates = "none"
-    """`attention` outputs (stage `align` reads them), `boundaries` (what enters a layer), or the `final` state."""
-    logits_codec: Literal["exact", "compact"] = "exact"
-    """`exact` keeps fp32; `compact` rounds where the divergence hardly sees it, and takes a third of the bytes less."""
+    """`attention`: attention outputs, for stage `align`. `boundaries`: the residual stream between layers.
+    `final`: the state that the head reads."""
     layers: str = "all"
-    """Whose hidden states: `all`, or layer numbers as in `0,4,8`."""
-    hidden_dtype: Literal["bf16", "fp8", "int8"] = "bf16"
-    """How hidden states are stored; bf16 is exact for a bf16 teacher."""
+    """Layers whose hidden states are captured: `all`, or numbers such as `0,4,8`."""
     max_length: int = 2048
-    """Tokens per sample; longer documents are cut into several samples, none is dropped."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The teacher's arithmetic. `auto`: as the dataset began, or the checkpoint's own; float32 in place of bfloat16 if
-    the processor does not multiply that natively. The head always runs in float32."""
-    samples_per_shard: int = 0
-    """Samples in one part; 0 chooses so that a part's files stay near 256 MiB, or goes on as the dataset began."""
-    writers: int = 2
-    """Parts that are encoded and written at one time, each by a thread and held in memory."""
-    step_tokens: int = 4096
-    """Tokens per engine step: more is faster until memory is short."""
-    tensor_parallel: int = 1
-    """Devices that share one copy of the teacher."""
-    json: bool = False
-    """Print one JSON document on stdout."""
-
-    def __post_init__(self) -> None:
-        _require(self.top_k >= 1, f"--top-k {self.top_k}: must be at least 1; use --logits none to keep no tokens")
-        _require(0 < self.top_p <= 1, f"--top-p {self.top_p}: must be above 0 and at most 1")
-        _require(1 <= self.samples <= 65535, f"--samples {self.samples}: must be from 1 to 65535")
-        _require(self.max_length >= 2, f"--max-length {self.max_length}: must be at least 2 tokens")
-        _require(self.samples_per_shard >= 0, f"--samples-per-shard {self.samples_per_shard}: must be 0 (auto) or more")
-        _require(self.writers >= 1, f"--writers {self.writers}: must be at least 1")
-        _require(self.step_tokens >= 1, f"--step-tokens {self.step_tokens}: must be at least 1")
-        _require(self.tensor_parallel >= 1, f"--tensor-parallel {self.tensor_parallel}: must be at least 1")
-        _require(
-            self.logits != "none" or self.hidden_states != "none",
-            "--logits none --hidden-states none: nothing to capture; ask for one of them",
-        )
+    """Tokens per sample. A longer document is split into several samples; no token is dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(CaptureConfig):
-    """Run the teacher over a corpus and write shards. The same command continues after a stop."""
+class PlannedCapture(Capture):
+    """Which teacher reads how much text, and what is captured."""
 
-    data: tuple[str, ...]
-    """Text: files, folders or globs of .jsonl, .json, .parquet, .csv, .tsv, .arrow and .txt (also .gz, .zst, .bz2 and
-    .xz), here or at s3://, hf:// and the like, or a Hub dataset's name, perhaps `NAME:SUBSET`. Several give tokens in
-    proportion as `a.jsonl:0.7 b.jsonl:0.3`."""
-    out: str
-    """The dataset's folder, or s3://BUCKET/NAME or another store's URI."""
+    data: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: no text)")] = ()
+    """Text, as for `producer generate`; its tokens are counted. Without it, `--tokens` is the size of the corpus."""
+    out: str = "shards"
+    """The dataset's folder or URI, as for `producer generate`. Nothing is written."""
+    tokens: int = 1_000_000_000
+    """Size of the corpus in tokens if `--data` is not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """How the text is read."""
+
     split: str = "train"
-    """Which split of a Hub dataset, of one saved to disk, or of files named `train-00000-of-00001.parquet`."""
-    strict: bool = False
-    """Refuse a folder in which a file would be passed over, as its documentation and hidden files are."""
-    field: str = ""
-    """The field that holds a document: by default `text`, with `--chat` `messages` or `conversations`."""
+    """Split of a Hub dataset, of a dataset saved to disk, or of files named like `train-00000-of-00001.parquet`."""
+    field: Annotated[
+        str, tyro.conf.arg(help_behavior_hint="(default: text; with --chat messages or conversations)")
+    ] = ""
+    """Field that holds a document."""
     chat: bool = False
-    """Documents are conversations: the teacher's chat template applies, and only assistant turns count in the loss."""
+    """Documents are conversations. The teacher's chat template is applied, and only assistant turns count in the
+    loss."""
     held_out: float = 0.0
-    """Fraction of the documents, chosen by their text, that goes into a second dataset, `OUT-held-out`."""
+    """Fraction of the documents that goes into a second dataset, `OUT-held-out`. Their text alone decides."""
     keep_duplicates: bool = False
-    """Keep documents whose text occurred before; by default they are left out and counted."""
+    """Keep documents whose text occurred before. By default they are left out and counted."""
+    strict: bool = False
+    """Refuse a folder if any file in it would be skipped, such as documentation or a hidden file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Details of `--logits adaptive`, `sampled` and `hybrid`."""
+
+    top_p: float = 0.98
+    """With `adaptive`: a position keeps candidates until they hold this mass."""
+    samples: int = 50
+    """Tokens drawn per position: from the whole distribution with `sampled`, from outside the top k with `hybrid`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleOut:
+    """Several devices, processes or machines."""
+
+    tensor_parallel: int = 1
+    """Devices that share one copy of the teacher."""
     rank: int = 0
-    """This process's number among `--world-size`; each makes its own parts of the same dataset."""
+    """Number of this process, from 0 to `--world-size` - 1. Each process makes its own parts of the same dataset."""
     world_size: int = 1
     """Processes that share the work."""
-    capture_backend: Literal["pooler", "stock"] = "pooler"
-    """`stock` takes the top k from vLLM's own `prompt_logprobs`: where a vLLM does not fit our hook, or to compare."""
-    ray: str | None = None
-    """Let actors on this Ray cluster do the work: its address, or `auto` for the one that runs here."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="(default: no Ray)")] = None
+    """Let actors on this Ray cluster do the work. `auto` means the cluster that runs on this machine."""
     ray_actors: int = 0
-    """Actors, an engine each; 0 takes all of the cluster's GPUs, or one actor a node where there are none."""
-    gpu_memory_fraction: float = 0.9
-    """Share of each GPU's memory that vLLM may take."""
+    """Number of actors; each runs one engine. 0 uses all GPUs of the cluster, or one actor per node without GPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """How the shards are stored."""
+
+    logits_codec: Literal["exact", "compact"] = "exact"
+    """`exact` keeps fp32. `compact` rounds log-probabilities where the divergence hardly changes, and saves a third of
+    the bytes."""
+    hidden_dtype: Literal["bf16", "fp8", "int8"] = "bf16"
+    """Storage type of hidden states. bf16 is exact for a bf16 teacher."""
+    samples_per_shard: int = 0
+    """Samples per part. 0 keeps the value of an existing dataset; for a new dataset it aims at 256 MiB per part."""
+    writers: int = 2
+    """Parts that are encoded and written at the same time. Each uses a thread and stays in memory until written."""
     fill_disk: bool = False
-    """Go on, unasked, although the shards may take more than 90% of what is free on the disk."""
-    log_jsonl: str | None = None
-    """Append what happens to this file, one JSON object a line."""
-    metrics_port: int | None = None
-    """Serve counters to Prometheus on this port while the run lasts."""
-    metrics_host: str = "127.0.0.1"
-    """The address that `--metrics-port` listens on; `0.0.0.0` for a Prometheus elsewhere."""
-    dry_run: bool = False
-    """Check everything and print the plan. No engine starts, nothing is written."""
-    tokens_per_s: float = 0.0
-    """The teacher's speed, as a run reported it: a plan then states the hours. 0: unknown."""
+    """Start even if the shards may take more than 90% of the free disk space."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logging:
+    """What a run reports."""
+
+    json: bool = False
+    """Print one JSON document on stdout."""
     verbose: bool = False
     """Show vLLM's own log."""
+    dry_run: bool = False
+    """Check everything and print the plan. No engine starts, and nothing is written."""
+    tokens_per_s: float = 0.0
+    """Speed of the teacher, as an earlier run reported it. A plan then states the hours. 0 means unknown."""
+    log_jsonl: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: no file)")] = None
+    """Append events to this file, one JSON object per line."""
+    metrics_port: Annotated[int | None, tyro.conf.arg(metavar="PORT", help_behavior_hint="(default: no metrics)")] = (
+        None
+    )
+    """Serve counters to Prometheus on this port during the run."""
+    metrics_host: str = "127.0.0.1"
+    """Address for `--metrics-port`. Use `0.0.0.0` if Prometheus runs on another machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advanced:
+    """Settings of the engine."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The teacher's arithmetic. `auto`: that of an existing dataset, otherwise the checkpoint's own. It replaces
+    bfloat16 by float32 if the processor does not multiply bfloat16 natively. The head always runs in float32."""
+    step_tokens: int = 4096
+    """Tokens per engine step. More tokens are faster and need more memory."""
+    gpu_memory_fraction: float = 0.9
+    """Fraction of each GPU's memory that vLLM may use."""
+    capture_backend: Literal["pooler", "stock"] = "pooler"
+    """`stock` takes the top k from vLLM's own `prompt_logprobs`. Use it if a vLLM does not support our
+    hook, or for a comparison."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(Capture, Text, Sampling, ScaleOut, Storage, Logging, Advanced):
+    """Run the teacher over a corpus and write shards. After a stop, the same command continues."""
 
     needs_data = True
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        self._require_sizes()
+        _require(
+            self.logits != "none" or self.hidden_states != "none",
+            "--logits none --hidden-states none: nothing to capture; ask for one of them",
+        )
         _require(bool(self.data) or not self.needs_data, "--data: no file named")
-        _require(self.world_size >= 1, f"--world-size {self.world_size}: must be at least 1")
         _require(
             0 <= self.rank < self.world_size,
             f"--rank {self.rank}: must be from 0 to {self.world_size - 1} with --world-size {self.world_size}",
         )
-        _require(0 <= self.held_out < 1, f"--held-out {self.held_out}: must be at least 0 and below 1")
         _require(
             self.ray is None or self.world_size == 1,
             f"--ray {self.ray} --world-size {self.world_size}: the actors share the work; leave --world-size out",
         )
+        _require(
+            self.capture_backend == "pooler" or (self.logits in ("top-k", "adaptive") and self.hidden_states == "none"),
+            f"--capture-backend stock --logits {self.logits} --hidden-states {self.hidden_states}: vLLM's own "
+            "prompt_logprobs hold only the most likely tokens; use --logits top-k or adaptive without hidden states, "
+            "or --capture-backend pooler",
+        )
+
+    def _require_sizes(self) -> None:
+        _require(self.top_k >= 1, f"--top-k {self.top_k}: must be at least 1; use --logits none to keep no tokens")
+        _require(0 < self.top_p <= 1, f"--top-p {self.top_p}: must be above 0 and at most 1")
+        _require(1 <= self.samples <= 65535, f"--samples {self.samples}: must be from 1 to 65535")
+        _require(self.max_length >= 2, f"--max-length {self.max_length}: must be at least 2 tokens")
+        _require(0 <= self.held_out < 1, f"--held-out {self.held_out}: must be at least 0 and below 1")
+        _require(self.samples_per_shard >= 0, f"--samples-per-shard {self.samples_per_shard}: must be 0 (auto) or more")
+        _require(self.writers >= 1, f"--writers {self.writers}: must be at least 1")
+        _require(self.step_tokens >= 1, f"--step-tokens {self.step_tokens}: must be at least 1")
+        _require(self.tensor_parallel >= 1, f"--tensor-parallel {self.tensor_parallel}: must be at least 1")
+        _require(self.world_size >= 1, f"--world-size {self.world_size}: must be at least 1")
         _require(self.ray_actors >= 0, f"--ray-actors {self.ray_actors}: must be 0 (all that fit) or more")
         _require(
             self.metrics_port is None or 0 < self.metrics_port < 65536,
             f"--metrics-port {self.metrics_port}: must be from 1 to 65535",
-        )
-        _require(
-            self.capture_backend == "pooler" or (self.logits in ("top-k", "adaptive") and self.hidden_states == "none"),
-            f"--capture-backend stock --logits {self.logits} --hidden-states {self.hidden_states}: vLLM's own "
-            "prompt_logprobs are the likeliest tokens and nothing else; use --logits top-k or adaptive without hidden "
-            "states, or the pooler",
         )
         _require(self.tokens_per_s >= 0, f"--tokens-per-s {self.tokens_per_s}: must be 0 (unknown) or more")
         _require(0 < self.gpu_memory_fraction <= 1, f"--gpu-memory-fraction {self.gpu_memory_fraction}: from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(GenerateConfig):
-    """Print what a capture costs in bytes, shards, memory and time; takes the flags of `producer generate`."""
-
-    data: tuple[str, ...] = ()
-    """Text, as for `producer generate`: its tokens are counted. Without it `--tokens` is the size of the corpus."""
-    out: str = "shards"
-    """The dataset's folder or URI, as for `producer generate`. Nothing is written."""
-    tokens: int = 1_000_000_000
-    """Size of the corpus in tokens, where `--data` names none."""
+class PlanConfig(PlannedCapture, GenerateConfig):
+    """Print what a capture costs in bytes, shards, memory and time. It takes the flags of `producer generate`."""
 
     needs_data = False
 
@@ -160,21 +215,32 @@ class PlanConfig(GenerateConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
-    """Score stored samples again with transformers, and say what does not fit."""
+class Comparison:
+    """What is compared."""
 
     shards: str
     """The dataset."""
     teacher: str
-    """The model that made it: a folder or a Hub name."""
-    samples: int = 16
-    """Samples to score, chosen by `--seed`."""
-    layers: str = ""
-    """Layers whose hidden states must be there, as in `producer generate`; by default those that dataset.json names."""
-    seed: int = 0
-    """Which samples are chosen."""
+    """The model that made it: a local folder or a Hub name."""
     json: bool = False
     """Print one JSON document on stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which part of the dataset is compared."""
+
+    samples: int = 16
+    """Number of samples to score."""
+    seed: int = 0
+    """Seed of the random choice of samples."""
+    layers: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: the layers that dataset.json names)")] = ""
+    """Layers whose hidden states must be in the dataset, as in `producer generate`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(Comparison, Selection):
+    """Score stored samples again with transformers, and report what differs."""
 
     def __post_init__(self) -> None:
         _require(self.samples >= 1, f"--samples {self.samples}: must be at least 1")

@@ -83,7 +83,7 @@ def test_teacher_folder_without_a_model(producer: Producer, tiny_corpus: Path, t
 def test_hub_name_that_cannot_be_reached(producer: Producer, tiny_corpus: Path, tmp_path: Path) -> None:
     code, said = producer("generate", "--teacher", "Qwen9-1B", "--data", str(tiny_corpus), "--out", str(tmp_path / "o"))
     assert code == 2
-    assert "--teacher Qwen/Qwen9-1B: not a folder here, and the Hub cannot be reached" in said
+    assert "--teacher Qwen/Qwen9-1B: not a local folder, and the Hub cannot be reached" in said
 
 
 def test_architecture_that_cannot_be_captured(
@@ -215,7 +215,7 @@ def test_disk_without_room(
     arguments = ["--teacher", str(tiny_teacher), "--data", str(tiny_corpus), "--out", str(tmp_path / "o")]
     code, said = producer("generate", "--max-length", "96", *arguments)
     assert code == 2
-    assert said.endswith("choose fewer layers or another disk, or say --fill-disk")
+    assert said.endswith("choose fewer layers or another disk, or set --fill-disk")
 
 
 def test_a_dry_run_shows_the_plan_of_what_does_not_fit(
@@ -231,7 +231,7 @@ def test_a_dry_run_shows_the_plan_of_what_does_not_fit(
     said = capsys.readouterr()
     assert "18,089 tokens in 200 samples" in said.out
     assert "0.5 hours at the given speed" in said.out
-    assert said.err.endswith("it would not start without --fill-disk\n")
+    assert said.err.endswith("the run will not start without --fill-disk\n")
 
 
 @pytest.mark.parametrize(("answer", "goes_on"), [("y\n", True), ("\n", False), ("no\n", False)])
@@ -243,9 +243,9 @@ def test_on_a_terminal_a_full_disk_is_asked_about(
     shown = Terminal()
     monkeypatch.setattr(sys, "stdin", Terminal(answer))
     monkeypatch.setattr(sys, "stderr", shown)
-    with contextlib.nullcontext() if goes_on else pytest.raises(UsageError, match="say --fill-disk"):
+    with contextlib.nullcontext() if goes_on else pytest.raises(UsageError, match="set --fill-disk"):
         require_room(config, find_teacher(str(tiny_teacher)), tokens=1_000_000)
-    assert shown.getvalue().endswith("0.0 GB are free; go on? [y/N] ")
+    assert shown.getvalue().endswith("0.0 GB are free; continue? [y/N] ")
 
 
 def test_missing_data(producer: Producer, tiny_teacher: Path, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_cluster_that_is_not_there_is_named(tiny_teacher: Path, tiny_corpus: P
     process = start(tiny_teacher, tiny_corpus, tmp_path / "shards", "--ray", "127.0.0.1:1")
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 75, stderr
-    assert "--ray 127.0.0.1:1: no cluster answers there" in stderr.splitlines()[-1]
+    assert "--ray 127.0.0.1:1: no cluster answers at this address" in stderr.splitlines()[-1]
 
 
 class Call:
@@ -179,7 +179,7 @@ def test_a_teacher_that_answers_nothing_ends_the_run_and_is_counted(
 ) -> None:
     """Parts hold two samples and calls one part: five in a row are met over three calls."""
     work = share(asked(tmp_path), job_without_answers(tmp_path / "shards", samples=40, per_part=2))
-    engine = SimpleNamespace(distribution=("ids",), capture=lambda prompts, keys: [{} for _ in keys])
+    engine = SimpleNamespace(distribution=("ids",), capture=lambda prompts, keys, *_: [{} for _ in keys])
     monkeypatch.setattr(cluster_module, "PARTS_PER_CALL", 1)
     monkeypatch.setattr(cluster_module, "start_engine", lambda config, job: engine)
     monkeypatch.setattr(cluster_module, "_connected", lambda config: contextlib.nullcontext(RayOfOneProcess()))

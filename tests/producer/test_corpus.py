@@ -180,7 +180,7 @@ def test_weights_are_read_from_the_names(tmp_path: Path) -> None:
     assert (one.sources, one.weight, other.weight) == ([DataFile(f"{tmp_path}/a.txt")], 0.7, 0.3)
     (together,) = find_shares([f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"], "train")
     assert len(together.sources) == 2
-    with pytest.raises(UsageError, match=r"b.txt: no weight, but others have one"):
+    with pytest.raises(UsageError, match=r"b.txt: no weight, but other sources have one"):
         find_shares([f"{tmp_path}/a.txt:1", f"{tmp_path}/b.txt"], "train")
     with pytest.raises(UsageError, match="a weight must be above 0"):
         find_shares([f"{tmp_path}/a.txt:0"], "train")

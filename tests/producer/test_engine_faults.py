@@ -16,7 +16,7 @@ from arwkv_store.errors import UsageError
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "--gpu-memory-fraction"),
         (ValueError("No available memory for the cache blocks.\nTry increasing it"), "--tensor-parallel"),
-        (RuntimeError("Engine core initialization failed."), "all of them with --verbose"),
+        (RuntimeError("Engine core initialization failed."), "--verbose shows all of them"),
     ],
 )
 def test_a_start_that_fails_names_the_flags(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:

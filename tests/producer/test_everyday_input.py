@@ -109,7 +109,7 @@ def test_of_a_folder_the_data_is_read_and_the_rest_is_said(tmp_path: Path) -> No
     assert passed_over(tmp_path) == {
         **dict.fromkeys((".cache", ".ipynb_checkpoints", "__MACOSX", "data/._a.jsonl"), "hidden"),
         **dict.fromkeys(("LICENSE.txt", "README.md"), "documentation"),
-        "make.py": ".py: not a kind of file that is read",
+        "make.py": ".py: not a supported kind of file",
     }
     assert passed_over(tmp_path / "*.*").keys() == {"LICENSE.txt", "README.md", "make.py"}
     (share,) = find_shares([str(tmp_path)], "train")

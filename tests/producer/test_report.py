@@ -48,7 +48,7 @@ def test_the_report_says_what_was_read_and_lies_beside_the_dataset(
     document = generate(config)[config.out]["corpus"]
     said = capsys.readouterr().err
     assert "tokens count; turns: user 3, assistant 2, system 1\n" in said
-    assert "files read: a.jsonl\n  passed over: README.md (documentation)\n" in said
+    assert "files read: a.jsonl\n  skipped: README.md (documentation)\n" in said
     assert 0 < document["tokens_counted"] < 80
     (job,) = prepare(config)
     share(config, job)

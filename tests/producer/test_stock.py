@@ -42,14 +42,14 @@ def test_stock_stores_no_statistics_that_it_does_not_have(captures: Captures) ->
 def test_one_dataset_is_made_by_one_backend(captures: Captures) -> None:
     refusal = captures.summaries["other_backend"]
     assert (refusal["error"], refusal["exit_code"]) == ("ConfigurationDiffers", 2)
-    assert "begun by arwkv producer, vLLM prompt_logprobs" in refusal["message"]
+    assert "created by arwkv producer, vLLM prompt_logprobs" in refusal["message"]
 
 
 @pytest.mark.parametrize(
     "asked", [{"logits": "sampled"}, {"logits": "hybrid"}, {"hidden_states": "final"}], ids=lambda asked: str(asked)
 )
 def test_what_stock_cannot_give_is_refused(asked: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match="prompt_logprobs are the likeliest tokens and nothing else"):
+    with pytest.raises(UsageError, match="prompt_logprobs hold only the most likely tokens"):
         GenerateConfig(teacher="t", data=("d",), out="o", capture_backend="stock", **asked)
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,3 +142,55 @@ def test_flags_of_a_type_and_of_what_it_inherits_are_both_read(capsys: pytest.Ca
         main("baker", "Bakes.", {"twice": bake_twice}, ["twice", "plain", "--minutes", "3", "--eggs", "1", "--json"])
     read = json.loads(capsys.readouterr().out)
     assert (read["minutes"], read["eggs"]) == (3, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dough:
+    """What it is made of."""
+
+    eggs: int = 2
+    """How many eggs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweetDough(Dough):
+    """What it is made of, sugar included."""
+
+    sugar: int = 100
+    """Grams of sugar."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Oven:
+    """How it is baked."""
+
+    minutes: int = 10
+    """For how long."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bread(Dough, Oven):
+    """Bake bread."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cake(SweetDough, Bread):
+    """Bake a cake."""
+
+    def __post_init__(self) -> None:
+        assert type(self) is Cake
+
+
+def test_a_command_that_extends_another_shows_each_group_of_flags_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def cake(config: Cake) -> dict[str, Any]:
+        return dataclasses.asdict(config)
+
+    with pytest.raises(SystemExit) as stopped:
+        main("cake", "Bakes.", cake, ["--help"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert re.findall(r"(?m)^ ([a-z-]+) options +$", said) == ["sweet-dough", "oven"]
+    assert (said.count("--eggs"), said.count("--minutes"), said.count("--sugar")) == (2, 2, 2)
+    with pytest.raises(SystemExit) as stopped:
+        main("cake", "Bakes.", cake, ["--eggs", "3", "--minutes", "5"])
+    assert stopped.value.code == 0

@@ -1,4 +1,4 @@
-"""Score some stored samples again with transformers, and name what does not fit.
+"""Score some stored samples again with transformers, and name what differs.
 
 Shapes: T tokens (of a sample, or of a chunk of it), V head rows (padding included), C model width.
 """
@@ -59,7 +59,7 @@ class Findings:
 
 
 def verify(config: VerifyConfig) -> dict[str, Any]:
-    """Compare stored samples with the teacher in transformers. Raises CorruptShard where one differs."""
+    """Compare stored samples with the teacher in transformers. Raises CorruptShard if one differs."""
     dataset = open_dataset(config.shards)
     teacher = find_teacher(config.teacher)
     findings = Findings()
@@ -147,7 +147,7 @@ def _moved(model: Any, device: torch.device, teacher: Teacher) -> Any:
         return model.to(device)
     except torch.OutOfMemoryError as error:
         raise UsageError(
-            f"--teacher {teacher.name}: its weights do not fit on {device} beside what is there; free the GPU, or set "
+            f"--teacher {teacher.name}: its weights do not fit on {device} in the free memory; free the GPU, or set "
             "CUDA_VISIBLE_DEVICES= (to nothing) to score on the CPU"
         ) from error
 

@@ -1,4 +1,4 @@
-"""What a run does, counted as it happens: on the bar, for Prometheus, as lines of JSON."""
+"""Counts what a run does, for the progress bar, for Prometheus and for the JSONL log."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from arwkv_store.places.commit import storage_faults
 
 
 class Account:
-    """One run's counters. Use it with `with`: leaving says how the run ended, and frees the port."""
+    """One run's counters. Use it in a `with` block: its end logs how the run ended and frees the port."""
 
     def __init__(self, config: GenerateConfig) -> None:
         self._rank = config.rank
@@ -41,8 +41,12 @@ class Account:
         self._cut = self._counter("documents_cut", "Documents cut into several samples")
         self._bad = self._counter("bad_samples", "Samples without a usable answer of the teacher")
         self._errors = self._counter("errors", "Errors that ended the run", "kind")
-        self._rate = Gauge("arwkv_producer_tokens_per_second", "Captured since the start", registry=self._registry)
-        self._left = Gauge("arwkv_producer_shards_left", "This process has yet to commit", registry=self._registry)
+        self._rate = Gauge(
+            "arwkv_producer_tokens_per_second", "Tokens captured per second since the start", registry=self._registry
+        )
+        self._left = Gauge(
+            "arwkv_producer_shards_left", "Shards that this process has not committed yet", registry=self._registry
+        )
         self._server = None if config.metrics_port is None else self._serve(config.metrics_host, config.metrics_port)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
@@ -53,11 +57,11 @@ class Account:
             return start_http_server(port, host, self._registry)[0]
         except OSError as error:
             raise UsageError(
-                f"--metrics-port {port}: cannot listen on {host} ({error.strerror}); name another"
+                f"--metrics-port {port}: cannot listen on {host} ({error.strerror}); choose another port"
             ) from error
 
     def corpus(self, job: Job) -> None:
-        """Count what was left out of a job's text."""
+        """Count the documents of a job that were left out."""
         report = job.corpus.report
         for reason, count in report.left_out().items():
             self._left_out.labels(reason).inc(count)
@@ -65,7 +69,7 @@ class Account:
         self._say("corpus", dataset=job.out, samples=len(job.corpus), tokens=len(job.corpus.tokens), **vars(report))
 
     def begin(self, tokens: int, shards: int) -> None:
-        """What is to be done; the speed counts from here."""
+        """Set the amount of work. The speed is measured from here."""
         self._bar = self._end.enter_context(Progress("producer", tokens))
         self._end.enter_context(ticking(self._bar.tick))
         self._parts = shards
@@ -75,16 +79,16 @@ class Account:
 
     @property
     def capturing(self) -> bool:
-        """Whether `begin` was called: before that a stop costs nothing."""
+        """Whether `begin` was called. Before that, a stop loses no work."""
         return self._bar is not None
 
     def begin_part(self, tokens: int) -> None:
-        """A part of so many tokens is captured next."""
+        """A part with this number of tokens is captured next."""
         self._parts_begun += 1
         self._part_ends = self._read + tokens
 
     def finishing(self) -> str:
-        """What a stop waits for, in words."""
+        """A text that says what a stop waits for."""
         if not self._parts_begun:
             return "finishing the shards in hand"
         speed, left = self._tokens_per_s(), max(self._part_ends - self._read, 0)
@@ -92,14 +96,14 @@ class Account:
         return f"finishing shard {self._parts_begun} of {self._parts}{about}"
 
     def captured(self, tokens: int) -> None:
-        """The teacher has read so many more."""
+        """The teacher has read this number of further tokens."""
         self._read += tokens
         self._captured.inc(tokens)
         if self._bar is not None:
             self._bar.advance(tokens)
 
     def committed(self, dataset: str, manifest: ShardManifest) -> None:
-        """A shard is on the disk."""
+        """A shard was committed."""
         self._tokens.inc(manifest.tokens)
         self._samples.inc(manifest.rows)
         self._shards.inc()
@@ -118,7 +122,7 @@ class Account:
         )
 
     def bad(self, sample_id: int, reason: BadCapture) -> None:
-        """A sample could not be captured, though tried twice."""
+        """A sample could not be captured in two attempts."""
         self._bad.inc()
         print(f"producer: {reason}", file=sys.stderr)
         self._say("bad_sample", sample_id=sample_id, message=str(reason))
@@ -154,7 +158,7 @@ class Account:
 
 
 def duration(seconds: float) -> str:
-    """Rounded to a unit that a person would choose."""
+    """A duration in a readable unit: seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

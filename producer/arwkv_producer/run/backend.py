@@ -1,4 +1,4 @@
-"""The capture backend that was asked for, running."""
+"""Starts the capture backend that `--capture-backend` names."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def start_engine(config: GenerateConfig, job: Job) -> "TeacherEngine | StockEngine":
-    """The backend that was asked for, running. Raises EngineFailed where it does not start."""
+    """Start the backend that `--capture-backend` names. Raises EngineFailed if it does not start."""
     dtype, own = job.info.teacher.dtype, job.teacher.dtype
     why = f" (--dtype {config.dtype}; the checkpoint's own is {own})" if dtype != own else ""
     print(f"starting vLLM with {job.teacher.name} in {dtype}{why}", file=sys.stderr)

@@ -67,7 +67,7 @@ class CapturingActor:
         number, wanted = parts
         job = self._jobs[number]
         if "://" not in job.out and not (Path(job.out) / DATASET_FILE).exists():
-            raise NotFound(f"{job.out}: not there on {socket.gethostname()}; name a folder that every node shares")
+            raise NotFound(f"{job.out}: not found on {socket.gethostname()}; choose a folder that all nodes share")
         if self._engine is None:
             self._engine = start_engine(self._config, self._jobs[0])
         if number not in self._passes:
@@ -176,10 +176,10 @@ class _Dispatch:
 
     def _count_death(self, error: Exception) -> None:
         self._deaths += 1
-        print(f"producer: an actor died ({self._deaths} so far); another makes its shards", file=sys.stderr)
+        print(f"producer: an actor died ({self._deaths} so far); another actor makes its shards", file=sys.stderr)
         if self._deaths > DEATHS_PER_ACTOR * self._actors:
             raise TryAgain(
-                f"--ray {self._config.ray}: actors keep dying, look at the nodes' memory; last: {error}"
+                f"--ray {self._config.ray}: actors keep dying; check the memory of the nodes; last: {error}"
             ) from error
 
 
@@ -196,7 +196,7 @@ def _connected(config: GenerateConfig) -> Iterator[Any]:
         ray.init(address=config.ray, log_to_driver=config.verbose, logging_level="ERROR")
     except OSError as error:
         raise TryAgain(
-            f"--ray {config.ray}: no cluster answers there ({error}); start one: ray start --head"
+            f"--ray {config.ray}: no cluster answers at this address ({error}); start one: ray start --head"
         ) from error
     for number, handler in handlers.items():
         signal.signal(number, handler)  # Ray has put its own in this one's place

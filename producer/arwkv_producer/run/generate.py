@@ -17,9 +17,9 @@ from arwkv_producer.teacher.vllm_setup import prepare_environment
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
-    """Make the missing parts that are this rank's. Returns the run's summary.
+    """Make the missing parts of this rank. Returns the summary of the run.
 
-    Raises UsageError and its kin before the engine starts, BadCapture where the teacher's answers cannot be used, and
+    Raises UsageError and similar errors before the engine starts, BadCapture if the teacher's answers are unusable, and
     TryAgain after a first SIGTERM or Ctrl-C, once the part in hand is committed; KeyboardInterrupt after a second, or
     where the engine has not started yet.
     """

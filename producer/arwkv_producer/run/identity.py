@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from arwkv_producer.config import CaptureConfig, GenerateConfig
+from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run.sizes import samples_per_part
 from arwkv_producer.teacher.teacher import Teacher, chosen_layers
 from arwkv_producer.text.corpus import Corpus
@@ -27,7 +27,7 @@ NOT_RECORDED = (
 """Flags that say where and how a dataset is made, not what it is: whoever makes it, dataset.json is the same."""
 
 
-def capture_info(config: CaptureConfig, teacher: Teacher) -> CaptureInfo:
+def capture_info(config: GenerateConfig, teacher: Teacher) -> CaptureInfo:
     """The capture's settings as recorded."""
     keeps_candidates = config.logits in ("top-k", "adaptive", "hybrid")
     codec: Any = {"sampled": "sampled", "hybrid": "hybrid", "none": "none"}.get(config.logits, config.logits_codec)
@@ -105,25 +105,25 @@ def require_fitting(config: GenerateConfig, teacher: Teacher, vocab_size: int) -
     """Raise UsageError where the teacher cannot give what is asked."""
     if config.logits != "none" and config.top_k > vocab_size:
         raise UsageError(
-            f"--top-k {config.top_k}: the teacher's tokenizer has {vocab_size} tokens; ask for at most that"
+            f"--top-k {config.top_k}: the teacher's tokenizer has {vocab_size} tokens; choose a smaller --top-k"
         )
     if vocab_size > teacher.head_rows:
         raise UsageError(
-            f"--teacher {teacher.name}: its tokenizer has {vocab_size} tokens, its head {teacher.head_rows} rows; "
-            "they do not belong together"
+            f"--teacher {teacher.name}: its tokenizer has {vocab_size} tokens, but its head has "
+            f"{teacher.head_rows} rows; use the tokenizer that belongs to the model"
         )
     stock = config.capture_backend == "stock"  # generates a token, which takes a place
     if config.max_length > teacher.max_length - stock:
         raise UsageError(
             f"--max-length {config.max_length}: the teacher reads at most {teacher.max_length - stock} tokens"
-            f"{' with --capture-backend stock' if stock else ''}; ask for no more"
+            f"{' with --capture-backend stock' if stock else ''}; choose a smaller value"
         )
 
 
 def recorded_command(config: GenerateConfig) -> str:
     """The flags that decide what is captured, wherever they came from: those that are not at their defaults."""
     words = ["producer", "generate"]
-    for field in dataclasses.fields(config):
+    for field in (field for group in GenerateConfig.__bases__ for field in dataclasses.fields(group)):
         value = getattr(config, field.name)
         if field.name in NOT_RECORDED or value == field.default:
             continue

@@ -26,7 +26,7 @@ from arwkv_store.format.vocabulary import vocabulary_hash
 
 @dataclass(frozen=True)
 class Job:
-    """A run, checked: what to capture, of what, into which dataset."""
+    """A checked run: the teacher, the text, what to capture and the dataset to write."""
 
     teacher: Teacher
     corpus: Corpus
@@ -34,7 +34,7 @@ class Job:
     out: str
     tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
     writers: int = 1
-    """Parts encoded and written at one time."""
+    """Parts that are encoded and written at the same time."""
 
     def part_samples(self, part: int) -> range:
         """Sample ids of a part: a pure function of the dataset's identity."""
@@ -46,7 +46,7 @@ class Job:
         return int(self.corpus.starts[samples.stop] - self.corpus.starts[samples.start])
 
     def capture_settings(self) -> CaptureSettings:
-        """What the worker is told."""
+        """Settings for the worker."""
         capture = self.info.capture
         return CaptureSettings(
             top_k=capture.top_k or (1 if capture.samples else 0),
@@ -60,7 +60,7 @@ class Job:
 
 
 def prepare(config: GenerateConfig) -> list[Job]:
-    """Check teacher, flags, output and text, cheapest first; answers the main dataset's job, then the held-out one's.
+    """Check teacher, flags, output and text, cheapest first. Returns the main dataset's job, then the held-out one's.
 
     Raises UsageError or NotFound; writes nothing.
     """
@@ -78,7 +78,9 @@ def prepare(config: GenerateConfig) -> list[Job]:
         corpora = _read(config, shares, tokenizer)
     if len(corpora[0]) == 0:
         sources = sum(len(share.sources) for share in shares)
-        raise UsageError(f"--data {' '.join(config.data)}: no text in {sources} sources; name some that hold text")
+        raise UsageError(
+            f"--data {' '.join(config.data)}: no text in {sources} sources; name sources that contain text"
+        )
     _require_counted(config, corpora[0])
     if not config.fill_disk and not config.dry_run:
         require_room(config, teacher, sum(len(corpus.tokens) for corpus in corpora))
@@ -134,13 +136,13 @@ def _require_nothing_passed_over(shares: Sequence[Share]) -> None:
     if passed_over:
         first = passed_over[0]
         raise UsageError(
-            f"--strict: {len(passed_over)} files or folders would be passed over, first {first.name} ({first.reason}); "
-            "name the files that are meant, or leave --strict out"
+            f"--strict: {len(passed_over)} files or folders would be skipped, first {first.name} ({first.reason}); "
+            "name the files to read, or leave --strict out"
         )
 
 
 def _require_counted(config: GenerateConfig, corpus: Corpus) -> None:
-    """Raise UsageError where a student would have nothing to learn."""
+    """Raise UsageError if no token counts in the loss."""
     if not corpus.report.tokens_counted:
         told = "; ".join(corpus.report.lines(len(corpus.tokens)))
         way_out = "replies are turns of the role assistant" if config.chat else "documents need two tokens or more"

@@ -1,4 +1,4 @@
-"""Whether a dataset can be made where it is asked for, and fits there."""
+"""Checks that a dataset can be written at `--out`, and that it fits there."""
 
 import os
 import shutil
@@ -15,23 +15,23 @@ from arwkv_store.format.layout import DATASET_FILE
 from arwkv_store.places.target import target_of
 
 ROOM_TO_USE = 0.9
-"""Share of the free disk that a dataset may take without --fill-disk."""
+"""Fraction of the free disk space that a dataset may take without --fill-disk."""
 
 
 def require_room(config: GenerateConfig, teacher: Teacher, tokens: int) -> None:
-    """Ask where the whole dataset would take more than 90% of the room there is for it.
+    """Ask the user if the whole dataset would take more than 90% of the free disk space.
 
-    Raises UsageError where the answer is no, or nobody is there to answer.
+    Raises UsageError if the answer is no, or if there is no terminal to ask on.
     """
     problem = missing_room(config, teacher, tokens)
     if problem is None:
         return
-    if not (sys.stdin.isatty() and sys.stderr.isatty()) or not _agreed(f"{problem}; go on? [y/N] "):
-        raise UsageError(f"{problem}; choose fewer layers or another disk, or say --fill-disk")
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or not _agreed(f"{problem}; continue? [y/N] "):
+        raise UsageError(f"{problem}; choose fewer layers or another disk, or set --fill-disk")
 
 
 def missing_room(config: GenerateConfig, teacher: Teacher, tokens: int) -> str | None:
-    """What is to be said where the whole dataset would take more than 90% of the room there is for it."""
+    """The problem in words if the whole dataset would take more than 90% of the free disk space, else None."""
     if "://" in config.out:
         return None
     folder = Path(config.out).expanduser().absolute()
@@ -44,7 +44,7 @@ def missing_room(config: GenerateConfig, teacher: Teacher, tokens: int) -> str |
 
 
 def present_info(out: str) -> DatasetInfo | None:
-    """The dataset that is begun in a folder, None where there is none (or `out` is no folder).
+    """The dataset that exists in a folder, or None if there is none (or `out` is not a folder).
 
     Raises CorruptShard for a dataset.json that is damaged.
     """

@@ -24,9 +24,9 @@ class Work:
     job: Job
     writer: Writer
     missing: int
-    """Parts that nobody had committed when the run began."""
+    """Parts that were not committed when the run began."""
     parts: list[int]
-    """Those that are this rank's to make."""
+    """The missing parts that this rank makes."""
     committed: list[ShardManifest] = field(default_factory=list)
     capture_s: float = 0.0
 
@@ -41,8 +41,8 @@ def share(config: GenerateConfig, job: Job) -> Work:
     writer = create_dataset(job.out, job.info)
     if writer.info.created_by != job.info.created_by:
         raise ConfigurationDiffers(
-            f"{job.out}: begun by {writer.info.created_by}, asked of {job.info.created_by}; name another folder, or "
-            "the --capture-backend that is there"
+            f"{job.out}: created by {writer.info.created_by}, but this command uses {job.info.created_by}; "
+            "choose another folder, or the dataset's own --capture-backend"
         )
     for name, content in job.tokenizer_files.items():
         writer.put_beside(name, content)
@@ -81,7 +81,7 @@ def commit_parts(work: Work, teacher_pass: TeacherPass, account: Account, stoppi
 
 
 def require_complete(work: Work) -> None:
-    """Raise TryAgain where parts are left to do."""
+    """Raise TryAgain if parts are missing."""
     if len(work.committed) < len(work.parts):
         left = len(work.parts) - len(work.committed)
         raise TryAgain(f"{work.job.out}: stopped with {left} shards left; run the same command again to continue")

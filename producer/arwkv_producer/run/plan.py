@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from itertools import groupby
 from typing import Any
 
-from arwkv_producer.config import CaptureConfig, GenerateConfig, PlanConfig
+from arwkv_producer.config import GenerateConfig, PlanConfig
 from arwkv_producer.run.identity import capture_info
 from arwkv_producer.run.output_folder import missing_room
 from arwkv_producer.run.sizes import PARTS_BEFORE_WRITING, SHARD_BYTES, row_bytes, samples_per_part, stored_bytes
@@ -43,12 +43,12 @@ def plan_of_text(config: GenerateConfig) -> dict[str, Any]:
         documents[job.out]["corpus"] = asdict(job.corpus.report)
     tokens = sum(len(job.corpus.tokens) for job in jobs)
     if (problem := missing_room(config, jobs[0].teacher, tokens)) is not None:
-        print(f"{problem}; it would not start without --fill-disk", file=sys.stderr)
+        print(f"{problem}; the run will not start without --fill-disk", file=sys.stderr)
     return documents
 
 
-def costs(config: CaptureConfig, teacher: Teacher, tokens: int, samples: int, tokens_per_s: float) -> dict[str, Any]:
-    """The same for a corpus of known size."""
+def costs(config: GenerateConfig, teacher: Teacher, tokens: int, samples: int, tokens_per_s: float) -> dict[str, Any]:
+    """The plan for a corpus of known size."""
     capture = capture_info(config, teacher)
     columns = stored_bytes(capture, teacher.width, teacher.head_rows)
     per_part = samples_per_part(config, capture, teacher.width)
@@ -87,7 +87,7 @@ def host_bytes(capture: CaptureInfo, teacher: Teacher, samples_per_part: int, wr
 
 
 def advice(capture: CaptureInfo, columns: dict[str, float], tokens: int) -> str:
-    """What to choose instead where full hidden states cost more than they bring; empty where nothing is amiss."""
+    """A cheaper choice if full hidden states cost more than they are worth; empty otherwise."""
     hidden = sum(size for name, size in columns.items() if is_hidden_column(name))
     if hidden * tokens <= FULL_HIDDEN_TOKENS * 60_000 or len(capture.layers) <= 1:
         return ""
@@ -118,10 +118,10 @@ def print_plan(document: dict[str, Any]) -> None:
     together, total = document["bytes_per_token"], document["total_bytes"] / 1e9
     print(f"  {'together':<22} {together:>10,.1f} bytes/token {total:>12,.3f} GB")
     print(f"  {document['shards']:,} shards of {document['samples_per_shard']} samples")
-    print(f"  {document['extra_device_bytes'] / 1e9:,.2f} GB of device memory beside the engine's own")
-    print(f"  {document['host_bytes'] / 1e9:,.2f} GB of the computer's memory for what is not yet written")
+    print(f"  {document['extra_device_bytes'] / 1e9:,.2f} GB of device memory in addition to the engine's own")
+    print(f"  {document['host_bytes'] / 1e9:,.2f} GB of host memory for parts that are not yet written")
     if document["seconds"] is None:
-        print("  time unknown: give a speed with --tokens-per-s, as a run of this teacher reported it")
+        print("  time unknown: set --tokens-per-s to the speed that a run of this teacher reported")
     else:
         print(f"  {document['seconds'] / 3600:,.1f} hours at the given speed")
     if document["advice"]:

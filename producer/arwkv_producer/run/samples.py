@@ -18,7 +18,7 @@ class BadCapture(ArwkvError):
 
 
 class GaveUp(BadCapture):
-    """So many samples in a row were bad that the others will be, too."""
+    """Too many samples in a row were bad; the remaining ones are expected to fail, too."""
 
 
 def to_sample(

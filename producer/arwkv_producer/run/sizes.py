@@ -6,7 +6,7 @@ captures of small ones; a real capture's `bytes_by_column` says what they are fo
 
 import math
 
-from arwkv_producer.config import CaptureConfig
+from arwkv_producer.config import GenerateConfig
 from arwkv_store.format.schema import CaptureInfo
 
 SHARD_TARGET_BYTES = 256 << 20
@@ -61,7 +61,7 @@ def row_bytes(capture: CaptureInfo, width: int) -> int:
     return kept + len(capture.hidden_columns()) * width * 2 + 5
 
 
-def samples_per_part(config: CaptureConfig, capture: CaptureInfo, width: int) -> int:
+def samples_per_part(config: GenerateConfig, capture: CaptureInfo, width: int) -> int:
     """As asked, or as many full-length samples as keep a part's files near SHARD_TARGET_BYTES.
 
     It is part of a dataset's identity: what a token weighs here is settled once for all, `stored_bytes` may learn.

@@ -28,5 +28,7 @@ def engine_faults(teacher: str) -> Iterator[None]:
                 "--tensor-parallel with more devices, or a quantised teacher"
             )
         else:
-            remedy = "its own words stand above (all of them with --verbose); --capture-backend stock may fit it better"
+            remedy = (
+                "vLLM's own messages are above (--verbose shows all of them); --capture-backend stock may fit it better"
+            )
         raise EngineFailed(f"--teacher {teacher}: vLLM failed ({said}); {remedy}") from error

@@ -19,7 +19,7 @@ from arwkv_producer.teacher.vllm_setup import EngineConfig, finished_prompts, fr
 class StockEngine:
     """A running vLLM engine that keeps the likeliest tokens and the mass of the rest. Close it to free its memory.
 
-    One token is generated, because vLLM says only so what follows a prompt's last token; it is thrown away.
+    One token is generated, because vLLM only then reports what follows a prompt's last token; it is thrown away.
     """
 
     distribution = ("ids", "logprobs", "tail_logprob")

@@ -110,11 +110,11 @@ def _read_hub_config(name: str, revision: str | None) -> tuple[dict[str, Any], s
         path = Path(hf_hub_download(name, "config.json", revision=revision))
     except (LocalEntryNotFoundError, ConnectionError) as error:
         raise NotFound(
-            f"--teacher {name}: not a folder here, and the Hub cannot be reached; name a folder that holds the model"
+            f"--teacher {name}: not a local folder, and the Hub cannot be reached; name a folder that holds the model"
         ) from error
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise NotFound(f"--teacher {name}: no such folder here and no such model on the Hub ({reason})") from error
+        raise NotFound(f"--teacher {name}: no such local folder and no such model on the Hub ({reason})") from error
     # The cache keeps files under snapshots/COMMIT/.
     return dict(json.loads(path.read_text())), path.parent.name
 
@@ -151,7 +151,7 @@ def chosen_layers(text: str, hidden_states: str, layers: int) -> tuple[int, ...]
     try:
         numbers = sorted({int(word) for word in text.split(",")})
     except ValueError:
-        raise UsageError(f"--layers {text}: neither `all` nor numbers as in 0,4,8") from None
+        raise UsageError(f"--layers {text}: neither `all` nor numbers such as 0,4,8") from None
     outside = [number for number in numbers if not 0 <= number < limit]
     if outside:
         raise UsageError(f"--layers {text}: the teacher has no layer {outside[0]}; its layers are 0 to {limit - 1}")

@@ -161,7 +161,7 @@ def _require_supported_head(config: EngineConfig) -> None:
     sizes = CPUAttentionBackend.get_supported_head_sizes()
     if config.head_size not in sizes:
         raise UsageError(
-            f"--teacher {config.model}: attention heads of size {config.head_size}; on a CPU vLLM has "
+            f"--teacher {config.model}: attention heads of size {config.head_size}; on a CPU vLLM supports "
             f"{', '.join(map(str, sizes))}: use such a teacher, or a GPU"
         )
 
@@ -173,7 +173,7 @@ def _require_exact_products(config: EngineConfig) -> None:
     if config.multiplies_int8 and current_platform.is_cpu() and not int8_products_are_exact():
         raise UsageError(
             f"--teacher {config.model}: it multiplies 8-bit activations, and this processor has no VNNI instructions: "
-            "vLLM's products would saturate, and log-probabilities be off by up to 2 nats; use a processor that has "
+            "vLLM's products would saturate, and log-probabilities would be off by up to 2 nats; use a processor with "
             "them (lscpu lists avx512_vnni or avx_vnni), a GPU, or the teacher before quantisation"
         )
 

@@ -60,7 +60,7 @@ def _reason(path: PurePosixPath) -> str | None:
         return "documentation"
     if path.name.startswith("cache-") and path.suffix == ".arrow":
         return "a cache"
-    return None if kind_of(path.name) in KNOWN else f"{path.suffix or 'no suffix'}: not a kind of file that is read"
+    return None if kind_of(path.name) in KNOWN else f"{path.suffix or 'no suffix'}: not a supported kind of file"
 
 
 def _saved_splits(paths: Sequence[PurePosixPath], split: str, asked: str) -> list[PurePosixPath]:

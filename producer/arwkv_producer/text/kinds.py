@@ -11,6 +11,6 @@ KNOWN = (*TEXT, *JSON_LINES, ".json", ".parquet", *SEPARATORS, ".arrow")
 
 
 def kind_of(name: str) -> str:
-    """A file name's suffix in lower case, that of a compressed file aside."""
+    """A file name's suffix in lower case, without the suffix of the compression."""
     path = PurePosixPath(name.lower())
     return PurePosixPath(path.stem).suffix if path.suffix in COMPRESSED else path.suffix

@@ -68,10 +68,10 @@ def _read_json(file: Iterable[bytes], path: str, *, array: bool) -> Iterator[tup
     try:
         rows = json.loads(_text(b"".join(_again(first, lines))))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: not JSON ({error}); mend the file") from error
+        raise UsageError(f"{path}: not JSON ({error}); fix the file") from error
     for number, fields in enumerate(rows, start=1):
         if not isinstance(fields, dict):
-            raise UsageError(f"{path}: row {number}: {type(fields).__name__}, not an object; mend the file")
+            raise UsageError(f"{path}: row {number}: {type(fields).__name__}, not an object; fix the file")
         yield f"{path}: row {number}", number, fields
 
 
@@ -123,7 +123,7 @@ def _faults_named(path: str) -> Iterator[None]:
     except EOFError as error:
         raise UsageError(f"{path}: ends too early ({error}); fetch the file again") from error
     except (pa.ArrowException, csv.Error, lzma.LZMAError, zlib.error, OSError) as error:
-        raise UsageError(f"{path}: not readable ({_first_line(error)}); fetch the file again, or mend it") from error
+        raise UsageError(f"{path}: not readable ({_first_line(error)}); fetch the file again, or fix it") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -49,7 +49,7 @@ class CorpusReport:
         yield f"{share}; turns: {by_role}" if by_role else share
         yield f"files read: {_listed(self.files_read)}"
         if self.files_passed_over:
-            yield f"passed over: {_listed([f'{name} ({why})' for name, why in self.files_passed_over.items()])}"
+            yield f"skipped: {_listed([f'{name} ({why})' for name, why in self.files_passed_over.items()])}"
 
 
 def _listed(names: Sequence[str]) -> str:

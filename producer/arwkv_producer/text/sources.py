@@ -85,7 +85,9 @@ def find_shares(names: Sequence[str], split: str) -> list[Share]:
     parsed = [_weight(name) for name in names]
     bare = [name for name, weight in parsed if weight is None]
     if bare and len(bare) < len(names):
-        raise UsageError(f"--data {bare[0]}: no weight, but others have one; write {bare[0]}:WEIGHT, or none at all")
+        raise UsageError(
+            f"--data {bare[0]}: no weight, but other sources have one; write {bare[0]}:WEIGHT, or leave out all weights"
+        )
     groups = (
         [(" ".join(names), list(names), 1.0)] if bare else [(name, [name], weight or 1.0) for name, weight in parsed]
     )
@@ -109,7 +111,7 @@ def _weight(word: str) -> tuple[str, float | None]:
 def find_sources(names: Sequence[str], split: str) -> Found:
     """What files, folders, globs, their URIs and Hub names stand for.
 
-    Of a folder or glob only data files are read; the rest is passed over, with a reason. Raises NotFound for a name
+    Of a folder or glob only data files are read; other files are skipped, with a reason. Raises NotFound for a name
     that stands for nothing, UsageError for a file of an unknown kind.
     """
     found = Found()
@@ -120,7 +122,7 @@ def find_sources(names: Sequence[str], split: str) -> Found:
             found.sources.append(HubDataset(hub[1], split, hub[2]))
             continue
         if is_file and kind_of(name) not in KNOWN:
-            raise UsageError(f"--data {name}: unknown kind of file; these are read: {', '.join(KNOWN)}")
+            raise UsageError(f"--data {name}: unknown kind of file; supported kinds: {', '.join(KNOWN)}")
         chosen, passed_over = (files, []) if is_file else data_files(root, files, split, name)
         if not chosen:
             raise NotFound(f"--data {name}: no such file, and no {', '.join(KNOWN)} in such a folder or glob")

@@ -76,16 +76,23 @@ def _parse(
 def _grouped(config_type: type[Any]) -> type[Any]:
     """What the parser is shown: for a type that inherits all its fields, a dataclass with one field for each base.
 
-    The base's name and docstring head a group of flags in the help.
+    The base's name and docstring head a group of flags in the help. A base that itself only inherits stands for its own
+    bases; a base whose subclass is already a group is left out.
     """
-    bases = [base for base in config_type.__bases__ if dataclasses.is_dataclass(base)]
-    inherited = {field.name for base in bases for field in dataclasses.fields(base)}
-    if {field.name for field in dataclasses.fields(config_type)} != inherited or not bases:
+    bases: list[type[Any]] = []
+    for base in filter(dataclasses.is_dataclass, config_type.__mro__):
+        if _declares_fields(base) and not any(issubclass(group, base) for group in bases):
+            bases.append(base)
+    if config_type in bases:
         return config_type
     groups = [(re.sub(r"(?<!^)(?=[A-Z])", "_", base.__name__).lower(), base) for base in bases]
     shown = dataclasses.make_dataclass(config_type.__name__, groups, frozen=True)
     shown.__doc__ = config_type.__doc__
     return shown
+
+
+def _declares_fields(config_type: type[Any]) -> bool:
+    return any(field.name in inspect.get_annotations(config_type) for field in dataclasses.fields(config_type))
 
 
 def _flat(shown: Any, config_type: type[Any]) -> Any:

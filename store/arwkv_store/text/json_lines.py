@@ -58,7 +58,7 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: not JSON ({error}); mend or remove the line") from error
+        raise UsageError(f"{where}: not JSON ({error}); fix or remove the line") from error
     if not isinstance(fields, dict):
         raise UsageError(f"{where}: {type(fields).__name__}, not a JSON object; write one object a line")
     return fields
@@ -71,6 +71,6 @@ def require_characters(text: str, where: str) -> str:
     except UnicodeEncodeError as error:
         raise UsageError(
             f"{where}: {text[error.start]!a} at character {error.start} is no character (half of a surrogate pair, or "
-            "a byte that is not UTF-8); mend or remove the text"
+            "a byte that is not UTF-8); fix or remove the text"
         ) from error
     return text

@@ -37,7 +37,7 @@ def conversation(fields: Mapping[str, Any], where: str, field: str = FIELDS[0]) 
     if not {"prompt", "completion"} <= fields.keys():
         raise UsageError(
             f"{where}: neither `{field}` nor `prompt` and `completion` (it has: {', '.join(map(str, fields))}); "
-            "name another field, or mend the line"
+            "name another field, or fix the line"
         )
     prompt = _said(fields["prompt"], "user", where, "prompt")
     reply = _said(fields["completion"], "assistant", where, "completion")
@@ -75,7 +75,7 @@ def turns_of(value: Any, where: str, field: str) -> list[Turn] | None:
     if not isinstance(value, list) or not all(isinstance(turn, dict) and _role(turn) for turn in value):
         raise UsageError(
             f'{where}: field {field!r} is no list of {{"role": …, "content": …}} or {{"from": …, "value": …}} turns; '
-            "name another field, or mend the line"
+            "name another field, or fix the line"
         )
     turns = [_turn(turn, f"{where}: turn {number}") for number, turn in enumerate(value, start=1)]
     return None if any(turn["content"] is None for turn in turns) else turns
@@ -105,7 +105,7 @@ def _turn(turn: Mapping[str, Any], where: str) -> Turn:
     if known["content"] is None and known.keys() & INSTEAD_OF_WORDS:
         known["content"] = ""
     elif not {"content", "value"} & turn.keys():
-        raise UsageError(f"{where} has no content (it has: {', '.join(turn)}); mend or remove the line")
+        raise UsageError(f"{where} has no content (it has: {', '.join(turn)}); fix or remove the line")
     return known
 
 
@@ -125,7 +125,7 @@ def _parsed(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{what} are no JSON ({error}); mend or remove the line") from error
+        raise UsageError(f"{what} are no JSON ({error}); fix or remove the line") from error
 
 
 def _with_system(turns: list[Turn], fields: Mapping[str, Any]) -> list[Turn]:
