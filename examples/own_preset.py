@@ -36,7 +36,8 @@ def write_student(config: PresetConfig) -> dict[str, Any]:
     import torch
 
     from arwkv_student.bases.checkpoint import open_base
-    from arwkv_student.bases.convert import convert, copy_tokenizer, student_config
+    from arwkv_student.bases.convert import convert, student_config
+    from arwkv_student.bases.tokenizer import copy_tokenizer
 
     torch.manual_seed(config.seed)
     base = open_base(config.base)
