@@ -1,7 +1,8 @@
 """How long the demo will take on this machine, measured in its first seconds.
 
 One training step of a model of the teacher's shape is timed here, in the machine's own precision. What each step of the
-demo costs a token, in units of such a training token, was measured once (docs/benchmarks.md).
+small demo costs a token, in units of such a training token, follows from its table in docs/benchmarks.md (AVX2). The
+costs of a real teacher's demo are rough guesses: no such run has been timed alone.
 """
 
 import time
@@ -11,7 +12,7 @@ from typing import Any
 from arwkv_kernels.precision import compute_dtype
 
 COST = {
-    "small": {"teacher": 1.0, "capture": 0.6, "align": 1.2, "distill": 1.5, "evaluation": 1.2},
+    "small": {"teacher": 1.0, "capture": 0.54, "align": 1.28, "distill": 1.97, "evaluation": 1.2},
     "real": {"capture": 0.6, "align": 1.2, "distill": 1.5, "evaluation": 1.2},
 }
 STARTS_S = 90.0
