@@ -52,7 +52,11 @@ class Browser:
 
     def wait(self, condition: str) -> None:
         """Until an expression is truthy; one that throws is not yet."""
-        eventually(lambda: self.do(f"(() => {{ try {{ return Boolean({condition}) }} catch {{ return false }} }})()"))
+        script = f"(() => {{ try {{ return Boolean({condition}) }} catch {{ return false }} }})()"
+        try:
+            eventually(lambda: self.do(script))
+        except AssertionError as error:
+            raise AssertionError(f"never true: {condition}\nthe page says:\n{self.text('body')}") from error
 
     def text(self, selector: str = "main") -> str:
         """The text that people see in the first element of this selector."""

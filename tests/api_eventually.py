@@ -10,9 +10,9 @@ Answer = TypeVar("Answer")
 PATIENCE_S = 60.0
 
 
-def eventually(check: Callable[[], Answer]) -> Answer:
+def eventually(check: Callable[[], Answer], patience_s: float = PATIENCE_S) -> Answer:
     """The first truthy answer of `check`, which is asked again until then."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not (answer := check()):
         assert time.monotonic() < deadline, "did not happen"
         time.sleep(0.02)

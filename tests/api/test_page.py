@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from api_browser import Browser, chromium
+from api_eventually import eventually
 from api_serving import serving
 from api_site import make_site
 from store_examples import example_dataset_info, write_example_dataset
@@ -262,6 +263,7 @@ def test_colours_can_be_chosen_and_are_remembered(browser: Browser, site: str) -
 def test_run_is_followed_while_it_goes(browser: Browser, site: str, root: Path) -> None:
     run = root / "runs" / "live"
     shutil.copytree(root / "runs" / "student", run)
+    eventually(lambda: httpx.get(f"{site}/v1/runs/runs-live/metrics").is_success)
     browser.open(f"{site}/#/runs/runs-live", VIEWS["/#/runs/runs-student"])
     assert "name, value=None" in browser.text(".pairs")
     points = "Chart.getChart(document.querySelector('canvas')).data.datasets.map(d => d.data.length)"

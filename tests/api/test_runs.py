@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from api_eventually import eventually
 from arwkv_api.roots import folders
+from arwkv_api.views.runs import FRESH_S
 
 RUN = "/v1/runs/students-one"
 
@@ -110,6 +112,12 @@ def test_many_viewers_walk_the_folders_once(client: TestClient, run: Path, monke
         assert client.get(f"{RUN}/metrics").status_code == 200
         assert len(client.get("/v1/runs").json()["items"]) == 1
     assert len(walks) == 1
+
+
+def test_run_that_began_just_now_is_found_before_the_list_shows_it(client: TestClient, run: Path) -> None:
+    assert len(client.get("/v1/runs").json()["items"]) == 1
+    shutil.copytree(run, run.parent / "begun")
+    eventually(lambda: client.get("/v1/runs/students-begun/metrics").is_success, patience_s=FRESH_S / 2)
 
 
 def test_newest_runs_come_first_up_to_the_limit(client: TestClient, root: Path, run: Path) -> None:

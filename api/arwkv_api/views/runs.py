@@ -1,6 +1,7 @@
 """Training runs: folders with a metrics.jsonl, read as they grow."""
 
 import json
+import math
 import os
 import threading
 import time
@@ -39,22 +40,23 @@ class Runs:
     """Where the runs lie. However many viewers ask, the folders are walked now and then only."""
 
     def __init__(self, roots: tuple[Path, ...]) -> None:
-        self._roots, self._found, self._due_s = roots, dict[str, Path](), 0.0
+        self._roots, self._found = roots, dict[str, Path]()
+        self._walked_s, self._took_s = -math.inf, 0.0
         self._lock = threading.Lock()
 
-    def folders(self) -> dict[str, Path]:
-        """Each run's folder by its name, as found a moment ago."""
+    def folders(self, fresh_s: float = FRESH_S) -> dict[str, Path]:
+        """Each run's folder by its name, as found less than `fresh_s` ago, or longer where walking takes long."""
         with self._lock:
             began_s = time.monotonic()
-            if began_s >= self._due_s:
+            if began_s >= self._walked_s + max(fresh_s, pause_s(self._took_s)):
                 self._found = run_folders(self._roots)
-                took_s = time.monotonic() - began_s
-                self._due_s = began_s + took_s + max(FRESH_S, pause_s(took_s))
+                self._walked_s = time.monotonic()
+                self._took_s = self._walked_s - began_s
             return self._found
 
     def find(self, name: str) -> Path:
-        """The folder of the run called `name`; one that was found before is not looked for again. Raises NotFound."""
-        found = self._found.get(name) or self.folders().get(name)
+        """The folder of the run called `name`, which may have begun just now. Raises NotFound."""
+        found = self._found.get(name) or self.folders(fresh_s=0).get(name)
         if found is None:
             raise NotFound(f"run {name[:100]!r}: no such folder with a {METRICS}; GET /v1/runs lists what is")
         return found
