@@ -1,4 +1,4 @@
-"""What the service is told: flags of `api serve`, and the limits it holds its callers to."""
+"""The flags of `api serve` and `api key`, and the settings of the application."""
 
 import hashlib
 import os
@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from arwkv_store.commands.command_line import VERBATIM
+from arwkv_store.commands.command_line import VERBATIM, unset
 from arwkv_store.errors import UsageError
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
-# Stand among trusted hosts for every host, and for every address but no name. A page of another site can reach this
-# service by a name of its own (DNS rebinding), never by an address. Neither can be a host's name.
+# Entries of trusted_hosts: every host, and every address but no name. A page of another site can reach this service
+# by a name of its own (DNS rebinding), never by an address. Neither entry can be a host's name.
 ANY_HOST, ANY_ADDRESS = "*", "[*]"
 
 
@@ -58,74 +58,73 @@ class Network:
     """Where the service listens, and under which names."""
 
     host: str = "127.0.0.1"
-    """Address to bind. Any other than a loopback address needs a key."""
+    """Address to bind. An address that is not a loopback address needs a key."""
 
     port: int = 8000
-    """Port to bind; 0 takes a free one."""
+    """Port to bind. 0 takes a free one."""
 
     trusted_host: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
-    """Further names by which callers may address the service, as in their Host header; `*`: any. Loopback names and the
-    bound address are always trusted. Bound to all addresses, every address and this machine's own name are trusted."""
+    """More host names that callers may use in their Host header. `*`: any name.
+    Loopback names and the bound address are always trusted.
+    If the service is bound to all addresses, every address and this machine's own name are trusted too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
     """Who may read and write."""
 
-    api_key: Annotated[
-        str | None, VERBATIM, tyro.conf.arg(metavar="KEY", help_behavior_hint="(default: ARWKV_API_KEY, if set)")
-    ] = None
-    """Bearer key with read and write scope. Every user of this machine can read a flag in the list of processes:
-    set ARWKV_API_KEY in the environment instead, or use --keys."""
+    api_key: Annotated[str | None, VERBATIM, unset("KEY", "default: ARWKV_API_KEY, if set")] = None
+    """Bearer key with read and write scope.
+    Every user of this machine can see the flags of a process. Set ARWKV_API_KEY instead, or use --keys."""
 
-    keys: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: no file)")] = None
+    keys: Annotated[Path | None, unset("FILE", "default: no file")] = None
     """File of hashed keys with scopes, as written by `api key`."""
 
     public_read: bool = False
-    """Where keys are set, let callers without a key read. Writing still needs one."""
+    """Callers without a key may read, although keys are set. Writing still needs a key."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """How the index follows the folders."""
+    """How the index of the folders is kept."""
 
     database: Annotated[
         str | None,
-        tyro.conf.arg(metavar="URL", help_behavior_hint="(default: a SQLite file in the cache folder)"),
+        unset("URL", "default: a SQLite file in the cache folder"),
     ] = None
-    """SQLAlchemy URL of the index, a cache that can be deleted."""
+    """SQLAlchemy URL of the index. The index is a cache and can be deleted."""
 
     workers: int = 1
     """Server processes that share the port and the index."""
 
     scan_interval_s: float = 1.0
-    """Seconds between two looks at the roots. A slow root is looked at less often."""
+    """Seconds between two scans of the roots. A slow root is scanned less often."""
 
     verify_mb_per_s: Annotated[
         float | None,
-        tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: what that takes, from 8 to 200)"),
+        unset("FLOAT", "default: as much as that takes, from 8 to 200"),
     ] = None
-    """Megabytes a second that are read in the background to verify each shard's files once a week; 0: none."""
+    """Megabytes per second that are read in the background to verify each shard's files once a week. 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one caller may ask for."""
+    """What one caller may request."""
 
     request_limit_bytes: int = 1 << 20
     """Largest request body. A larger one is answered with 413."""
 
     range_limit: int = 16
-    """Most ranges in one download. More are answered with 416."""
+    """Maximum number of ranges in one download. More are answered with 416."""
 
     requests_per_s: float = 0.0
-    """Requests that one address may make a second, in bursts of ten seconds' worth, over all workers; 0: no limit."""
+    """Requests per second that one address may make over all workers, in bursts of up to ten seconds. 0: no limit."""
 
     shutdown_timeout_s: int = 30
-    """Seconds that running transfers get to finish after SIGTERM."""
+    """Seconds that running transfers have to finish after SIGTERM."""
 
     log_format: Literal["text", "json"] = "text"
-    """Form of the log on stderr."""
+    """Format of the log on stderr."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +177,7 @@ class KeyConfig:
     """Make a bearer key, and add its hash to a key file for `api serve --keys`."""
 
     keys: Path
-    """File to add to; made where it does not exist."""
+    """File to add the key to. It is created if it does not exist."""
 
     name: str
     """Who or what the key is for. The audit log shows this name."""

@@ -7,8 +7,7 @@ imports nothing heavy.
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import tyro
-
+from arwkv_store.commands.command_line import unset
 from arwkv_store.errors import UsageError
 
 LogitsMode = Literal["top-k", "adaptive", "sampled", "hybrid", "none"]
@@ -22,14 +21,14 @@ class Capture:
     teacher: str
     """A local model folder or a Hub name, optionally with `@revision`. `Qwen2.5-32B` means `Qwen/Qwen2.5-32B`."""
     data: tuple[str, ...]
-    """Text: files, folders or globs of .jsonl, .json, .parquet, .csv, .tsv, .arrow and .txt (also .gz, .zst, .bz2 and
-    .xz), on this machine or at s3://, hf:// and similar addresses, or the name of a Hub dataset (`NAME` or
-    `NAME:SUBSET`). `a.jsonl:0.7 b.jsonl:0.3` mixes sources in proportion to their tokens."""
+    """Files, folders or globs of .jsonl, .json, .parquet, .csv, .tsv, .arrow and .txt (also .gz, .zst, .bz2, .xz).
+    They may be at s3://, hf:// and similar addresses. Or the name of a Hub dataset: `NAME` or `NAME:SUBSET`.
+    `a.jsonl:0.7 b.jsonl:0.3` mixes sources in proportion to their tokens."""
     out: str
     """The dataset's folder, or the URI of an object store, such as s3://BUCKET/NAME."""
     logits: LogitsMode = "top-k"
-    """`top-k`: the most likely tokens. `adaptive`: as many of them as hold `--top-p` of the mass. `sampled`: random
-    draws. `hybrid`: the top k, and draws from the rest. `none`: no logits."""
+    """`top-k`: the most likely tokens. `adaptive`: as many of them as hold `--top-p` of the mass.
+    `sampled`: random draws. `hybrid`: the top k, and draws from the rest. `none`: no logits."""
     top_k: int = 64
     """Candidates kept per token. With `adaptive` this is the maximum."""
     hidden_states: HiddenStates = "none"
@@ -45,7 +44,7 @@ class Capture:
 class PlannedCapture(Capture):
     """Which teacher reads how much text, and what is captured."""
 
-    data: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: no text)")] = ()
+    data: Annotated[tuple[str, ...], unset("STR [STR ...]", "default: no text")] = ()
     """Text, as for `producer generate`; its tokens are counted. Without it, `--tokens` is the size of the corpus."""
     out: str = "shards"
     """The dataset's folder or URI, as for `producer generate`. Nothing is written."""
@@ -59,13 +58,10 @@ class Text:
 
     split: str = "train"
     """Split of a Hub dataset, of a dataset saved to disk, or of files named like `train-00000-of-00001.parquet`."""
-    field: Annotated[
-        str, tyro.conf.arg(help_behavior_hint="(default: text; with --chat messages or conversations)")
-    ] = ""
+    field: Annotated[str, unset("NAME", "default: text; with --chat messages or conversations")] = ""
     """Field that holds a document."""
     chat: bool = False
-    """Documents are conversations. The teacher's chat template is applied, and only assistant turns count in the
-    loss."""
+    """Documents are conversations. The teacher's chat template is applied. Only assistant turns count in the loss."""
     held_out: float = 0.0
     """Fraction of the documents that goes into a second dataset, `OUT-held-out`. Their text alone decides."""
     keep_duplicates: bool = False
@@ -94,7 +90,7 @@ class ScaleOut:
     """Number of this process, from 0 to `--world-size` - 1. Each process makes its own parts of the same dataset."""
     world_size: int = 1
     """Processes that share the work."""
-    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="(default: no Ray)")] = None
+    ray: Annotated[str | None, unset("ADDRESS", "default: no Ray")] = None
     """Let actors on this Ray cluster do the work. `auto` means the cluster that runs on this machine."""
     ray_actors: int = 0
     """Number of actors; each runs one engine. 0 uses all GPUs of the cluster, or one actor per node without GPUs."""
@@ -105,8 +101,7 @@ class Storage:
     """How the shards are stored."""
 
     logits_codec: Literal["exact", "compact"] = "exact"
-    """`exact` keeps fp32. `compact` rounds log-probabilities where the divergence hardly changes, and saves a third of
-    the bytes."""
+    """`exact` keeps fp32. `compact` rounds log-probabilities that hardly matter, and saves a third of the bytes."""
     hidden_dtype: Literal["bf16", "fp8", "int8"] = "bf16"
     """Storage type of hidden states. bf16 is exact for a bf16 teacher."""
     samples_per_shard: int = 0
@@ -129,11 +124,9 @@ class Logging:
     """Check everything and print the plan. No engine starts, and nothing is written."""
     tokens_per_s: float = 0.0
     """Speed of the teacher, as an earlier run reported it. A plan then states the hours. 0 means unknown."""
-    log_jsonl: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: no file)")] = None
+    log_jsonl: Annotated[str | None, unset("FILE", "default: no file")] = None
     """Append events to this file, one JSON object per line."""
-    metrics_port: Annotated[int | None, tyro.conf.arg(metavar="PORT", help_behavior_hint="(default: no metrics)")] = (
-        None
-    )
+    metrics_port: Annotated[int | None, unset("PORT", "default: no metrics")] = None
     """Serve counters to Prometheus on this port during the run."""
     metrics_host: str = "127.0.0.1"
     """Address for `--metrics-port`. Use `0.0.0.0` if Prometheus runs on another machine."""
@@ -144,15 +137,15 @@ class Advanced:
     """Settings of the engine."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The teacher's arithmetic. `auto`: that of an existing dataset, otherwise the checkpoint's own. It replaces
-    bfloat16 by float32 if the processor does not multiply bfloat16 natively. The head always runs in float32."""
+    """The teacher's arithmetic. `auto`: that of an existing dataset, otherwise the checkpoint's own.
+    `auto` replaces bfloat16 by float32 if the processor does not multiply bfloat16 natively.
+    The head always runs in float32."""
     step_tokens: int = 4096
     """Tokens per engine step. More tokens are faster and need more memory."""
     gpu_memory_fraction: float = 0.9
     """Fraction of each GPU's memory that vLLM may use."""
     capture_backend: Literal["pooler", "stock"] = "pooler"
-    """`stock` takes the top k from vLLM's own `prompt_logprobs`. Use it if a vLLM does not support our
-    hook, or for a comparison."""
+    """`stock` takes the top k from vLLM's own `prompt_logprobs`. Use it to compare, or if a vLLM refuses our hook."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +227,7 @@ class Selection:
     """Number of samples to score."""
     seed: int = 0
     """Seed of the random choice of samples."""
-    layers: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: the layers that dataset.json names)")] = ""
+    layers: Annotated[str, unset("STR", "default: the layers that dataset.json names")] = ""
     """Layers whose hidden states must be in the dataset, as in `producer generate`."""
 
 

@@ -100,7 +100,7 @@ def export(config: ExportConfig) -> Mapping[str, Any]:
 
 
 def copy(config: CopyConfig) -> Mapping[str, Any]:
-    """Copy a dataset's committed parts, verified; again to continue. Example: `store copy ./shards s3://bucket/shards`."""
+    """Copy and verify a dataset's committed parts. The same command continues."""
     from arwkv_store.commands.copy import copy_with_progress
 
     copied = copy_with_progress(config.uri, config.to)
@@ -110,7 +110,7 @@ def copy(config: CopyConfig) -> Mapping[str, Any]:
 
 
 def reindex(config: ReindexConfig) -> Mapping[str, Any]:
-    """Have a service read every manifest again. Example: `store reindex http://localhost:8000/v1/datasets/train`."""
+    """Make a service read every manifest again."""
     from arwkv_store.commands.reindex import reindex_served
 
     answer = reindex_served(config.uri)
@@ -132,7 +132,7 @@ def main() -> None:
     }
     run_commands(
         "store",
-        "Look at datasets of teacher outputs, verify them, hand them on. Files of remote datasets are kept in the "
-        "folder ARWKV_CACHE (~/.cache/arwkv), up to ARWKV_CACHE_BYTES (64G), the longest unused first out.",
+        "Inspect, verify and copy datasets of teacher outputs. Files of remote datasets are cached in the folder "
+        "ARWKV_CACHE (~/.cache/arwkv), up to ARWKV_CACHE_BYTES (64G); the least recently used are evicted first.",
         commands,
     )

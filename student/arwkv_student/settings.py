@@ -1,178 +1,227 @@
-"""The flags of `student train`, `eval`, `generate`: one dataclass each; no torch here."""
+"""The flags of the student's commands. A class that declares fields is one titled group of flags; no torch here."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
-from arwkv_store.commands.command_line import VERBATIM
+from arwkv_store.commands.command_line import VERBATIM, unset
 from arwkv_store.errors import UsageError
 from arwkv_student.model.time_mix_options import Gate, OutputNorm, Preset, ValueResidual
 
 Stage = Literal["auto", "align", "distill", "sft", "dpo"]
+_PRESETS = "{" + ",".join(get_args(Preset)) + "}"
+_OF_PRESET = "default: as the preset says"
 
 
-@dataclass(frozen=True)
-class TimeMixSettings:
-    """Options of the time mixer, each over what the preset says."""
-
-    preset: Preset | None = None
-    """The recipe: which time mixer, and what stage 2 trains (default: arwkv, or the --start-from student's)."""
-    head_dim: int | None = None
-    """Width of one time-mixing head."""
-    num_heads: int | None = None
-    """Receptance heads."""
-    num_key_value_heads: int | None = None
-    """Key and value heads."""
-    qkv_bias: bool | None = None
-    """Biases on receptance, key and value."""
-    rope: bool | None = None
-    """Rotary embedding on receptance and key."""
-    token_shift: bool | None = None
-    """Mix each input with the previous token's."""
-    gate: Gate | None = None
-    """Output gate."""
-    output_norm: OutputNorm | None = None
-    """Norm of each head's output."""
-    bonus: bool | None = None
-    """The current token's own contribution."""
-    value_residual: ValueResidual | None = None
-    """How layer 0's value enters later layers."""
-    state_balancing: bool | None = None
-    """RADLADS' balanced key."""
-    init_from_teacher: bool | None = None
-    """Start from the base's q, k, v and o."""
-    decay_rank: int | None = None
-    """Rank of the decay."""
-    rate_rank: int | None = None
-    """Rank of the in-context learning rate."""
-    value_rank: int | None = None
-    """Rank of the value residual's weight."""
-    gate_rank: int | None = None
-    """Rank of the gate."""
-    layers: tuple[int, ...] | None = None
-    """Layers that mix time; the others keep the base's attention (default: all mix time)."""
-
-
-@dataclass(frozen=True)
-class TuneSettings:
-    """Options of stage 3: `sft` and `dpo`."""
-
-    data: str | None = None
-    """JSONL file of stages sft (messages, or prompt and completion) and dpo (chosen and rejected)."""
-    eval_data: str | None = None
-    """Held-out JSONL file of the same form, evaluated at the end (and every --eval-every steps)."""
-    max_length: int = 8192
-    """Tokens of a conversation that stages sft and dpo keep, from its start."""
-    chat_template: str | None = None
-    """Jinja file that replaces the tokenizer's chat template, for training and afterwards."""
-    sft_lr: float = 1e-5
-    """Peak learning rate of stage sft."""
-    dpo_lr: float = 5e-7
-    """Peak learning rate of stage dpo."""
-    dpo_beta: float = 0.1
-    """How dear it is in stage dpo to leave the student that it starts from."""
-    reference: str | None = None
-    """Folder for the log-probabilities of dpo's starting student (default: `reference` in --start-from)."""
-
-
-@dataclass(frozen=True)
-class TrainSettings(TuneSettings, TimeMixSettings):
-    """Train a student: `align` its time mixers, `distill` the logits, both from shards; then `sft` and `dpo`."""
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is trained, from which data."""
 
     shards: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Dataset: a folder, or http(s)://host/v1/datasets/NAME. Once for each; a stage reads those that hold its part."""
-    shard_weights: tuple[float, ...] | None = None
-    """Share of the samples from each --shards, in their order (default: by their number of samples)."""
-    base: str = ""
-    """Qwen2 or Qwen2.5 checkpoint that the student starts from: a folder, or a Hub name (name@revision)."""
+    """Dataset with teacher outputs: a folder, or http(s)://HOST/v1/datasets/NAME. A stage reads those that it can."""
+    base: Annotated[str, unset("NAME", "required for --shards")] = ""
+    """Checkpoint that the student starts from: a folder, or a Hub name (NAME@REVISION)."""
     out: Path = Path("runs/student")
-    """Folder of the run; the same command again continues it."""
+    """Folder of the run. The same command continues an interrupted run."""
     stage: Stage = "auto"
     """`auto` runs what the shards allow: align with attention outputs, distill with logits. sft and dpo read --data."""
-    start_from: str | None = None
-    """A trained student's folder to start from instead of the base's conversion."""
-    eval_shards: str | None = None
-    """Held-out dataset, evaluated at the end of each stage (and every --eval-every steps)."""
-    tokens: int | None = None
-    """Tokens of each stage (default: one epoch)."""
-    align_tokens: int | None = None
-    """Tokens of stage align, over --tokens."""
-    distill_tokens: int | None = None
-    """Tokens of stage distill, over --tokens."""
-    steps: int | None = None
-    """Optimiser steps of each stage, over every --tokens."""
-    epochs: float | None = None
-    """Epochs of each stage, where neither steps nor tokens are given."""
+    preset: Annotated[Preset | None, unset(_PRESETS, "default: arwkv, or the preset of --start-from")] = None
+    """Recipe: the kind of time mixer, and the parameters that stage distill trains."""
+    start_from: Annotated[str | None, unset("DIR", "default: convert the base")] = None
+    """Folder of a trained student to start from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """How much is read, and in which portions."""
+
+    tokens: Annotated[int | None, unset("INT", "default: one epoch")] = None
+    """Tokens of each stage."""
+    align_tokens: Annotated[int | None, unset("INT", "default: --tokens")] = None
+    """Tokens of stage align."""
+    distill_tokens: Annotated[int | None, unset("INT", "default: --tokens")] = None
+    """Tokens of stage distill."""
+    steps: Annotated[int | None, unset("INT", "default: from the tokens")] = None
+    """Optimizer steps of each stage. They replace every number of tokens."""
+    epochs: Annotated[float | None, unset("FLOAT", "default: 1")] = None
+    """Epochs of each stage, if neither steps nor tokens are given."""
     batch_size: int = 32
     """Sequences per step and process."""
-    context: tuple[int, ...] = ()
-    """Longest sample of stage distill in tokens, rest cut off: one number, or one after another (2048 4096 8192)."""
-    context_shares: tuple[float, ...] | None = None
-    """Share of the steps for each --context (default: equal)."""
-    align_context: int | None = None
-    """Longest sample of stage align in tokens."""
-    packing: bool = False
-    """A batch's samples one after another in one row, without padding; nothing passes from one to the next."""
     gradient_accumulation: int = 1
-    """Batches per optimiser step."""
-    align_loss: Literal["paper", "mse"] = "paper"
-    """`paper`: mean of the error vectors' lengths, un-squared; `mse`: mean squared error."""
-    align_layer_scaled: bool = False
-    """Divide each layer's loss by that of a silent mixer, so that every layer counts alike."""
-    align_stop_error: float | None = None
-    """End stage align once no layer's relative error is above this."""
-    align_stop_plateau: int | None = None
-    """End stage align once the loss has not fallen by 1% in so many steps."""
+    """Batches per optimizer step."""
+    context: Annotated[tuple[int, ...], unset("INT [INT ...]", "default: whole samples")] = ()
+    """Stage distill truncates samples to this many tokens. Several numbers follow one another: 2048 4096 8192."""
+    context_shares: Annotated[tuple[float, ...] | None, unset("FLOAT [FLOAT ...]", "default: equal shares")] = None
+    """Share of the steps for each --context."""
+    align_context: Annotated[int | None, unset("INT", "default: whole samples")] = None
+    """Stage align truncates samples to this many tokens."""
+    max_length: int = 8192
+    """Stages sft and dpo truncate a conversation to this many tokens."""
+    shard_weights: Annotated[tuple[float, ...] | None, unset("FLOAT [FLOAT ...]", "default: by their samples")] = None
+    """Share of the samples from each --shards, in their order."""
+    packing: bool = False
+    """Concatenate the samples of a batch in one row without padding. Nothing passes from one sample to the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """How fast the student learns."""
+
     align_lr: float = 1e-3
     """Peak learning rate of stage align."""
     distill_lr: float = 1e-4
     """Peak learning rate of stage distill."""
-    lr_floor: float = 0.01
-    """Last learning rate, as a share of the peak; the way there is a cosine."""
+    sft_lr: float = 1e-5
+    """Peak learning rate of stage sft."""
+    dpo_lr: float = 5e-7
+    """Peak learning rate of stage dpo."""
+    rest_lr: Annotated[float | None, unset("FLOAT", "default: the stage's rate")] = None
+    """Peak learning rate of all parameters outside the time mixers, after stage align."""
     warmup: float = 0.02
-    """Share of the steps that the learning rate rises for."""
+    """Share of the steps in which the learning rate rises to its peak."""
+    lr_floor: float = 0.01
+    """Final learning rate, as a share of the peak. A cosine leads from the peak to it."""
     weight_decay: float = 0.0
-    """AdamW's weight decay, on matrices."""
+    """AdamW's weight decay on matrices."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
-    rest_lr: float | None = None
-    """Peak learning rate of what is not a time mixer in stage distill (default: --distill-lr)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What the student is compared with during and after training."""
+
+    eval_shards: Annotated[str | None, unset("URI", "default: no evaluation")] = None
+    """Held-out dataset, evaluated at the end of stages align and distill."""
+    eval_data: Annotated[str | None, unset("FILE", "default: no evaluation")] = None
+    """Held-out JSONL file, evaluated at the end of stages sft and dpo."""
+    eval_every: Annotated[int | None, unset("INT", "default: only at the end")] = None
+    """Steps between evaluations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Align:
+    """Stage 1: each time mixer learns the output of its attention block."""
+
+    align_loss: Literal["paper", "mse"] = "paper"
+    """`paper`: mean length of the error vectors, without a square. `mse`: mean squared error."""
+    align_layer_scaled: bool = False
+    """Divide each layer's loss by the loss of a zero-output mixer, so that all layers have equal weight."""
+    align_stop_error: Annotated[float | None, unset("FLOAT", "default: run all steps")] = None
+    """End the stage once no layer's relative error is above this."""
+    align_stop_plateau: Annotated[int | None, unset("INT", "default: run all steps")] = None
+    """End the stage once the loss has not fallen by 1% in this many steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Stage 2: the student learns the teacher's next-token distribution."""
+
     divergence: Literal["forward", "reverse", "adaptive"] = "forward"
-    """Distance from the teacher in stage distill."""
+    """Direction of the KL divergence between teacher and student. `adaptive` mixes both."""
     temperature: float = 1.0
-    """Temperature of stage distill."""
+    """Temperature of both distributions."""
     ce_weight: float = 0.0
-    """Share of the true tokens' cross-entropy in stage distill's loss."""
-    teacher_head: str | None = None
-    """Checkpoint whose head reads shards of final hidden states (default: the base's)."""
+    """Share of the cross-entropy with the true tokens in the loss."""
     trained: Literal["preset", "all", "frozen-mlp", "time-mix"] = "preset"
-    """What stage distill trains: `arwkv` and `arwkv-from-32b` freeze the MLPs, the other presets train all."""
+    """Which parameters train. Presets `arwkv` and `arwkv-from-32b` freeze the MLPs; the others train all."""
+    teacher_head: Annotated[str | None, unset("NAME", "default: the base's head")] = None
+    """Checkpoint whose head reads shards of final hidden states."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftAndDpo:
+    """Stage 3: conversations and preferences."""
+
+    data: Annotated[str | None, unset("FILE", "required for sft and dpo")] = None
+    """JSONL file. sft: messages, or prompt and completion. dpo: chosen and rejected."""
+    chat_template: Annotated[str | None, unset("FILE", "default: the tokenizer's template")] = None
+    """Jinja file with a chat template. It is kept with the student."""
+    dpo_beta: float = 0.1
+    """DPO beta: higher values keep the student closer to the reference."""
+    reference: Annotated[str | None, unset("DIR", "default: START_FROM/reference")] = None
+    """Folder for the log-probabilities of the student that dpo starts from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Precision, memory and processes."""
+
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Type of matrix products; parameters, decay and state stay fp32. auto: bf16 where it is native, else fp32."""
+    """Type of matrix products. Parameters, decay and state stay fp32. auto: bf16 if it is native, else fp32."""
     gradient_checkpointing: bool = False
-    """Recompute layers in the backward pass instead of keeping them."""
+    """Recompute layers in the backward pass. This saves memory and costs time."""
     fsdp: bool = False
-    """Spread parameters and optimiser state over the processes (FSDP2) instead of a copy in each."""
+    """Shard parameters and optimizer state over the processes (FSDP2). Without it each process keeps a copy."""
     fuse: bool = False
-    """Compile time mixing's element-wise parts: seconds for each new shape of a batch, then faster steps."""
+    """Compile the element-wise parts of time mixing. Each new shape of a batch costs seconds; steps are faster."""
+    workers: int = 1
+    """Processes that read and decode shards. 0: the training process reads them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logging:
+    """Seed, checkpoints and what a run reports."""
+
     seed: int = 0
-    """Decides initial weights and the order of samples."""
+    """Seed of the initial weights and of the order of samples."""
     log_every: int = 10
     """Steps between lines of RUN/metrics.jsonl."""
     save_every: int = 200
     """Steps between checkpoints."""
-    eval_every: int | None = None
-    """Steps between evaluations on --eval-shards."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    """Where figures go besides RUN/metrics.jsonl; wandb and trackio need their package."""
-    workers: int = 1
-    """Processes that read and decode shards; 0: the training process itself."""
+    """Where figures go besides RUN/metrics.jsonl. wandb and trackio need their package."""
     json: bool = False
     """Print a summary as one JSON document."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvancedTimeMixer:
+    """Parts of the time mixer. Each replaces what the preset says."""
+
+    layers: Annotated[tuple[int, ...] | None, unset("INT [INT ...]", "default: all layers")] = None
+    """Layers that mix time. The other layers keep the base's attention."""
+    head_dim: Annotated[int | None, unset("INT", _OF_PRESET)] = None
+    """Width of one head."""
+    num_heads: Annotated[int | None, unset("INT", _OF_PRESET)] = None
+    """Receptance heads."""
+    num_key_value_heads: Annotated[int | None, unset("INT", _OF_PRESET)] = None
+    """Key and value heads."""
+    qkv_bias: Annotated[bool | None, unset("{True,False}", _OF_PRESET)] = None
+    """Biases on receptance, key and value."""
+    rope: Annotated[bool | None, unset("{True,False}", _OF_PRESET)] = None
+    """Rotary embedding on receptance and key."""
+    token_shift: Annotated[bool | None, unset("{True,False}", _OF_PRESET)] = None
+    """Mix each input with the previous token's input."""
+    gate: Annotated[Gate | None, unset("{none,low-rank,residual}", _OF_PRESET)] = None
+    """Output gate."""
+    output_norm: Annotated[OutputNorm | None, unset("{none,group}", _OF_PRESET)] = None
+    """Norm of each head's output."""
+    bonus: Annotated[bool | None, unset("{True,False}", _OF_PRESET)] = None
+    """The current token's own contribution."""
+    value_residual: Annotated[ValueResidual | None, unset("{none,detached,differentiable}", _OF_PRESET)] = None
+    """How layer 0's value enters later layers."""
+    state_balancing: Annotated[bool | None, unset("{True,False}", _OF_PRESET)] = None
+    """RADLADS' balanced key."""
+    init_from_teacher: Annotated[bool | None, unset("{True,False}", _OF_PRESET)] = None
+    """Start from the base's q, k, v and o."""
+    decay_rank: Annotated[int | None, unset("INT", _OF_PRESET)] = None
+    """Rank of the decay."""
+    rate_rank: Annotated[int | None, unset("INT", _OF_PRESET)] = None
+    """Rank of the in-context learning rate."""
+    value_rank: Annotated[int | None, unset("INT", _OF_PRESET)] = None
+    """Rank of the value residual's weight."""
+    gate_rank: Annotated[int | None, unset("INT", _OF_PRESET)] = None
+    """Rank of the gate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(Run, Length, Rates, Evaluation, Align, Distill, SftAndDpo, Hardware, Logging, AdvancedTimeMixer):
+    """Train a student: `align` its time mixers, then `distill` the logits, both from shards; then `sft` and `dpo`."""
 
     def __post_init__(self) -> None:
         """Raise UsageError for a number that no run can have."""
@@ -199,7 +248,10 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 """Flags of `student train`, what their numbers may be, and how that is said."""
 
 
-# What may differ when a run continues: where things are, how often they are said, and how a step's samples are split
+ONLY_TUNING = frozenset({"max_length", "sft_lr", "dpo_lr", "dpo_beta"})
+"""Flags of stages sft and dpo alone, which compare them when a run continues."""
+
+# What may differ when a run continues: places, how often figures are reported, and how a step's samples are split
 # between processes and batches (their number is compared).
 NOT_COMPARED = frozenset(
     {
@@ -227,38 +279,51 @@ NOT_COMPARED = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class EvalSettings(TimeMixSettings):
-    """Compare a student with its teacher on held-out shards (the teacher is not needed), or run benchmarks."""
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What is evaluated: a trained student, or the untrained student of a base."""
 
-    shards: str = ""
-    """Dataset with logits: a folder, or http(s)://host/v1/datasets/NAME."""
-    tasks: str | None = None
-    """Instead of --shards: lm-eval tasks, separated by commas."""
-    suite: Literal["arwkv-table1"] | None = None
-    """Named tasks at a named context; arwkv-table1: the seven benchmarks of arXiv 2501.15570, Table 1, at 2048."""
-    task_folder: Path | None = None
-    """Folder with lm-eval task files (YAML) of your own."""
-    max_length: int | None = None
-    """Tokens of context for --tasks (default: the suite's, or the model's)."""
-    num_fewshot: int | None = None
-    """Examples before each question of --tasks (default: each task's own number)."""
-    chat: bool = False
-    """Put the questions of --tasks through the chat template."""
-    model: str | None = None
-    """Folder of a student: a run, or one of its stages; with --tasks any causal language model, such as its teacher."""
-    base: str | None = None
-    """Instead of --model: evaluate the untrained student that `train --base` would start from."""
-    samples: int | None = None
-    """Samples to evaluate, of each task or of the shards, from the first (default: all)."""
+    shards: Annotated[str, unset("URI", "required without --tasks or --suite")] = ""
+    """Dataset with logits: a folder, or http(s)://HOST/v1/datasets/NAME."""
+    model: Annotated[str | None, unset("DIR", "default: --base")] = None
+    """Folder of a student: a run, or one of its stages. With --tasks, any causal language model."""
+    base: Annotated[str | None, unset("NAME", "default: --model")] = None
+    """Evaluate the untrained student that `student train --base NAME` starts from."""
+    preset: Annotated[Preset | None, unset(_PRESETS, "default: arwkv")] = None
+    """Recipe of the untrained student."""
+    samples: Annotated[int | None, unset("INT", "default: all")] = None
+    """Evaluate only the first samples of the shards, or of each task."""
     batch_size: int = 32
     """Sequences at a time."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Type of matrix products. auto: bf16 where the processor multiplies it natively, else fp32."""
+    """Type of matrix products. auto: bf16 if the processor multiplies it natively, else fp32."""
     seed: int = 0
-    """Of the untrained student's random weights."""
+    """Seed of the untrained student's weights."""
     json: bool = False
     """Print the figures as one JSON document."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmarks:
+    """lm-eval tasks instead of --shards."""
+
+    tasks: Annotated[str | None, unset("NAME[,NAME...]", "default: none")] = None
+    """Names of tasks, separated by commas."""
+    suite: Annotated[Literal["arwkv-table1"] | None, unset("{arwkv-table1}", "default: none")] = None
+    """The seven benchmarks of arXiv 2501.15570, Table 1, at a context of 2048."""
+    task_folder: Annotated[Path | None, unset("DIR", "default: lm-eval's own")] = None
+    """Folder with your own task files (YAML)."""
+    max_length: Annotated[int | None, unset("INT", "default: the suite's, or the model's")] = None
+    """Tokens of context."""
+    num_fewshot: Annotated[int | None, unset("INT", "default: each task's own number")] = None
+    """Examples before each question."""
+    chat: bool = False
+    """Apply the chat template to the questions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings(Compared, Benchmarks, AdvancedTimeMixer):
+    """Compare a student with its teacher on held-out shards (the teacher is not needed), or run benchmarks."""
 
 
 @dataclass(frozen=True)
@@ -270,19 +335,19 @@ class GenerateSettings:
     prompt: Annotated[str, VERBATIM]
     """Text to continue."""
     max_new_tokens: int = 128
-    """Tokens to add at most."""
+    """Maximum number of new tokens."""
     temperature: float = 0.0
-    """0 takes the likeliest token each time; above, samples."""
+    """0: take the likeliest token each time. Above 0: sample."""
     top_p: float = 1.0
-    """Sample among the likeliest tokens of this total probability."""
+    """Sample from the likeliest tokens that hold this probability together."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Type of matrix products. auto: bf16 where the processor multiplies it natively, else fp32."""
+    """Type of matrix products. auto: bf16 if the processor multiplies it natively, else fp32."""
     seed: int = 0
-    """Of the sampling."""
+    """Seed of the sampling."""
     chat: bool = False
-    """Put the prompt through the tokenizer's chat template."""
-    state: Path | None = None
-    """File with a state to go on from, where it exists; the state after the last token is kept there."""
+    """Apply the tokenizer's chat template to the prompt."""
+    state: Annotated[Path | None, unset("FILE", "default: no file")] = None
+    """Continue from the state in this file, if it exists. The state after the last token is written to it."""
     json: bool = False
     """Print the text as one JSON document."""
 
@@ -295,9 +360,11 @@ class ExportSettings:
     """Folder of a student."""
     out: Path
     """Folder to write."""
-    dtype: Literal["bf16", "fp16", "fp32"] | None = None
-    """Type of the weights (default: as the student was saved). The decay's bias stays fp32."""
+    dtype: Annotated[
+        Literal["bf16", "fp16", "fp32"] | None, unset("{bf16,fp16,fp32}", "default: as the student was saved")
+    ] = None
+    """Type of the weights. The decay's bias stays fp32."""
     self_contained: bool = False
-    """Add the code, so that `trust_remote_code=True` needs no other package than transformers."""
+    """Add the model's code. With `trust_remote_code=True`, users then need only transformers and torch."""
     json: bool = False
     """Print the files as one JSON document."""

@@ -29,6 +29,11 @@ VERBATIM = object()
 _FILE_URL = re.compile(r"((?:(?:sqlite(?:\+\w+)?|file):///)?)(~.*)", re.DOTALL)
 
 
+def unset(metavar: str, meaning: str) -> Any:
+    """For Annotated, on a flag whose default is no value: the help shows METAVAR, and (MEANING) as the default."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"({meaning})")
+
+
 def main(
     prog: str, description: str, commands: Mapping[str, Command] | Command, argv: Sequence[str] | None = None
 ) -> None:

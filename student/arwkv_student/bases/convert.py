@@ -13,7 +13,7 @@ from arwkv_student.bases.checkpoint import BaseCheckpoint
 from arwkv_student.model.configuration import ATTENTION, TIME_MIX, ArwkvConfig
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.model.time_mix_options import BaseShape, TimeMixOptions, options_as_dict, preset_options
-from arwkv_student.settings import TimeMixSettings
+from arwkv_student.settings import AdvancedTimeMixer, EvalSettings, TrainSettings
 
 COPIED_FIELDS = (
     "vocab_size",
@@ -148,14 +148,14 @@ def _time_mix_name(attention_name: str) -> str:
     return f"time_mix.{TIME_MIX_OF_ATTENTION[projection]}.{kind}"
 
 
-def untrained_student(base: BaseCheckpoint, settings: TimeMixSettings, seed: int) -> ArwkvForCausalLM:
+def untrained_student(base: BaseCheckpoint, settings: TrainSettings | EvalSettings, seed: int) -> ArwkvForCausalLM:
     """The student before any stage: `base` with fresh time mixers."""
     transformers.set_seed(seed)
     return convert(base, config_of(base, settings)).model
 
 
-def config_of(base: BaseCheckpoint, settings: TimeMixSettings) -> ArwkvConfig:
+def config_of(base: BaseCheckpoint, settings: TrainSettings | EvalSettings) -> ArwkvConfig:
     """`student_config` by the flags of a command."""
-    chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(TimeMixSettings)}
-    preset, layers = chosen.pop("preset") or "arwkv", chosen.pop("layers")
-    return student_config(base, preset, chosen, layers)
+    chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(AdvancedTimeMixer)}
+    layers = chosen.pop("layers")
+    return student_config(base, settings.preset or "arwkv", chosen, layers)

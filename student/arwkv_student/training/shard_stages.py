@@ -31,7 +31,7 @@ from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.model.time_mix import TimeMix
 from arwkv_student.run.provenance import origin
 from arwkv_student.run.run_folder import RunFolder
-from arwkv_student.settings import NOT_COMPARED, TrainSettings, TuneSettings
+from arwkv_student.settings import NOT_COMPARED, ONLY_TUNING, TrainSettings
 from arwkv_student.training.align import AlignTrainer, EarlyStop
 from arwkv_student.training.distill import DistillTrainer, distill_objective
 from arwkv_student.training.parameters import choose_trained
@@ -54,7 +54,7 @@ class ShardStages:
     def identity(self) -> dict[str, Any]:
         """What makes a continued run the same run: settings, and what it starts from, by content and not by place."""
         settings = self.settings
-        ignored = NOT_COMPARED | {field.name for field in dataclasses.fields(TuneSettings)}
+        ignored = NOT_COMPARED | ONLY_TUNING
         start = None if settings.start_from is None else Path(settings.start_from)
         return {
             **{name: value for name, value in dataclasses.asdict(settings).items() if name not in ignored},

@@ -19,7 +19,7 @@ from arwkv_student.run.durable import replace_text
 from arwkv_student.run.end_of_turn import add_end_token, end_of_turn
 from arwkv_student.run.provenance import origin
 from arwkv_student.run.run_folder import RunFolder
-from arwkv_student.settings import NOT_COMPARED, TrainSettings, TuneSettings
+from arwkv_student.settings import ONLY_TUNING, TrainSettings
 from arwkv_student.training.arguments import training_arguments
 from arwkv_student.training.fsdp import shard
 from arwkv_student.training.parameters import choose_trained
@@ -84,10 +84,9 @@ class Tuning:
     @property
     def identity(self) -> dict[str, Any]:
         """What makes a continued run the same run, and in `start` how its student came about."""
-        own = {field.name for field in dataclasses.fields(TuneSettings)} | SHARED
         settings = dataclasses.asdict(self.settings)
         return {
-            **{name: value for name, value in settings.items() if name in own - NOT_COMPARED},
+            **{name: value for name, value in settings.items() if name in ONLY_TUNING | SHARED},
             "samples_per_step": samples_per_step(self.settings),
             "data_hash": sha256_of_file(Path(str(self.settings.data))),
             "template_hash": self.start.template,
