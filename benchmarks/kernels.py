@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,9 @@ from torch import Tensor
 
 from arwkv_kernels import linear_sparse_kl, wkv7, wkv7_step
 from figures import Rows, print_table, write_json
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from process_memory import allocated_peak_bytes
 
 ROUNDS = 7
 
@@ -164,20 +168,6 @@ def naive_sparse_kl(hidden: Tensor, weight: Tensor, ids: Tensor, logprobs: Tenso
     return kl.mean()
 
 
-def peak_bytes(run: Callable[[], object]) -> int:
-    """The largest sum of live allocations during `run`, from the CPU allocator's record."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    assert profile.profiler is not None
-    assert profile.profiler.kineto_results is not None
-    changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for change in sorted(changes, key=lambda e: e.start_ns()):
-        live += change.nbytes()
-        peak = max(peak, live)
-    return peak
-
-
 def sparse_kl() -> Rows:
     tokens, vocabulary, width = 1024, 32_000, 256
     ids, logprobs, counts, tail = teacher_of(tokens, vocabulary, 64)
@@ -196,7 +186,7 @@ def sparse_kl() -> Rows:
             linear_sparse_kl(hidden, weight, ids, logprobs, counts, tail).backward()
 
         times = race({"all logits at once": naive, "ours": ours}, rounds=5)
-        peaks = {"all logits at once": peak_bytes(naive), "ours": peak_bytes(ours)}
+        peaks = {"all logits at once": allocated_peak_bytes(naive), "ours": allocated_peak_bytes(ours)}
         for name, each in times.items():
             rows.append(
                 {

@@ -129,11 +129,6 @@ def open_arwkv(folder: Path) -> Any:
     return open_dataset(folder)
 
 
-def in_order(dataset: Any) -> Iterator[Any]:
-    """Every sample once."""
-    yield from dataset
-
-
 def shuffled_arwkv(folder: Path) -> Iterator[Any]:
     """Every sample once, as the sampler orders them."""
     from arwkv_store import ShardSampler

@@ -51,7 +51,7 @@ ROOMS_MAY_IMPORT = {
         "data": {"bases"},
         "losses": set[str](),
         "run": set[str](),
-        "evaluation": {"model", "data"},
+        "evaluation": {"model", "data", "losses"},
         "training": {"model", "bases", "data", "losses", "run", "evaluation"},
         "export": {"model", "bases", "run"},
     },

@@ -14,8 +14,6 @@ from arwkv_api.config import Settings
 from arwkv_api.http.app import create_app
 from store_examples import example_dataset_info, write_example_dataset
 
-TRAIN_PARTS = 5
-
 
 @pytest.fixture(autouse=True)
 def no_unexpected_failure(caplog: pytest.LogCaptureFixture) -> Iterator[None]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from arwkv_kernels import head_product, linear_sparse_kl, sparse_kl
+from process_memory import allocated_peak_bytes
 
 T, C, V = 13, 8, 50
 
@@ -205,8 +205,10 @@ def test_memory_stays_at_one_chunk_of_logits() -> None:
     def step() -> None:
         linear_sparse_kl(hidden, weight, ids, logprobs, torch.full((tokens,), 8), tail, token_chunk=16).backward()
 
-    assert _peak_bytes(step) < 16 * vocabulary * 4 * 1.5 + 40 * ids.numel() * 4
-    assert _peak_bytes(lambda: (hidden @ weight.T).log_softmax(-1).sum().backward()) > 2 * tokens * vocabulary * 4
+    assert allocated_peak_bytes(step) < 16 * vocabulary * 4 * 1.5 + 40 * ids.numel() * 4
+    assert (
+        allocated_peak_bytes(lambda: (hidden @ weight.T).log_softmax(-1).sum().backward()) > 2 * tokens * vocabulary * 4
+    )
 
 
 def test_a_trained_half_precision_head_needs_its_fp32_gradient_and_little_more() -> None:
@@ -222,7 +224,7 @@ def test_a_trained_half_precision_head_needs_its_fp32_gradient_and_little_more()
     before = head_product.ROWS_PER_BLOCK
     head_product.ROWS_PER_BLOCK = 1024
     try:
-        assert _peak_bytes(step) < 1.6 * vocabulary * width * 4
+        assert allocated_peak_bytes(step) < 1.6 * vocabulary * width * 4
     finally:
         head_product.ROWS_PER_BLOCK = before
 
@@ -256,20 +258,6 @@ def test_the_gradient_of_the_logits_never_passes_through_fp16() -> None:
     assert head_product.gradient_dtype(gpu, torch.float16, torch.float32) == torch.float32
     assert head_product.gradient_dtype(gpu, torch.bfloat16, torch.float32) == torch.bfloat16
     assert head_product.gradient_dtype(cpu, torch.bfloat16, torch.float32) == torch.float32
-
-
-def _peak_bytes(run: Callable[[], object]) -> int:
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        run()
-    assert profile.profiler is not None
-    assert profile.profiler.kineto_results is not None
-    changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for change in sorted(changes, key=lambda e: e.start_ns()):
-        live += change.nbytes()
-        peak = max(peak, live)
-    return peak
 
 
 def test_autocast_does_not_lower_the_precision() -> None:

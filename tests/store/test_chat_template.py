@@ -104,7 +104,6 @@ WITH_A_TOOL = said("user: one", "assistant: call", "tool: three", "assistant: fo
 WITH_THOUGHTS = said(
     "user: one", "assistant: <think>\nhm\n</think>\n\ntwo", "user: three", "assistant: <think>\nah\n</think>\n\nfour"
 )
-SPACED = said("user: one", "assistant:  two \n", "user: three", "assistant: four")
 TWO, FOUR = "two<|end|>", "four<|end|>"
 
 

@@ -125,17 +125,22 @@ def test_changed_base_or_start_is_refused_and_a_moved_one_is_not(
     )  # fmt: skip
     train(asked)
     train(replace(asked, base=str(base), start_from=str(tmp_path / "align")))
-    with pytest.raises(ConfigurationDiffers, match=r"start: \"\w+\" there, \"\w+\" asked; choose"):
+    with pytest.raises(ConfigurationDiffers, match=r"start: \"[\w-]+\" there, \"[\w-]+\" asked; choose"):
         train(replace(asked, start_from=str(tmp_path / "distill")))
-    with pytest.raises(ConfigurationDiffers, match=r"start: \"\w+\" there, null asked; choose"):
+    with pytest.raises(ConfigurationDiffers, match=r"start: \"[\w-]+\" there, null asked; choose"):
         train(replace(asked, start_from=None))
     weights = load_file(base / "model.safetensors")
     save_file({**weights, "lm_head.weight": weights["lm_head.weight"] + 1}, base / "model.safetensors")
     with pytest.raises(ConfigurationDiffers, match=r"base: \"\w+\" there, \"\w+\" asked; choose"):
         train(replace(asked, base=str(base)))
-    # A run of a release that recorded none of it goes on.
+    # Runs of older releases go on: one recorded a SHA-256 of the start, one recorded none of it.
     file = tmp_path / "run" / "run.json"
     document = json.loads(file.read_text())
+    document["start"]["checkpoint"] = "0" * 64
+    file.write_text(json.dumps(document))
+    train(asked)
+    with pytest.raises(ConfigurationDiffers, match=r"start: \"a checkpoint\" there, null asked; choose"):
+        train(replace(asked, start_from=None))
     for name in ("base", "start", "teacher_head", "shards_0_dataset"):
         del document[name]
     file.write_text(json.dumps(document))

@@ -9,7 +9,7 @@ from typing import Any
 from arwkv_producer.teacher.capture import CAPTURED_ARCHITECTURES
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.model_files import read_json, require_whole_weights
-from arwkv_store.format.weights import hash_of_config, hash_of_weights
+from arwkv_store.format.weights import hash_of_checkpoint
 
 OWNERS = {"Qwen": "Qwen", "Llama": "meta-llama", "Meta-Llama": "meta-llama"}
 """Hub owner of a bare model name, by the name's beginning."""
@@ -120,16 +120,15 @@ def _read_hub_config(name: str, revision: str | None) -> tuple[dict[str, Any], s
 
 
 def weights_hash(teacher: Teacher, present: str | None = None) -> str | None:
-    """xxh3-128 over a local folder's weight files, names and contents, and over its configuration, as `WEIGHTS-CONFIG`;
-    None for a Hub model, which has a revision.
+    """`hash_of_checkpoint` of a local folder; None for a Hub model, which has a revision.
 
-    Datasets begun by a release that hashed the weights alone go on: where that is what is `present`, so is the answer.
+    A dataset of a release that hashed only the weights can be continued: if `present` is that hash, it is returned.
     """
     folder = Path(teacher.model)
     if teacher.revision is not None or not folder.is_dir():
         return None
-    weights = hash_of_weights(folder)
-    return weights if present == weights else f"{weights}-{hash_of_config(teacher.config)}"
+    found = hash_of_checkpoint(folder, teacher.config)
+    return present if present == found.partition("-")[0] else found
 
 
 def require_weights(teacher: Teacher) -> None:

@@ -13,6 +13,11 @@ CONFIG_NOT_HASHED = ("transformers_version", "_name_or_path")
 """Says who wrote config.json, not what the model computes."""
 
 
+def hash_of_checkpoint(folder: Path, config: Mapping[str, Any]) -> str:
+    """Both hashes of a folder, as `WEIGHTS-CONFIG`: what `dataset.json` records of its teacher."""
+    return f"{hash_of_weights(folder)}-{hash_of_config(config)}"
+
+
 def hash_of_weights(folder: Path) -> str:
     """xxh3-128 over a folder's weight files, names and contents."""
     digest = xxhash.xxh3_128()

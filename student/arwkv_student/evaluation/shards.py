@@ -14,10 +14,8 @@ from arwkv_kernels import linear_sparse_kl
 from arwkv_store import Dataset
 from arwkv_store.errors import UsageError
 from arwkv_student.data.collate import collate
+from arwkv_student.losses.divergences import LOGITS_PER_CHUNK
 from arwkv_student.model.modeling import ArwkvForCausalLM, HeadLoss
-
-# fp32 logits held at once: 64 MiB.
-LOGITS_PER_CHUNK = 16 << 20
 
 
 @dataclass

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# fp32 logits held at once: 64 MiB.
 LOGITS_PER_CHUNK = 16 << 20
+"""fp32 logits held at once: 64 MiB."""
 # Stands for the teacher's log-probability of -inf, which the reverse direction would punish without end.
 LOWEST_LOG_PROBABILITY = -30.0
 

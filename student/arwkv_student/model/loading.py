@@ -1,7 +1,6 @@
 """A trained student from its folder, and what whoever runs one needs to know: where, how precisely, which tokens."""
 
 import functools
-import hashlib
 import os
 import sys
 from pathlib import Path
@@ -11,8 +10,8 @@ import torch
 
 from arwkv_kernels.precision import compute_dtype, multiplies_bf16
 from arwkv_store.errors import NotFound, UsageError
-from arwkv_store.format.file_hash import sha256_of_file
 from arwkv_store.format.model_files import read_json, require_whole_weights
+from arwkv_store.format.weights import hash_of_checkpoint
 from arwkv_student.model.modeling import ArwkvForCausalLM
 
 
@@ -38,14 +37,10 @@ def require_student(folder: Path) -> None:
 
 
 def checkpoint_hash(folder: Path) -> str:
-    """sha256 over a student's configuration and weight files. Raises NotFound without weights."""
-    weights = sorted(folder.glob("model*.safetensors"))
-    if not weights:
+    """`hash_of_checkpoint` of a student. Raises NotFound without weights."""
+    if not any(folder.glob("model*.safetensors")):
         raise NotFound(f"model {folder}: no model.safetensors there; name a trained student's folder")
-    digest = hashlib.sha256()
-    for file in (folder / "config.json", *weights):
-        digest.update(bytes.fromhex(sha256_of_file(file)))
-    return digest.hexdigest()
+    return hash_of_checkpoint(folder, read_json(f"model {folder}", folder / "config.json"))
 
 
 def accelerator() -> torch.device:

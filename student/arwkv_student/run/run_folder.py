@@ -150,10 +150,15 @@ class RunFolder:
 def compared(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
     """The part of an identity that must not change: of a checkpoint its hash, of shards what they hold.
 
-    `recorded` is that of a run perhaps older than the hashes, which then cannot be compared.
+    `recorded` may be of an older release: a hash that it lacks, or a SHA-256 of `start`, cannot be compared.
     """
-    return {
-        name: value["checkpoint"] if isinstance(value, dict) and "checkpoint" in value else value
+    kept = {
+        name: value
         for name, value in identity.items()
         if not re.fullmatch(r"shards_\d+_dataset", name) and (name in recorded or name not in HASHED)
     }
+    for name, value in kept.items():
+        if isinstance(value, dict) and "checkpoint" in value:
+            before = (recorded[name] or {}).get("checkpoint", "")
+            kept[name] = "a checkpoint" if re.fullmatch("[0-9a-f]{64}", before) else value["checkpoint"]
+    return kept
