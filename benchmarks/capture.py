@@ -156,12 +156,12 @@ def _keep_nothing() -> None:
     from arwkv_producer.numerics.distribution import Distribution
     from arwkv_producer.teacher import capture_models
 
-    def summarise(logits: torch.Tensor, k: int, next_ids: torch.Tensor, **others: Any) -> Distribution:
+    def summarize(logits: torch.Tensor, k: int, next_ids: torch.Tensor, **others: Any) -> Distribution:
         rows = len(logits)
         empty, numbers = torch.zeros(rows, 1), torch.zeros(rows)
         return Distribution(empty.int(), empty, numbers, numbers, numbers, empty.int())
 
-    capture_models.summarise = summarise
+    capture_models.summarize = summarize
 
 
 def _writing(engine: Any, folder: str, layers: tuple[int, ...], options: dict[str, Any]) -> Run:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from arwkv_producer.numerics.distribution import summarise
+from arwkv_producer.numerics.distribution import summarize
 from arwkv_producer.teacher.capture import CaptureSettings
 
 TOP_K = 64
@@ -35,7 +35,7 @@ def main() -> None:
     contestants: dict[str, Callable[[torch.Tensor], object]] = {
         "read once (amax)": lambda logits: logits.amax(-1),
         "topk + logsumexp": lambda logits: (logits.topk(TOP_K, dim=-1), logits.logsumexp(-1)),
-        "capture": lambda logits: summarise(logits, TOP_K, next_ids_T),
+        "capture": lambda logits: summarize(logits, TOP_K, next_ids_T),
     }
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     chunks = -(-options.tokens // rows)

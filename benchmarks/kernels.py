@@ -114,7 +114,7 @@ def element_wise(device: str = "cpu", B: int = 4, T: int = 512, C: int = 512) ->
     for preset in ("arwkv", "arwkv-gate-active-mlp", "rad-rwkv7"):
         options = preset_options(preset, shape)
         mixer = TimeMix(options, C, layer=1, num_layers=8).to(device)
-        mixer.initialise()
+        mixer.initialize()
         x = torch.randn(B, T, C, device=device, requires_grad=True)
         v_first = torch.randn(B, T, options.key_value_width, device=device)
         angles = torch.rand(B, T, 64, device=device)

@@ -2,7 +2,7 @@
 
     python benchmarks/offline_vs_online.py --shards runs/demo/shards/train
 
-Student, batch, optimiser and precision are the same in every arm. Live arms read the tokens alone from the same shards,
+Student, batch, optimizer and precision are the same in every arm. Live arms read the tokens alone from the same shards,
 run a teacher of 1, 4 or 16 times the student's parameters over them, frozen and held in bf16, and take the KL over the
 whole vocabulary. Arms take turns, a step each, in one process, after an epoch of loading: what an epoch costs, every
 byte verified, is said apart. On a shared machine, compare processor time; on a GPU (`--device cuda --scale 4
@@ -146,7 +146,7 @@ class Student:
 
     @classmethod
     def made(cls, config: OfflineConfig) -> "Student":
-        """Converted from a random base, with the optimiser of `student train`."""
+        """Converted from a random base, with the optimizer of `student train`."""
         import torch
 
         from arwkv_store import open_dataset

@@ -20,7 +20,7 @@ from arwkv_store import CaptureInfo, DatasetInfo, Sample, create_dataset, open_d
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "student"))
 
-from teacher_shards import dataset_info, documents, live_forward, stored_logits, tokenise
+from teacher_shards import dataset_info, documents, live_forward, stored_logits, tokenize
 
 SAMPLES_PER_PART = 256
 SAMPLES_TO_MEASURE = 16
@@ -77,7 +77,7 @@ class Text:
     @classmethod
     def of(cls, teacher: Path, corpus: Path, tokens: int, context: int) -> "Text":
         """Samples of exactly `context` tokens, the first `tokens` of them."""
-        chunks = [chunk for chunk in tokenise(teacher, documents(corpus), context) if len(chunk) == context]
+        chunks = [chunk for chunk in tokenize(teacher, documents(corpus), context) if len(chunk) == context]
         model = Qwen2ForCausalLM.from_pretrained(teacher).eval()
         vocabulary = AutoTokenizer.from_pretrained(teacher).get_vocab()
         order = np.random.default_rng(0).permutation(len(chunks))[: tokens // context]

@@ -43,9 +43,9 @@ class Teacher:
         if head_dtype == "bfloat16":
             logits_Tk = logits_Tk.astype(ml_dtypes.bfloat16).astype(np.float32)
         rest_K = _logsumexp(self.logits_KV[:, k:])
-        normaliser_T = np.logaddexp(_logsumexp(logits_Tk.astype(np.float64)), rest_K[kind])
-        logprobs_Tk = logits_Tk - normaliser_T.astype(np.float32)[:, None]
-        tail_T = (rest_K[kind] - normaliser_T).astype(np.float32)
+        normalizer_T = np.logaddexp(_logsumexp(logits_Tk.astype(np.float64)), rest_K[kind])
+        logprobs_Tk = logits_Tk - normalizer_T.astype(np.float32)[:, None]
+        tail_T = (rest_K[kind] - normalizer_T).astype(np.float32)
         return SparseLogits(np.full(T, k, np.int32), _ids(rng, T * k, ids), logprobs_Tk.reshape(-1), tail_T)
 
     def sampled(self, T: int, draws: int, *, head_k: int, ids: str, seed: int) -> SparseLogits:
@@ -81,15 +81,15 @@ def adaptive(logits: SparseLogits, top_p: float) -> SparseLogits:
 
 def kl_nats(teacher: SparseLogits, stored: SparseLogits) -> float:
     """Mean KL from the teacher to what was stored, over the kept ids and the tail as one more outcome."""
-    p, p_tail = _normalised(teacher)
-    q, q_tail = _normalised(stored)
+    p, p_tail = _normalized(teacher)
+    q, q_tail = _normalized(stored)
     entries = p * np.log(p / q)
     with np.errstate(divide="ignore", invalid="ignore"):
         tails = np.where(p_tail > 0, p_tail * np.log(p_tail / q_tail), 0.0)
     return float((entries.sum() + tails.sum()) / len(teacher.counts))
 
 
-def _normalised(logits: SparseLogits) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _normalized(logits: SparseLogits) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     p, tail = np.exp(logits.logprobs.astype(np.float64)), np.exp(logits.tail_logprob.astype(np.float64))
     starts = np.cumsum(logits.counts) - logits.counts
     total = np.add.reduceat(p, starts) + tail

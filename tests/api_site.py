@@ -30,7 +30,7 @@ def make_site(folder: Path) -> Path:
     subprocess.run([sys.executable, str(SAMPLE_DATASET), str(root / "sample")], check=True, timeout=120)
     write_example_dataset(root / "damaged", info=example_dataset_info(samples=20))
     write_example_dataset(root / "growing", info=example_dataset_info(samples=40), parts=[0, 1, 2, 4])
-    write_example_dataset(root / "quantised", info=example_dataset_info(samples=8, hidden_dtype="int8"))
+    write_example_dataset(root / "quantized", info=example_dataset_info(samples=8, hidden_dtype="int8"))
     many_shards(root / "many", 120)
     (root / "sample" / "corpus.json").write_text(json.dumps(CORPUS))
     short = root / "damaged" / "shards" / "part-000001.arrow"

@@ -164,8 +164,8 @@ def _teacher_logprobs(rng: np.random.Generator, T: int, V: int, head_dtype: str)
     if head_dtype == "bfloat16":
         logits = logits.astype(ml_dtypes.bfloat16).astype(np.float32)
     highest = logits.max(1, keepdims=True)
-    normaliser = highest + np.log(np.exp(logits - highest).sum(1, keepdims=True))
-    return (logits - normaliser).astype(np.float32)
+    normalizer = highest + np.log(np.exp(logits - highest).sum(1, keepdims=True))
+    return (logits - normalizer).astype(np.float32)
 
 
 def _kept(logprobs_TV: NDArray[np.float32], capture: CaptureInfo, rng: np.random.Generator) -> SparseLogits:

@@ -31,7 +31,7 @@ def requirements(*extras: str) -> list[str]:
 
 
 def installed() -> dict[str, Distribution]:
-    """What is installed here, by normalised name."""
+    """What is installed here, by normalized name."""
     return {canonicalize_name(found.name): found for found in distributions()}
 
 

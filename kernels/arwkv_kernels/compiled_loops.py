@@ -9,7 +9,7 @@ from it, then walks them in reverse with dS, the gradient of the state after the
 
 Arrays are C-contiguous and of one dtype: tokens [M, H, D], all sequences end to end; states [N, H, K, V]; checkpoints
 [P, H, K, V], those of sequence n from row `first_checkpoint[n]` on. Loops are built once per head size, because LLVM
-vectorises fixed lengths well; the rows they work on live on the stack, because LLVM must know they do not overlap.
+vectorizes fixed lengths well; the rows they work on live on the stack, because LLVM must know they do not overlap.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Loop = Callable[..., None]
 
 
 def _stack_space(_: Any, length: Any, like: Any) -> Any:
-    """For numba: a pointer to `length` (a constant) uninitialised elements of `like`'s dtype on the caller's stack."""
+    """For numba: a pointer to `length` (a constant) uninitialized elements of `like`'s dtype on the caller's stack."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         element = context.get_value_type(like.dtype)

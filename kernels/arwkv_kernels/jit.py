@@ -8,7 +8,7 @@ try:
 except ImportError:
     numba = None
 
-# Reassociation lets sums vectorise. NaN keeps its meaning, so that a poisoned input stays visible.
+# Reassociation lets sums vectorize. NaN keeps its meaning, so that a poisoned input stays visible.
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 

@@ -53,7 +53,7 @@ def linear_sparse_kl(
 
     tail: "bucket" compares the left-over mass as one more outcome; "renormalize" compares the two distributions
     restricted to the candidates; "drop" is "bucket" without the tail's own term.
-    temperature: softens those outcomes of teacher and student alike (p^(1/τ), normalised); no τ² factor.
+    temperature: softens those outcomes of teacher and student alike (p^(1/τ), normalized); no τ² factor.
     mask: [T] bool, True where a position counts. reduction: "mean" over the positions that count, "sum", or "none"
     ([T], zero where masked; the weight must then be frozen). token_chunk: positions whose logits exist at one time.
 

@@ -94,8 +94,8 @@ class SparseTeacher:
 
 
 def soften(log_p_tK: Tensor, log_p_tail_t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """p^(1/temperature), normalised over the candidates and the tail as one more outcome; -inf stays -inf."""
+    """p^(1/temperature), normalized over the candidates and the tail as one more outcome; -inf stays -inf."""
     together = torch.cat([log_p_tK, log_p_tail_t[:, None]], dim=1) / temperature
-    normaliser = together.logsumexp(1, keepdim=True)
-    together = together - normaliser.masked_fill(normaliser.isinf(), 0.0)
+    normalizer = together.logsumexp(1, keepdim=True)
+    together = together - normalizer.masked_fill(normalizer.isinf(), 0.0)
     return together[:, :-1], together[:, -1]

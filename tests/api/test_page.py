@@ -87,7 +87,7 @@ def test_view_is_accessible_fits_and_stays_at_home(
 def test_datasets_are_shown_at_a_glance(browser: Browser, site: str) -> None:
     browser.open(f"{site}/#/", VIEWS["/#/"])
     names = browser.do("[...document.querySelectorAll('tbody tr')].map(r => r.cells[0].innerText)")
-    assert names == ["damaged", "growing", "many", "quantised", "sample"]
+    assert names == ["damaged", "growing", "many", "quantized", "sample"]
     assert "1 faulty" in browser.text("tbody")
     assert "4 / 10" in browser.text("tbody")
     browser.do("document.querySelector('#search').focus()")
@@ -166,10 +166,10 @@ CHART = (
 )
 
 
-def test_quantisation_error_has_a_chart_of_its_own(browser: Browser, site: str) -> None:
-    stats = httpx.get(f"{site}/v1/datasets/quantised/stats").json()
-    browser.open(f"{site}/#/datasets/quantised", VIEWS["/#/datasets/sample"])
-    rms, error = CHART.format("'Hidden states'"), CHART.format("'Quantisation'")
+def test_quantization_error_has_a_chart_of_its_own(browser: Browser, site: str) -> None:
+    stats = httpx.get(f"{site}/v1/datasets/quantized/stats").json()
+    browser.open(f"{site}/#/datasets/quantized", VIEWS["/#/datasets/sample"])
+    rms, error = CHART.format("'Hidden states'"), CHART.format("'Quantization'")
     assert browser.do(f"{rms}.data.datasets.map(d => d.data)") == [list(stats["hidden_rms"].values())]
     errors = list(stats["hidden_worst_channel_error"].values())
     assert browser.do(f"{error}.data.datasets.map(d => d.data)") == [errors]

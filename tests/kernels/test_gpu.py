@@ -72,7 +72,7 @@ def test_a_time_mixer_runs_the_chunk_kernels(dtype: torch.dtype, monkeypatch: py
     shape = config.BaseShape(hidden_size=256, num_attention_heads=4, num_key_value_heads=2, head_dim=64)
     options = config.preset_options("arwkv", shape)
     mixer = time_mix.TimeMix(options, 256, layer=1, num_layers=2)
-    mixer.initialise()
+    mixer.initialize()
     torch.nn.init.normal_(mixer.output.weight, std=0.05)
     x, v_first = torch.randn(2, 50, 256), torch.randn(2, 50, options.key_value_width)
     angles = torch.rand(2, 50, 64)

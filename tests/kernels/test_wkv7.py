@@ -116,7 +116,7 @@ def test_gradients_pass_gradcheck(backend: str, offsets: list[int] | None, make_
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_uninitialised_memory_never_shows(backend: str, make_case: MakeCase, assert_close: AssertClose) -> None:
+def test_uninitialized_memory_never_shows(backend: str, make_case: MakeCase, assert_close: AssertClose) -> None:
     """`torch.empty` hands out NaN here, and the inputs are views with NaN all round."""
     case = make_case(33).to(torch.float32)
     expected = case.results(backend)

@@ -26,7 +26,7 @@ def tiny_teacher(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def quantised_teacher(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantized_teacher(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with weights of 8 bits (a scale a row) and activations too (a scale a token), as compressed tensors."""
     folder = tmp_path_factory.mktemp("teacher") / "tiny-qwen2-int8"
     shutil.copytree(tiny_teacher, folder)
@@ -55,7 +55,7 @@ def quantised_teacher(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def captures(
-    tiny_teacher: Path, quantised_teacher: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_teacher: Path, quantized_teacher: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Captures:
     """The tiny teacher over the tiny corpus, in several ways (see the names)."""
     folder = tmp_path_factory.mktemp("captures")
@@ -80,7 +80,7 @@ def captures(
         "stock": asked("stock", hidden_states="none", capture_backend="stock"),
         "other_backend": asked("stock", hidden_states="none"),
         "final": asked("final", hidden_states="final", logits="none"),
-        "quantised": asked("quantised", teacher=str(quantised_teacher)),
+        "quantized": asked("quantized", teacher=str(quantized_teacher)),
     }
     return Captures(folder, dict(zip(runs, run_captures(list(runs.values())), strict=True)))
 

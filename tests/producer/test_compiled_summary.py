@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from arwkv_producer.numerics.compiled_summary import summarise_rows
-from arwkv_producer.numerics.distribution import summarise
+from arwkv_producer.numerics.compiled_summary import summarize_rows
+from arwkv_producer.numerics.distribution import summarize
 
 
 def check(logits: torch.Tensor, k: int) -> None:
-    found = summarise_rows(logits.clone(), k)
+    found = summarize_rows(logits.clone(), k)
     values, columns = logits.topk(k, dim=-1)
     torch.testing.assert_close(found.top_TK, values, atol=0, rtol=0)
     torch.testing.assert_close(found.columns_TK.long(), columns)
@@ -32,7 +32,7 @@ def test_rows_may_lie_apart_in_memory() -> None:
     padded = torch.randn(7, 5032, generator=torch.Generator().manual_seed(1))
     guard = padded[:, 5000:].clone()
     whole = padded.clone()
-    found = summarise_rows(padded[:, :5000], 16)
+    found = summarize_rows(padded[:, :5000], 16)
     torch.testing.assert_close(found.top_TK, whole[:, :5000].topk(16, dim=-1).values, atol=0, rtol=0)
     torch.testing.assert_close(padded[:, 5000:], guard, atol=0, rtol=0)
 
@@ -41,9 +41,9 @@ def test_rows_may_lie_apart_in_memory() -> None:
 def test_of_equal_columns_the_lowest_are_kept(columns: int) -> None:
     logits = torch.zeros(2, columns)
     logits[:, 100:200] = 1.0
-    found = summarise_rows(logits.clone(), 64)
+    found = summarize_rows(logits.clone(), 64)
     assert found.columns_TK.tolist() == [list(range(100, 164))] * 2
-    assert summarise_rows(torch.zeros(1, columns), 4).columns_TK.tolist() == [[0, 1, 2, 3]]
+    assert summarize_rows(torch.zeros(1, columns), 4).columns_TK.tolist() == [[0, 1, 2, 3]]
 
 
 def test_threads_and_row_counts_change_no_bit() -> None:
@@ -51,11 +51,11 @@ def test_threads_and_row_counts_change_no_bit() -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        shared = summarise_rows(logits.clone(), 8)
+        shared = summarize_rows(logits.clone(), 8)
     finally:
         torch.set_num_threads(before)
     for row in range(11):
-        for one, other in zip(shared, summarise_rows(logits[row : row + 1].clone(), 8), strict=True):
+        for one, other in zip(shared, summarize_rows(logits[row : row + 1].clone(), 8), strict=True):
             torch.testing.assert_close(one[row : row + 1], other, atol=0, rtol=0)
 
 
@@ -65,12 +65,12 @@ def test_threads_and_row_counts_change_no_bit() -> None:
 def test_a_bad_logit_makes_no_finite_summary(columns: int, bad: float, where: int) -> None:
     logits = torch.randn(3, columns, generator=torch.Generator().manual_seed(3))
     logits[1, where] = bad
-    kept = summarise(logits, 8, torch.full((3,), -1))
+    kept = summarize(logits, 8, torch.full((3,), -1))
     assert not kept.logprobs_TK[1].isfinite().any()
     assert kept.logprobs_TK[[0, 2]].isfinite().all()
     assert not kept.entropy_T[1].isfinite()
 
 
 def test_a_row_of_nothing_but_nan_is_survived() -> None:
-    kept = summarise(torch.full((2, 5000), torch.nan), 8, torch.full((2,), -1))
+    kept = summarize(torch.full((2, 5000), torch.nan), 8, torch.full((2,), -1))
     assert kept.logprobs_TK.isnan().all()

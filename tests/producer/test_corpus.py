@@ -14,7 +14,7 @@ import pytest
 
 from arwkv_producer.cli import gathered
 from arwkv_producer.text.conversations import Document, chat_documents, plain_documents
-from arwkv_producer.text.corpus import Corpus, tokenise
+from arwkv_producer.text.corpus import Corpus, tokenize
 from arwkv_producer.text.reading import read_records
 from arwkv_producer.text.records import Record
 from arwkv_producer.text.sources import DataFile, HubDataset, find_shares, find_sources
@@ -58,7 +58,7 @@ def counted_text(corpus: Corpus, tokenizer: Any) -> list[str]:
 
 def test_long_documents_are_cut_and_no_token_is_lost(tokenizer: Any) -> None:
     texts = ("def one(): return 1\n" * 40, "", "x = 2\n")
-    corpus, held_out = tokenise([documents(*texts)], tokenizer, 16)
+    corpus, held_out = tokenize([documents(*texts)], tokenizer, 16)
     whole = [token for text in texts for token in tokenizer(text)["input_ids"]]
     assert corpus.tokens.tolist() == whole
     assert np.diff(corpus.starts).max() == 16
@@ -68,16 +68,16 @@ def test_long_documents_are_cut_and_no_token_is_lost(tokenizer: Any) -> None:
 
 
 def test_duplicates_are_left_out_and_counted(tokenizer: Any) -> None:
-    corpus, _ = tokenise([documents("a = 1", "b = 2", "a = 1")], tokenizer, 64, keep_duplicates=False)
+    corpus, _ = tokenize([documents("a = 1", "b = 2", "a = 1")], tokenizer, 64, keep_duplicates=False)
     assert (len(corpus), corpus.report.documents_duplicate) == (2, 1)
 
 
 def test_held_out_documents_depend_on_their_text_alone(tokenizer: Any) -> None:
     texts = [f"value_{number} = {number}" for number in range(300)]
-    kept, apart = tokenise([documents(*texts)], tokenizer, 64, held_out=0.2)
+    kept, apart = tokenize([documents(*texts)], tokenizer, 64, held_out=0.2)
     assert len(kept) + len(apart) == 300
     assert 30 <= len(apart) <= 90
-    _, apart_reversed = tokenise([documents(*reversed(texts))], tokenizer, 64, held_out=0.2)
+    _, apart_reversed = tokenize([documents(*reversed(texts))], tokenizer, 64, held_out=0.2)
     first, second = ({tuple(c.sample_tokens(i)) for i in range(len(c))} for c in (apart, apart_reversed))
     assert first == second
 
@@ -91,7 +91,7 @@ def test_chat_counts_assistant_turns_only(tokenizer: Any) -> None:
         {"role": "assistant", "content": "two"},
     ]
     records = [Record({"messages": messages}, "r", "r")]
-    corpus, _ = tokenise([chat_documents(records, "messages", tokenizer)], tokenizer, 512, special_tokens=False)
+    corpus, _ = tokenize([chat_documents(records, "messages", tokenizer)], tokenizer, 512, special_tokens=False)
     assert tokenizer.decode(corpus.tokens).startswith("<|system|>be kind<|end|><|user|>")
     counted = counted_text(corpus, tokenizer)
     assert len(counted) == 2
@@ -103,7 +103,7 @@ def test_chat_counts_assistant_turns_only(tokenizer: Any) -> None:
 
 def test_prompt_and_completion_count_the_completion(tokenizer: Any) -> None:
     records = [Record({"prompt": "def f():\n", "completion": "    return 3"}, "r", "r")]
-    corpus, _ = tokenise([plain_documents(records, "text")], tokenizer, 64)
+    corpus, _ = tokenize([plain_documents(records, "text")], tokenizer, 64)
     (counted,) = counted_text(corpus, tokenizer)
     assert counted.endswith("return 3")
     assert "def" not in counted
@@ -119,7 +119,7 @@ def test_prompt_and_completion_count_the_completion(tokenizer: Any) -> None:
 )
 def test_preference_pair_makes_two_samples_whose_answers_count(tokenizer: Any, fields: dict[str, str]) -> None:
     records = [Record(fields, "p.jsonl:1", "p.jsonl:1")]
-    corpus, _ = tokenise([plain_documents(records, "text")], tokenizer, 64)
+    corpus, _ = tokenize([plain_documents(records, "text")], tokenizer, 64)
     assert corpus.sources == ["p.jsonl:1/chosen", "p.jsonl:1/rejected"]
     assert [tokenizer.decode(corpus.sample_tokens(i)) for i in (0, 1)] == ["2 + 2 = 4", "2 + 2 = 5 # no"]
     counted = [tokenizer.decode(corpus.sample_tokens(i)[corpus.sample_mask(i)]).strip() for i in (0, 1)]
@@ -134,7 +134,7 @@ def test_preference_pair_of_conversations_counts_the_answers_turns(tokenizer: An
     if not prompt_apart:
         fields = {"chosen": prompt + good, "rejected": prompt + bad}
     records = [Record(fields, "r", "r")]
-    corpus, _ = tokenise([chat_documents(records, "messages", tokenizer)], tokenizer, 512, special_tokens=False)
+    corpus, _ = tokenize([chat_documents(records, "messages", tokenizer)], tokenizer, 512, special_tokens=False)
     assert corpus.sources == ["r/chosen", "r/rejected"]
     for index, word in enumerate(("good", "bad")):
         counted = tokenizer.decode(corpus.sample_tokens(index)[corpus.sample_mask(index)])
@@ -148,7 +148,7 @@ def test_pairs_are_kept_held_out_and_left_out_whole(tokenizer: Any) -> None:
     # The same chosen text with another rejected one is another pair; the very same pair is a duplicate.
     more = [{"prompt": "0 is ", "chosen": "even", "rejected": "prime"}, pairs[5]]
     records = [Record(pair, f"r{number}", "r") for number, pair in enumerate([*pairs, *more])]
-    kept, apart = tokenise([plain_documents(records, "text")], tokenizer, 64, keep_duplicates=False, held_out=0.3)
+    kept, apart = tokenize([plain_documents(records, "text")], tokenizer, 64, keep_duplicates=False, held_out=0.3)
     assert kept.report.documents_duplicate + apart.report.documents_duplicate == 2
     assert len(kept) + len(apart) == 202
     for corpus in (kept, apart):
@@ -161,7 +161,7 @@ def test_pairs_are_kept_held_out_and_left_out_whole(tokenizer: Any) -> None:
 def test_sources_give_tokens_in_proportion_to_their_weights(tokenizer: Any) -> None:
     sources = [documents(*(f"{name}{number} = {number}" for number in range(2000))) for name in "ab"]
     marked = [[replace(document, source=name) for document in some] for name, some in zip("ab", sources, strict=True)]
-    corpus, _ = tokenise(marked, tokenizer, 64, weights=[3, 1])
+    corpus, _ = tokenize(marked, tokenizer, 64, weights=[3, 1])
     sizes = dict.fromkeys("ab", 0)
     for index, source in enumerate(corpus.sources):
         sizes[source] += len(corpus.sample_tokens(index))
@@ -169,7 +169,7 @@ def test_sources_give_tokens_in_proportion_to_their_weights(tokenizer: Any) -> N
             assert abs(sizes["a"] / sum(sizes.values()) - 0.75) < 0.01, "at any point, not only at the end"
     assert corpus.sources.count("a") == 2000
     assert corpus.report.documents_beyond_share == 2000 - corpus.sources.count("b")
-    again, _ = tokenise(marked, tokenizer, 64, weights=[3, 1])
+    again, _ = tokenize(marked, tokenizer, 64, weights=[3, 1])
     assert again.fingerprint() == corpus.fingerprint()
 
 
@@ -234,9 +234,9 @@ def test_compressed_files_are_read(tmp_path: Path) -> None:
 
 def test_null_rows_are_left_out_and_counted(tokenizer: Any) -> None:
     records = [Record({"text": text, "messages": None}, "r", "r") for text in ("a = 1", None, None, "")]
-    corpus, _ = tokenise([plain_documents(records, "text")], tokenizer, 64, keep_duplicates=False)
+    corpus, _ = tokenize([plain_documents(records, "text")], tokenizer, 64, keep_duplicates=False)
     assert (len(corpus), corpus.report.documents_empty, corpus.report.documents_duplicate) == (1, 3, 0)
-    corpus, _ = tokenise([chat_documents(records, "messages", tokenizer)], tokenizer, 64)
+    corpus, _ = tokenize([chat_documents(records, "messages", tokenizer)], tokenizer, 64)
     assert (len(corpus), corpus.report.documents_empty) == (0, 4)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from arwkv_producer.numerics import distribution
-from arwkv_producer.numerics.distribution import OUTSIDE_VOCABULARY, Distribution, Draws, summarise
+from arwkv_producer.numerics.distribution import OUTSIDE_VOCABULARY, Distribution, Draws, summarize
 from arwkv_producer.numerics.sampling import uniforms
 
 T, V, K = 40, 1031, 16
@@ -35,7 +35,7 @@ def exact(logits: Tensor) -> Tensor:
 def test_distribution_matches_the_full_one_in_float64() -> None:
     logits = peaked_and_flat_logits()
     full = exact(logits)
-    kept = summarise(logits.clone(), K, next_ids())
+    kept = summarize(logits.clone(), K, next_ids())
     values, ids = full.topk(K, dim=-1)
     torch.testing.assert_close(kept.ids_TK.long(), ids)
     torch.testing.assert_close(kept.logprobs_TK.double(), values, atol=1e-5, rtol=0)
@@ -49,12 +49,12 @@ def test_tail_keeps_its_relative_precision_where_one_minus_p_cancels() -> None:
     full = exact(logits)
     tail = full.scatter(1, full.topk(K, dim=-1).indices, -torch.inf).logsumexp(-1)
     assert tail.exp().min() < 1e-7, "the rows should include a tail that 1 - P cannot hold in fp32"
-    kept = summarise(logits.clone(), K, next_ids())
+    kept = summarize(logits.clone(), K, next_ids())
     torch.testing.assert_close(kept.tail_logprob_T.double(), tail, atol=2e-5, rtol=0)
 
 
 def test_k_that_covers_the_vocabulary_leaves_no_tail() -> None:
-    kept = summarise(peaked_and_flat_logits()[:, :K].clone(), K, torch.full((T,), -1))
+    kept = summarize(peaked_and_flat_logits()[:, :K].clone(), K, torch.full((T,), -1))
     assert torch.isneginf(kept.tail_logprob_T).all()
 
 
@@ -72,7 +72,7 @@ def split_over_ranks(logits: Tensor, bounds: Sequence[int], k: int, draws: Draws
             return gathered
 
         share = logits[:, start:end].clone()
-        return summarise(share, k, next_ids(), draws=draws, first_id=start, gather=gather)
+        return summarize(share, k, next_ids(), draws=draws, first_id=start, gather=gather)
 
     with ThreadPoolExecutor(len(bounds)) as threads:
         return list(threads.map(rank, range(len(bounds)), [0, *bounds[:-1]], bounds))
@@ -81,9 +81,9 @@ def split_over_ranks(logits: Tensor, bounds: Sequence[int], k: int, draws: Draws
 def test_a_gpu_is_told_the_same_as_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels' own numerics are tests/kernels'; this is what is made of their answer."""
     logits = peaked_and_flat_logits()
-    expected = summarise(logits.clone(), K, next_ids())
+    expected = summarize(logits.clone(), K, next_ids())
     monkeypatch.setattr(distribution, "_compiled", distribution._on_gpu)
-    alone = summarise(logits.clone(), K, next_ids())
+    alone = summarize(logits.clone(), K, next_ids())
     for kept in (alone, *split_over_ranks(logits, [300, 600, V], K)):
         assert kept.ids_TK.equal(expected.ids_TK)
         for name in ("logprobs_TK", "tail_logprob_T", "entropy_T", "true_logprob_T"):
@@ -93,7 +93,7 @@ def test_a_gpu_is_told_the_same_as_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("bounds", [[500, V], [300, 600, V], [V - 3, V]], ids=["two", "three", "fewer columns than k"])
 def test_ranks_agree_with_one_device(bounds: list[int]) -> None:
     logits = peaked_and_flat_logits()
-    alone = summarise(logits.clone(), K, next_ids())
+    alone = summarize(logits.clone(), K, next_ids())
     for kept in split_over_ranks(logits, bounds, K):
         torch.testing.assert_close(kept.ids_TK, alone.ids_TK)
         for name in ("logprobs_TK", "tail_logprob_T", "entropy_T", "true_logprob_T"):
@@ -129,7 +129,7 @@ def test_ranks_draw_from_the_whole_distribution(bounds: list[int], mode: str) ->
 def test_ranks_draw_what_one_device_draws(bounds: list[int], mode: str) -> None:
     """But for numbers that fall between a token's bounds as the one and the other round them."""
     logits, draws = peaked_and_flat_logits(), drawn_by(2000, mode)
-    alone = summarise(logits.clone(), K, next_ids(), draws=draws)
+    alone = summarize(logits.clone(), K, next_ids(), draws=draws)
     for kept in split_over_ranks(logits, bounds, K, draws):
         assert (kept.drawn_TS != alone.drawn_TS).double().mean() < 2e-4
         assert kept.ids_TK.equal(alone.ids_TK)

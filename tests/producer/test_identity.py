@@ -62,10 +62,10 @@ def test_the_command_holds_every_flag_that_decides_wherever_it_came_from() -> No
 
 
 @pytest.mark.parametrize(
-    ("quantisation", "head"), [(None, "float32"), ({"quant_method": "awq"}, "float32"), ({"lm_head": True}, "model")]
+    ("quantization", "head"), [(None, "float32"), ({"quant_method": "awq"}, "float32"), ({"lm_head": True}, "model")]
 )
-def test_a_quantised_head_stays_in_the_models_arithmetic(quantisation: dict[str, Any] | None, head: str) -> None:
-    config = {**CONFIG, "quantization_config": quantisation}
+def test_a_quantized_head_stays_in_the_models_arithmetic(quantization: dict[str, Any] | None, head: str) -> None:
+    config = {**CONFIG, "quantization_config": quantization}
     assert Teacher("m", "m", None, config, "Qwen2ForCausalLM").head_dtype == head
 
 

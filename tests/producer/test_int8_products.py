@@ -1,4 +1,4 @@
-"""A quantised teacher whose products a processor gets wrong is refused there."""
+"""A quantized teacher whose products a processor gets wrong is refused there."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ EIGHT_BITS = {"num_bits": 8, "type": "int", "symmetric": True}
 
 
 @pytest.mark.parametrize(
-    ("quantisation", "expected"),
+    ("quantization", "expected"),
     [
         ({}, False),
         ({"quant_method": "awq", "bits": 4}, False),
@@ -23,14 +23,14 @@ EIGHT_BITS = {"num_bits": 8, "type": "int", "symmetric": True}
         ({"global_quant_config": {"input_tensors": {"dtype": "int8"}, "weight": {"dtype": "int8"}}}, True),
     ],
 )
-def test_quantised_activations_are_told_from_quantised_weights(quantisation: dict[str, Any], expected: bool) -> None:
-    assert multiplies_int8(quantisation) is expected
+def test_quantized_activations_are_told_from_quantized_weights(quantization: dict[str, Any], expected: bool) -> None:
+    assert multiplies_int8(quantization) is expected
 
 
-def test_a_quantised_teacher_is_refused_where_its_products_saturate(
-    quantised_teacher: Path, tiny_corpus: Path, tmp_path: Path
+def test_a_quantized_teacher_is_refused_where_its_products_saturate(
+    quantized_teacher: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
-    asked = {"teacher": str(quantised_teacher), "data": [str(tiny_corpus)], "out": str(tmp_path / "o")}
+    asked = {"teacher": str(quantized_teacher), "data": [str(tiny_corpus)], "out": str(tmp_path / "o")}
     (refusal,) = run_captures([{**asked, "max_length": 96}], ONEDNN_MAX_CPU_ISA="AVX2")
     assert (refusal["error"], refusal["exit_code"]) == ("UsageError", 2)
     assert "this processor has no VNNI instructions" in refusal["message"], json.dumps(refusal)

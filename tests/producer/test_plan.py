@@ -90,7 +90,7 @@ def test_extra_memory_is_bounded_by_the_step(half_billion: str) -> None:
 
 
 @pytest.mark.parametrize(("logits", "draws"), [("top-k", 0), ("sampled", 50), ("hybrid", 8)])
-def test_extra_memory_is_what_summarising_takes(
+def test_extra_memory_is_what_summarizing_takes(
     half_billion: str, monkeypatch: pytest.MonkeyPatch, logits: str, draws: int
 ) -> None:
     """One chunk of logits on the path that a GPU takes, against the process's own peak."""
@@ -100,14 +100,14 @@ def test_extra_memory_is_what_summarising_takes(
     settings = CaptureSettings(top_k=64, vocab_size=vocabulary, logits_chunk_bytes=1 << 27)
     rows = settings.logits_rows(vocabulary, on_cpu=False)
 
-    def summarised() -> None:
+    def summarized() -> None:
         numbers = uniforms(torch.zeros(rows, dtype=torch.int64), torch.arange(rows), draws)
         chosen = distribution.Draws(numbers, logits == "hybrid") if draws else None
-        distribution.summarise(torch.rand(rows, vocabulary), 64, torch.zeros(rows, dtype=torch.int64), draws=chosen)
+        distribution.summarize(torch.rand(rows, vocabulary), 64, torch.zeros(rows, dtype=torch.int64), draws=chosen)
 
-    summarised()
+    summarized()
     before = forget_peak()
-    summarised()
+    summarized()
     taken = peak_bytes() - before
     planned = plan(PlanConfig(teacher=half_billion, step_tokens=rows, logits=logits))["extra_device_bytes"]
     assert 0.4 * planned < taken <= 1.05 * planned

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from arwkv_producer.numerics.distribution import Draws, summarise
+from arwkv_producer.numerics.distribution import Draws, summarize
 from arwkv_producer.numerics.sampling import draw, uniforms
 from arwkv_producer.run.samples import hybrid_logits, sampled_logits
 from arwkv_store import SparseLogits
@@ -35,13 +35,13 @@ def total_variation(logits: torch.Tensor, kept: SparseLogits) -> float:
 
 def test_sampled_estimates_are_unbiased(logits: torch.Tensor) -> None:
     draws = Draws(row_numbers(T, S), outside_top_k=False)
-    kept = summarise(logits.expand(T, -1).clone(), 1, torch.full((T,), -1), draws=draws)
+    kept = summarize(logits.expand(T, -1).clone(), 1, torch.full((T,), -1), draws=draws)
     assert total_variation(logits, sampled_logits(kept.drawn_TS.numpy())) < 0.002
 
 
 def test_hybrid_estimates_are_unbiased_and_hold_all_the_mass(logits: torch.Tensor) -> None:
     draws = Draws(row_numbers(T, S), outside_top_k=True)
-    kept = summarise(logits.expand(T, -1).clone(), 16, torch.full((T,), -1), draws=draws)
+    kept = summarize(logits.expand(T, -1).clone(), 16, torch.full((T,), -1), draws=draws)
     rows = (kept.ids_TK, kept.logprobs_TK, kept.tail_logprob_T, kept.drawn_TS)
     sparse = hybrid_logits(*(tensor.numpy() for tensor in rows))
     assert total_variation(logits, sparse) < 0.002
@@ -62,7 +62,7 @@ def test_a_million_positions_with_few_draws_each_are_unbiased(logits: torch.Tens
     for block in range(blocks):
         keys = torch.arange(block * rows, (block + 1) * rows)
         draws = Draws(uniforms(keys // 100, keys % 100, 8 if hybrid else 50), outside_top_k=hybrid)
-        kept = summarise(logits.expand(rows, -1).clone(), 16, torch.full((rows,), -1), draws=draws)
+        kept = summarize(logits.expand(rows, -1).clone(), 16, torch.full((rows,), -1), draws=draws)
         if hybrid:
             tensors = (kept.ids_TK, kept.logprobs_TK, kept.tail_logprob_T, kept.drawn_TS)
             sparse = hybrid_logits(*(tensor.numpy() for tensor in tensors))
@@ -98,6 +98,6 @@ def test_numbers_depend_on_sample_position_and_draw_alone() -> None:
 
 def test_position_without_a_tail_keeps_its_head_only() -> None:
     draws = Draws(row_numbers(2, 3), outside_top_k=True)
-    kept = summarise(torch.zeros(2, 4), 4, torch.full((2,), -1), draws=draws)
+    kept = summarize(torch.zeros(2, 4), 4, torch.full((2,), -1), draws=draws)
     rows = (kept.ids_TK, kept.logprobs_TK, kept.tail_logprob_T, kept.drawn_TS)
     assert hybrid_logits(*(tensor.numpy() for tensor in rows)).counts.tolist() == [4, 4]

@@ -44,7 +44,7 @@ def test_corpus_is_kept_whole_and_in_order(captures: Captures, tiny_teacher: Pat
 
 @pytest.mark.parametrize("name", WAYS)
 def test_distributions_match_transformers(captures: Captures, reference: Reference, name: str) -> None:
-    """Entry t is the distribution of token t+1, normalised over 500 real tokens of a head of 544 rows."""
+    """Entry t is the distribution of token t+1, normalized over 500 real tokens of a head of 544 rows."""
     for sample in samples_of(captures, name):
         full = reference.logprobs(sample)
         assert sample.logits is not None

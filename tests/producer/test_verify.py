@@ -54,17 +54,17 @@ def eight_bit_products_are_exact() -> bool:
 
 
 @pytest.mark.filterwarnings("ignore")  # what compressed-tensors and transformers say to one another
-def test_a_quantised_teacher_runs_and_fits_as_far_as_transformers_computes_it_alike(
-    captures: Captures, quantised_teacher: Path
+def test_a_quantized_teacher_runs_and_fits_as_far_as_transformers_computes_it_alike(
+    captures: Captures, quantized_teacher: Path
 ) -> None:
     if not eight_bit_products_are_exact():
-        assert "this processor has no VNNI instructions" in captures.summaries["quantised"]["message"]
+        assert "this processor has no VNNI instructions" in captures.summaries["quantized"]["message"]
         return
-    shards = str(captures.folder / "quantised")
-    document = verify(VerifyConfig(shards=shards, teacher=str(quantised_teacher), samples=4))
+    shards = str(captures.folder / "quantized")
+    document = verify(VerifyConfig(shards=shards, teacher=str(quantized_teacher), samples=4))
     assert 0 < document["largest_differences"]["true_logprob"] < 1.0
-    whole, quantised = captures.open("base"), captures.open("quantised")
-    pairs = [(a.true_logprob, b.true_logprob) for a, b in zip(whole, quantised, strict=True)]
+    whole, quantized = captures.open("base"), captures.open("quantized")
+    pairs = [(a.true_logprob, b.true_logprob) for a, b in zip(whole, quantized, strict=True)]
     differences = np.concatenate([np.abs(a - b) for a, b in pairs if a is not None and b is not None])
     assert 0 < differences.mean() < 0.1, "its own weights, not another's"
 
@@ -167,7 +167,7 @@ def test_padded_vocabulary_is_named(
         true = full[np.arange(len(sample.tokens) - 1), sample.tokens[1:]].astype(np.float32)
         return dataclasses.replace(sample, true_logprob=true)
 
-    expect("normalised over the head's padding rows", spoiled(captures, tmp_path / "d", over_padding), tiny_teacher)
+    expect("normalized over the head's padding rows", spoiled(captures, tmp_path / "d", over_padding), tiny_teacher)
 
 
 def test_mask_of_ones_over_a_chat_is_named(captures: Captures, tiny_teacher: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_changed_tokenizer_is_named(captures: Captures, tiny_teacher: Path, tmp_
     def other(info: DatasetInfo) -> DatasetInfo:
         return info.model_copy(update={"tokenizer": info.tokenizer.model_copy(update={"hash": "sha256:0"})})
 
-    expect("is not the one the text was tokenised with", spoiled(captures, tmp_path / "d", info=other), tiny_teacher)
+    expect("is not the one the text was tokenized with", spoiled(captures, tmp_path / "d", info=other), tiny_teacher)
 
 
 def test_truncated_layer_list_is_named(captures: Captures, tiny_teacher: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def documents(corpus: Path) -> list[str]:
     return [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
 
 
-def tokenise(teacher: Path, texts: Sequence[str], max_length: int) -> list[list[int]]:
+def tokenize(teacher: Path, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Each document's token ids, cut into chunks of at most `max_length`."""
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     chunks = []
@@ -157,7 +157,7 @@ def make_shards(
     model = Qwen2ForCausalLM.from_pretrained(teacher).eval()
     vocabulary = AutoTokenizer.from_pretrained(teacher).get_vocab()
     vocab_size = max(vocabulary.values()) + 1
-    chunks = tokenise(teacher, texts, max_length)[:limit]
+    chunks = tokenize(teacher, texts, max_length)[:limit]
     parts = [chunks[at : at + samples_per_part] for at in range(0, len(chunks), samples_per_part)]
     capture_info = CaptureInfo(
         logits=logits,

@@ -53,7 +53,7 @@ def test_greeting_that_answers_nothing_does_not_count(tmp_path: Path, tokenizer:
     assert tokenizer.decode([label for label in example.labels if label != IGNORED]) == "yes<|endoftext|>"
 
 
-def test_prompt_is_tokenised_as_it_is_when_asked(tmp_path: Path, tokenizer: Any) -> None:
+def test_prompt_is_tokenized_as_it_is_when_asked(tmp_path: Path, tokenizer: Any) -> None:
     records = [{"prompt": "import o", "completion": "s"}, {"prompt": turns("a"), "completion": turns("", "b")[1:]}]
     plain, chat = examples(read_records(write(tmp_path, *records)), tokenizer, 512)
     asked = tokenizer("import o")["input_ids"]

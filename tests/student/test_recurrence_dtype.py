@@ -17,7 +17,7 @@ def mixer_and_input(preset: str) -> tuple[time_mix.TimeMix, tuple[Any, ...]]:
         preset, BaseShape(hidden_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
     )
     mixer = time_mix.TimeMix(options, hidden_size=64, layer=1, num_layers=2)
-    mixer.initialise()
+    mixer.initialize()
     torch.nn.init.normal_(mixer.output.weight, std=0.1)
     angles_BTD = torch.rand(1, 20, options.head_dim)
     context = time_mix.TimeMixContext(cos_sin_BTD=(angles_BTD.cos(), angles_BTD.sin()))

@@ -1,4 +1,4 @@
-"""20 steps are 10, a SIGKILL, and 10: losses, weights, optimiser and random state, to the last bit."""
+"""20 steps are 10, a SIGKILL, and 10: losses, weights, optimizer and random state, to the last bit."""
 
 import json
 import signal

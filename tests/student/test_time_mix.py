@@ -17,7 +17,7 @@ def test_fused_parts_give_the_same_output_and_gradients(preset: str) -> None:
         preset, BaseShape(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
     )
     mixer = TimeMix(options, hidden_size=64, layer=1, num_layers=2)
-    mixer.initialise()
+    mixer.initialize()
     torch.nn.init.normal_(mixer.output.weight)  # starts at zero, which would hide every difference
     x_BTC = torch.randn(2, 9, 64, requires_grad=True)
     v_first_BTU = torch.randn(2, 9, options.key_value_width)

@@ -54,13 +54,13 @@ def hooked(model: ArwkvForCausalLM, _: Path) -> nn.Module:
     return model
 
 
-def parametrised(model: ArwkvForCausalLM, _: Path) -> nn.Module:
+def parametrized(model: ArwkvForCausalLM, _: Path) -> nn.Module:
     for parent, name in linears(model):
         parametrizations.weight_norm(getattr(parent, name))
     return model
 
 
-def quantised(model: ArwkvForCausalLM, _: Path) -> nn.Module:
+def quantized(model: ArwkvForCausalLM, _: Path) -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-any-return] # untyped
 
 
@@ -78,11 +78,11 @@ def in_bf16(model: ArwkvForCausalLM, _: Path) -> nn.Module:
     return model.bfloat16()
 
 
-WRAPPERS = [adapted, hooked, parametrised, quantised, offloaded, on_disk, in_bf16]
+WRAPPERS = [adapted, hooked, parametrized, quantized, offloaded, on_disk, in_bf16]
 WITH_A_NORM = VARIANTS[-2]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its older quantisation
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its older quantization
 @pytest.mark.filterwarnings("ignore::UserWarning")  # likewise
 @pytest.mark.parametrize("wrap", WRAPPERS, ids=lambda wrap: str(wrap.__name__))
 @pytest.mark.parametrize("variant", [VARIANTS[0], WITH_A_NORM], ids=lambda variant: "-".join([variant[0], *variant[1]]))
@@ -96,20 +96,20 @@ def test_wrapped_student_decodes_what_it_reads(
         whole = model(tokens, use_cache=False).logits[:, -1]
         cache = model(tokens[:, :-1], use_cache=True).past_key_values
         step = model(tokens[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]
-    loose = wrap in (quantised, in_bf16)  # activations are rounded, each time by another scale
+    loose = wrap in (quantized, in_bf16)  # activations are rounded, each time by another scale
     torch.testing.assert_close(step, whole, rtol=0, atol=0.15 if loose else 1e-4)
     if wrap in (adapted, hooked):
         assert (whole - plain(tokens, use_cache=False).logits[:, -1]).abs().max() > 0.3
 
 
-@pytest.mark.parametrize("wrap", [quantised, on_disk, parametrised], ids=lambda wrap: str(wrap.__name__))
+@pytest.mark.parametrize("wrap", [quantized, on_disk, parametrized], ids=lambda wrap: str(wrap.__name__))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_loss_that_reads_the_heads_weight_refuses_a_wrapped_head(
     wrap: Callable[[ArwkvForCausalLM, Path], nn.Module], tmp_path: Path
 ) -> None:
     model = wrap(student(), tmp_path)
-    if wrap is parametrised:
+    if wrap is parametrized:
         parametrizations.weight_norm(model.lm_head)
     with pytest.raises(UsageError, match="lm_head is wrapped"):
         model(tokens_BT(), head_loss=lambda hidden, weight: hidden.sum() + weight.sum())

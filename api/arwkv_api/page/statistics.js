@@ -53,7 +53,7 @@ export function charts(stats, points = []) {
   const lossy = Object.entries(stats.hidden_worst_channel_error).filter(([, error]) => error > 0);
   if (lossy.length) {
     made.push(chartCard({
-      title: "Quantisation error by layer", note: "Of the worst channel, relative to its root mean square.", kind: "bar",
+      title: "Quantization error by layer", note: "Of the worst channel, relative to its root mean square.", kind: "bar",
       categories: lossy.map(([column]) => layer(column)), series: [{ label: "relative error", values: lossy.map(([, error]) => error) }],
       x: {}, y: { zero: true, tick: share, say: share },
     }));

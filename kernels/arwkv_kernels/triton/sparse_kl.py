@@ -63,8 +63,8 @@ def sparse_kl_rows_kernel(
     top_soft = tl.maximum(tl.max(soft, 0), soft_tail)
     top_soft = tl.where(top_soft == -float("inf"), 0.0, top_soft)
     soft_mass = tl.sum(tl.exp(soft - top_soft), 0) + tl.exp(soft_tail - top_soft)
-    normaliser = tl.where(soft_mass > 0, top_soft + tl.log(tl.where(soft_mass > 0, soft_mass, 1.0)), 0.0)
-    log_q, log_q_tail = soft - normaliser, soft_tail - normaliser
+    normalizer = tl.where(soft_mass > 0, top_soft + tl.log(tl.where(soft_mass > 0, soft_mass, 1.0)), 0.0)
+    log_q, log_q_tail = soft - normalizer, soft_tail - normalizer
     log_p_tail = tl.load(log_p_tail_ptr + row)
     p = tl.exp(log_p)
     p_tail = tl.where(BUCKET, tl.exp(log_p_tail), 0.0)

@@ -1,7 +1,7 @@
 """Top-k, log-sum-exp, entropy and the rest's mass of rows of logits, reading each logit once.
 
 The k largest of a row lie in the k groups with the largest maxima. The first kernel reads the row and leaves, of every
-group of 38 or so logits, the maximum and the sums that the normaliser and the entropy take. The second chooses the
+group of 38 or so logits, the maximum and the sums that the normalizer and the entropy take. The second chooses the
 groups, reads their logits again, and keeps the k largest. Both choices find the k-th largest bit by bit. How a row is
 cut depends on V and k alone: what is kept, of equal logits too, does not depend on the rows beside it.
 

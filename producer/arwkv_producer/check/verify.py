@@ -20,10 +20,10 @@ from arwkv_store import Dataset, DatasetInfo, Sample, open_dataset
 from arwkv_store.errors import CorruptShard, UsageError
 from arwkv_store.format.vocabulary import vocabulary_hash
 
-TOLERANCE_NATS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3, "quantised": 1.0}
+TOLERANCE_NATS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3, "quantized": 1.0}
 """Largest difference of a log-probability that another kernel order explains, by the teacher's arithmetic.
 
-A quantised teacher's is its own: transformers multiplies its weights otherwise than vLLM, and may leave its activations
+A quantized teacher's is its own: transformers multiplies its weights otherwise than vLLM, and may leave its activations
 whole.
 """
 CODEC_NATS = {"compact": 0.126, "hybrid": 0.126}
@@ -34,7 +34,7 @@ LEAST_TAIL_MASS = 1e-12
 """A tail below this is none."""
 STANDARD_ERRORS = 6.0
 """How far from their expectation a sample's draws may lie."""
-HIDDEN_TOLERANCE = {"float32": 0.01, "float16": 0.03, "bfloat16": 0.08, "quantised": 0.2}
+HIDDEN_TOLERANCE = {"float32": 0.01, "float16": 0.03, "bfloat16": 0.08, "quantized": 0.2}
 """Largest relative error (root mean square over a sample) of a hidden state, bf16 storage included."""
 CODEC_HIDDEN = {"fp8": 0.05, "int8": 0.05}
 CHUNK_TOKENS = 128
@@ -80,7 +80,7 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
 def _check_identity(config: VerifyConfig, dataset: Dataset, teacher: Teacher, findings: Findings) -> None:
     info = dataset.info
     if vocabulary_hash(load_tokenizer(teacher).get_vocab()) != info.tokenizer.hash:
-        findings.problem(f"the tokenizer of {teacher.name} is not the one the text was tokenised with")
+        findings.problem(f"the tokenizer of {teacher.name} is not the one the text was tokenized with")
     if teacher.layers != info.teacher.num_hidden_layers or teacher.width != info.teacher.hidden_size:
         findings.problem(f"{teacher.name} is not the teacher: its shape is {teacher.layers} layers of {teacher.width}")
     expected = chosen_layers(config.layers, info.capture.hidden_states, teacher.layers) if config.layers else None
@@ -100,10 +100,10 @@ class _Rescorer:
     def __init__(self, teacher: Teacher, dataset: Dataset) -> None:
         from transformers import AutoModelForCausalLM
 
-        self.arithmetic = "quantised" if teacher.quantisation else dataset.info.teacher.dtype
+        self.arithmetic = "quantized" if teacher.quantization else dataset.info.teacher.dtype
         dtype = getattr(torch, dataset.info.teacher.dtype)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        options = {"revision": teacher.revision, "dtype": dtype, **_quantisation(teacher)}
+        options = {"revision": teacher.revision, "dtype": dtype, **_quantization(teacher)}
         model = AutoModelForCausalLM.from_pretrained(teacher.model, **options).eval()
         self._model = _moved(model, self.device, teacher)
         self._states: dict[str, Tensor] = {}
@@ -133,9 +133,9 @@ class _Rescorer:
         return final_TC @ head_VC.float().T
 
 
-def _quantisation(teacher: Teacher) -> dict[str, Any]:
+def _quantization(teacher: Teacher) -> dict[str, Any]:
     """How transformers is to load it: compressed tensors have to be expanded, or its linear layers refuse them."""
-    if teacher.quantisation.get("quant_method") != "compressed-tensors":
+    if teacher.quantization.get("quant_method") != "compressed-tensors":
         return {}
     from transformers import CompressedTensorsConfig
 
@@ -245,7 +245,7 @@ def _explanations(sample: Sample, true: Tensor, padded: Tensor, difference: floa
         if min(shifts) < difference / 10:
             yield "; positions are shifted by one"
     if _largest(padded - stored) < difference / 10:
-        yield "; it was normalised over the head's padding rows"
+        yield "; it was normalized over the head's padding rows"
 
 
 def _followed(full_TV: Tensor, next_ids: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class RowSummary(NamedTuple):
     columns_TK: Tensor
 
 
-def summarise_rows(logits_TV: Tensor, k: int) -> RowSummary:
+def summarize_rows(logits_TV: Tensor, k: int) -> RowSummary:
     """With m the row's maximum: Σ exp(x - m), Σ exp(x - m)(x - m), the same first sum over what is not kept, and the k
     largest in descending order (the lower column first where equal).
 
@@ -64,7 +64,7 @@ def summarise_rows(logits_TV: Tensor, k: int) -> RowSummary:
     bounds = [T * thread // threads for thread in range(threads + 1)]
 
     def run(first: int, last: int) -> None:
-        _summarise(flat, logits_TV.stride(0), V, group, top_TK, columns_TK, *sums, first, last)
+        _summarize(flat, logits_TV.stride(0), V, group, top_TK, columns_TK, *sums, first, last)
 
     if threads == 1:
         run(0, T)
@@ -207,7 +207,7 @@ _threshold, _rank, _narrow = compile_loop(_threshold), compile_loop(_rank), comp
 
 
 @compile_loop
-def _summarise(  # type: ignore[no-untyped-def]  # compiled by numba
+def _summarize(  # type: ignore[no-untyped-def]  # compiled by numba
     flat, stride, V, group, top_TK, columns_TK, maximum_T, sum_T, moment_T, rest_T, first, last
 ):
     k = top_TK.shape[1]

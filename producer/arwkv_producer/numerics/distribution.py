@@ -47,7 +47,7 @@ class Draws:
     """From the tail only, given that it is the tail."""
 
 
-def summarise(
+def summarize(
     logits_TV: Tensor,
     k: int,
     next_ids_T: Tensor,
@@ -95,7 +95,7 @@ def summarise(
 
 
 class _Columns(NamedTuple):
-    """One rank's summary of its columns, as `Distribution` has it but for the normaliser log Z."""
+    """One rank's summary of its columns, as `Distribution` has it but for the normalizer log Z."""
 
     log_z_T: Tensor
     entropy_T: Tensor
@@ -126,9 +126,9 @@ def _next(logits_TV: Tensor, next_ids_T: Tensor, first_id: int) -> Tensor:
 
 def _compiled(logits_TV: Tensor, k: int) -> _Columns:
     """On a CPU, in two passes over each row where torch takes nine."""
-    from arwkv_producer.numerics.compiled_summary import summarise_rows
+    from arwkv_producer.numerics.compiled_summary import summarize_rows
 
-    _, sum_T, moment_T, rest_T, top_TK, ids_TK = summarise_rows(logits_TV, min(k, logits_TV.shape[1]))
+    _, sum_T, moment_T, rest_T, top_TK, ids_TK = summarize_rows(logits_TV, min(k, logits_TV.shape[1]))
     return _Columns.of_sums(sum_T, moment_T, rest_T, top_TK, ids_TK, top_TK[:, :0])
 
 

@@ -24,7 +24,7 @@ def start_engine(config: GenerateConfig, job: Job) -> "TeacherEngine | StockEngi
         architecture=job.teacher.architecture,
         head_size=job.teacher.head_size,
         head_dtype=job.teacher.head_dtype,
-        multiplies_int8=multiplies_int8(job.teacher.quantisation),
+        multiplies_int8=multiplies_int8(job.teacher.quantization),
         revision=job.teacher.revision,
         dtype=dtype,
         max_length=config.max_length,

@@ -13,7 +13,7 @@ from arwkv_producer.run.output_folder import present_info, require_room, require
 from arwkv_producer.teacher.capture import CaptureSettings
 from arwkv_producer.teacher.teacher import Teacher, find_teacher, require_weights, weights_hash
 from arwkv_producer.text.conversations import chat_documents, plain_documents
-from arwkv_producer.text.corpus import Corpus, tokenise
+from arwkv_producer.text.corpus import Corpus, tokenize
 from arwkv_producer.text.reading import read_records
 from arwkv_producer.text.sources import Share, find_shares, printable
 from arwkv_producer.text.tokenizer import load_tokenizer, real_vocab_size, tokenizer_files
@@ -74,7 +74,7 @@ def prepare(config: GenerateConfig) -> list[Job]:
     vocab_size = real_vocab_size(tokenizer)
     require_fitting(config, teacher, vocab_size)
     require_weights(teacher)
-    with working("reading and tokenising the text"):
+    with working("reading and tokenizing the text"):
         corpora = _read(config, shares, tokenizer)
     if len(corpora[0]) == 0:
         sources = sum(len(share.sources) for share in shares)
@@ -110,7 +110,7 @@ def _read(config: GenerateConfig, shares: Sequence[Share], tokenizer: Any) -> tu
     """The corpus and its held-out documents."""
     field = config.field or ("messages" if config.chat else "text")
     streams = [read_records(share.sources, field) for share in shares]
-    corpora = tokenise(
+    corpora = tokenize(
         [
             chat_documents(records, field, tokenizer) if config.chat else plain_documents(records, field)
             for records in streams

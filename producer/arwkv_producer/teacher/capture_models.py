@@ -22,7 +22,7 @@ from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.v1.pool.metadata import PoolingMetadata
 
-from arwkv_producer.numerics.distribution import OUTSIDE_VOCABULARY, Draws, summarise
+from arwkv_producer.numerics.distribution import OUTSIDE_VOCABULARY, Draws, summarize
 from arwkv_producer.numerics.sampling import uniforms
 from arwkv_producer.teacher.capture import CaptureSettings
 from arwkv_producer.teacher.handover import Rows, open_handover
@@ -150,7 +150,7 @@ class CapturePooler(Pooler):  # type: ignore[misc]  # vLLM has no types
             if uniforms_TS is not None:
                 draws = Draws(uniforms_TS[rows].to(hidden_TC.device), settings.draws_outside_top_k)
             summaries.append(
-                summarise(logits_TV, settings.top_k, next_ids_T[rows], draws=draws, first_id=first_id, gather=gather)
+                summarize(logits_TV, settings.top_k, next_ids_T[rows], draws=draws, first_id=first_id, gather=gather)
             )
         return {
             "ids": torch.cat([summary.ids_TK for summary in summaries]),

@@ -25,7 +25,7 @@ def engine_faults(teacher: str) -> Iterator[None]:
         if any(sign in f"{type(error).__name__} {error}".lower() for sign in SHORT_OF_MEMORY):
             remedy = (
                 "memory is short: try a smaller --step-tokens or --max-length, another --gpu-memory-fraction, "
-                "--tensor-parallel with more devices, or a quantised teacher"
+                "--tensor-parallel with more devices, or a quantized teacher"
             )
         else:
             remedy = (

@@ -1,4 +1,4 @@
-"""Products of 8-bit integers: which quantised teachers need them, and whether this processor computes them exactly.
+"""Products of 8-bit integers: which quantized teachers need them, and whether this processor computes them exactly.
 
 On a processor without VNNI instructions, oneDNN adds pairs of products in 16 bits, which saturate. There a captured
 log-probability was off by up to 2 nats; with VNNI the same teacher's were those of exact arithmetic.
@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 ACTIVATIONS = ("input_activations", "input_tensors")
-"""Where quantisation_config says how activations are quantised: compressed tensors, Quark."""
+"""Where quantization_config says how activations are quantized: compressed tensors, Quark."""
 
 
-def multiplies_int8(quantisation: Mapping[str, Any]) -> bool:
-    """Whether a layer of a teacher quantised like this multiplies 8-bit activations by 8-bit weights."""
+def multiplies_int8(quantization: Mapping[str, Any]) -> bool:
+    """Whether a layer of a teacher quantized like this multiplies 8-bit activations by 8-bit weights."""
     return any(
         asked.get("dtype") == "int8" or (asked.get("type") == "int" and asked.get("num_bits") == 8)
-        for asked in _activations(quantisation)
+        for asked in _activations(quantization)
     )
 
 

@@ -47,14 +47,14 @@ class Teacher:
         return int(self.config["vocab_size"])
 
     @property
-    def quantisation(self) -> Mapping[str, Any]:
-        """How the weights are quantised, in the checkpoint's words; empty where they are not."""
+    def quantization(self) -> Mapping[str, Any]:
+        """How the weights are quantized, in the checkpoint's words; empty where they are not."""
         return self.config.get("quantization_config") or {}
 
     @property
     def head_dtype(self) -> str:
-        """What the head computes in: fp32, but for a quantised head, which vLLM runs in the model's arithmetic only."""
-        return "model" if self.quantisation.get("lm_head") else "float32"
+        """What the head computes in: fp32, but for a quantized head, which vLLM runs in the model's arithmetic only."""
+        return "model" if self.quantization.get("lm_head") else "float32"
 
     @property
     def max_length(self) -> int:

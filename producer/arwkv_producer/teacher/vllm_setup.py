@@ -174,7 +174,7 @@ def _require_exact_products(config: EngineConfig) -> None:
         raise UsageError(
             f"--teacher {config.model}: it multiplies 8-bit activations, and this processor has no VNNI instructions: "
             "vLLM's products would saturate, and log-probabilities would be off by up to 2 nats; use a processor with "
-            "them (lscpu lists avx512_vnni or avx_vnni), a GPU, or the teacher before quantisation"
+            "them (lscpu lists avx512_vnni or avx_vnni), a GPU, or the teacher before quantization"
         )
 
 

@@ -1,4 +1,4 @@
-"""A tokenised corpus: documents cut into samples of at most `max_length` tokens, numbered in reading order."""
+"""A tokenized corpus: documents cut into samples of at most `max_length` tokens, numbered in reading order."""
 
 import hashlib
 import itertools
@@ -88,7 +88,7 @@ class _Building:
         )
 
 
-def tokenise(
+def tokenize(
     sources: Sequence[Iterable[Document]],
     tokenizer: Any,
     max_length: int,
@@ -98,7 +98,7 @@ def tokenise(
     keep_duplicates: bool = True,
     held_out: float = 0.0,
 ) -> tuple[Corpus, Corpus]:
-    """Tokenise with the teacher's tokenizer (transformers) and cut; answers the corpus and its held-out documents.
+    """Tokenize with the teacher's tokenizer (transformers) and cut; answers the corpus and its held-out documents.
 
     Several sources give tokens in proportion to their weights: the next document is always of the source that is
     furthest behind its share, and the corpus ends when that one has no more. What the others still have is counted.
@@ -110,8 +110,8 @@ def tokenise(
     streams = [_Stream(documents, tokenizer, special_tokens) for documents in sources]
     given = [0.0] * len(streams)
     turn = 0
-    while (tokenised := streams[turn].next()) is not None:
-        document, ids, mask = tokenised
+    while (tokenized := streams[turn].next()) is not None:
+        document, ids, mask = tokenized
         content = xxhash.xxh3_128_intdigest((document.pair or document.text).encode("utf-8", "surrogatepass"))
         building = apart if (content >> 64) < held_out * 2**64 else kept
         if not keep_duplicates and len(ids) and (content, document.is_chosen) in seen:
@@ -126,30 +126,30 @@ def tokenise(
     return kept.corpus(), apart.corpus()
 
 
-Tokenised = tuple[Document, NDArray[np.int32], NDArray[np.bool_]]
+Tokenized = tuple[Document, NDArray[np.int32], NDArray[np.bool_]]
 """A document, its token ids [T] and its loss mask [T]."""
 
 
 class _Stream:
-    """One source's documents, tokenised a batch at a time."""
+    """One source's documents, tokenized a batch at a time."""
 
     def __init__(self, documents: Iterable[Document], tokenizer: Any, special_tokens: bool) -> None:
         self._documents = iter(documents)
         self._tokenizer, self._special_tokens = tokenizer, special_tokens
-        self._waiting: deque[Tokenised] = deque()
+        self._waiting: deque[Tokenized] = deque()
 
-    def next(self) -> Tokenised | None:
+    def next(self) -> Tokenized | None:
         """The next document, None after the last."""
         if not self._waiting:
             batch = list(itertools.islice(self._documents, DOCUMENTS_PER_BATCH))
-            self._waiting.extend(self._tokenised(batch) if batch else ())
+            self._waiting.extend(self._tokenized(batch) if batch else ())
         return self._waiting.popleft() if self._waiting else None
 
     def rest(self) -> int:
         """How many documents are left, read to the end."""
         return len(self._waiting) + sum(1 for _ in self._documents)
 
-    def _tokenised(self, batch: list[Document]) -> Iterator[Tokenised]:
+    def _tokenized(self, batch: list[Document]) -> Iterator[Tokenized]:
         partly = any(document.counted is not None for document in batch)
         # verbose=False: that a document is longer than the model's context is no news here.
         encoded = self._tokenizer(

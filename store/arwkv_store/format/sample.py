@@ -1,4 +1,4 @@
-"""One sample: a tokenised sequence and what the teacher said about it.
+"""One sample: a tokenized sequence and what the teacher said about it.
 
 Shape legend: T tokens of the sample, N stored entries (the sum of the counts), C model width.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _BF16_EXPONENT = 0x7F80
 ROUNDING_NATS = 1e-3
-"""How far above 0 a log-probability may lie, or an entropy below, by the rounding of a float32 normaliser."""
+"""How far above 0 a log-probability may lie, or an entropy below, by the rounding of a float32 normalizer."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SparseLogits:
     """[N] token ids, positions in order; top-k entries by descending log-probability, then any sampled tail. Those of a
     position differ; that is not checked, since it would cost a tenth of the encoding, or a third where ragged."""
     logprobs: NDArray[np.float32]
-    """[N] log-probabilities in nats, normalised over the tokenizer's real vocabulary; finite."""
+    """[N] log-probabilities in nats, normalized over the tokenizer's real vocabulary; finite."""
     tail_logprob: NDArray[np.float32]
     """[T] log(1 - sum exp(logprobs)); -inf where the entries hold all the mass."""
 
@@ -91,7 +91,7 @@ def validate_sample(sample: Sample, vocab_size: int) -> None:
     _expect(where, "tokens", sample.tokens, (T,))
     _expect(where, "loss_mask", sample.loss_mask, (T,))
     if sample.tokens.min() < 0 or sample.tokens.max() >= vocab_size:
-        raise UsageError(f"{where}: tokens outside 0..{vocab_size - 1}; was it tokenised with the teacher's tokenizer?")
+        raise UsageError(f"{where}: tokens outside 0..{vocab_size - 1}; was it tokenized with the teacher's tokenizer?")
     if sample.logits is not None:
         _validate_logits(where, sample.logits, T, vocab_size)
     if (sample.entropy is None) != (sample.true_logprob is None):

@@ -37,7 +37,7 @@ class TeacherInfo(_Frozen):
 
 
 class TokenizerInfo(_Frozen):
-    """The tokenizer; `vocab_size` is its real number of token ids, over which the logits are normalised."""
+    """The tokenizer; `vocab_size` is its real number of token ids, over which the logits are normalized."""
 
     hash: str
     # The codecs keep 24 bits of an id.
@@ -72,7 +72,7 @@ class CaptureInfo(_Frozen):
 
 
 class CorpusInfo(_Frozen):
-    """The tokenised text: which sample is in which part follows from these numbers and the corpus alone."""
+    """The tokenized text: which sample is in which part follows from these numbers and the corpus alone."""
 
     fingerprint: str
     samples: int = Field(ge=0)

@@ -2,7 +2,7 @@
 
 A file is written under a temporary name, flushed to the disk, and given its name; then the folder is flushed. A part's
 manifest comes last and is linked, never renamed over: the first commit wins. Where a file system has no hard links, it
-is renamed under a lock where there is none. Publishing is serialised by a lock on
+is renamed under a lock where there is none. Publishing is serialized by a lock on
 dataset.json, which the kernel releases when a process dies, so an abandoned data file can be replaced safely.
 """
 

@@ -1,6 +1,6 @@
 """What stages sft and dpo read: JSONL records, as token ids with the reply's tokens told from the rest.
 
-A text is cut where a reply begins and ends, and each piece is tokenised by itself: the student then learns from exactly
+A text is cut where a reply begins and ends, and each piece is tokenized by itself: the student then learns from exactly
 the ids that it is given when it is asked to reply, whatever the tokenizer would merge across that border.
 """
 

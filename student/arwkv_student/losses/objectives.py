@@ -52,7 +52,7 @@ def error_and_size_2L(
 
 @dataclass(frozen=True)
 class Objective:
-    """What stage distill minimises: (1 − ce_weight) · divergence from the teacher + ce_weight · cross-entropy."""
+    """What stage distill minimizes: (1 − ce_weight) · divergence from the teacher + ce_weight · cross-entropy."""
 
     vocab_size: int
     """The head's rows from here on are padding and take no part."""

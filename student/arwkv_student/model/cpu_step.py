@@ -1,6 +1,6 @@
 """One token through a time mixer on a CPU: what decoding repeats, in as few calls as it takes.
 
-The projections are called as modules, so that whatever wraps one (adapter, quantisation, offloading, a hook) takes
+The projections are called as modules, so that whatever wraps one (adapter, quantization, offloading, a hook) takes
 part. What lies between them (value residual, rope, removal, the recurrence, bonus and gate) is one loop over heads that
 numba compiles: as single operations, calling them costs many times their arithmetic.
 

@@ -32,7 +32,7 @@ class ArwkvModelOutput(ModelOutput):  # type: ignore[misc] # transformers is unt
 
 
 class ArwkvPreTrainedModel(PreTrainedModel):  # type: ignore[misc] # transformers is untyped
-    """Loading, saving and initialisation."""
+    """Loading, saving and initialization."""
 
     config_class = ArwkvConfig
     base_model_prefix = "model"
@@ -48,7 +48,7 @@ class ArwkvPreTrainedModel(PreTrainedModel):  # type: ignore[misc] # transformer
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, TimeMix):
-            module.initialise()
+            module.initialize()
 
 
 class ArwkvModel(ArwkvPreTrainedModel):

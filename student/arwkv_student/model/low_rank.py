@@ -34,7 +34,7 @@ class LowRank(nn.Module):
         return y if self.bias is None else y + self.bias.float()
 
     @torch.no_grad()
-    def initialise(self, bias_W: Tensor) -> None:
+    def initialize(self, bias_W: Tensor) -> None:
         """Start as this bias, whatever the input."""
         init.zeros_(self.down.weight)
         init.orthogonal_(self.up.weight, gain=0.1)

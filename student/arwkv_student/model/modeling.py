@@ -127,7 +127,7 @@ def _plain_weight(head: nn.Module) -> Tensor:
         kind = "offloaded" if isinstance(weight, Tensor) and weight.is_meta else type(head).__name__
         raise UsageError(
             f"lm_head is wrapped ({kind}, its weight a {type(weight).__name__}), and this loss reads the plain weight "
-            "of a linear layer; merge the adapter, or load the head unquantised and into memory"
+            "of a linear layer; merge the adapter, or load the head unquantized and into memory"
         )
     return weight
 

@@ -62,7 +62,7 @@ class Projected(NamedTuple):
 
 
 class HeadNorm(nn.GroupNorm):
-    """Each head's output [B, T, H, D] normalised by itself, in fp32 whatever the weights' precision."""
+    """Each head's output [B, T, H, D] normalized by itself, in fp32 whatever the weights' precision."""
 
     def forward(self, y_BTHD: Tensor) -> Tensor:
         """[B, T, H, D] in fp32."""
@@ -226,7 +226,7 @@ class TimeMix(nn.Module):
         return (fused(part) if self.fuse else part)(*arguments, **options)
 
     @torch.no_grad()
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """RWKV-7's start for a mixer that learns from nothing: slow and fast channels, an output of zeros.
 
         Goes through `transformers.initialization`, which leaves weights that were loaded from a file alone.
@@ -237,13 +237,13 @@ class TimeMix(nn.Module):
             if linear.bias is not None:
                 init.zeros_(linear.bias)
         init.zeros_(self.output.weight)
-        self.decay.initialise(decay_bias(options.width, depth))
-        self.rate.initialise(iclr_bias(options.width))
+        self.decay.initialize(decay_bias(options.width, depth))
+        self.rate.initialize(iclr_bias(options.width))
         init.constant_(self.removal_scale, 1.0 if options.state_balancing else 0.7)
         if not options.state_balancing:
             init.constant_(self.rate_scale, 1.02)
         if hasattr(self, "value_mix"):
-            self.value_mix.initialise(torch.full((options.key_value_width,), 0.73))
+            self.value_mix.initialize(torch.full((options.key_value_width,), 0.73))
         if options.gate != "none":
             init.normal_(self.gate.down.weight, std=0.02)
             # `residual` starts as the identity; `low-rank` as a near constant: σ(0) = ½ summed over the rank is 1.

@@ -34,7 +34,7 @@ class TimeMixOptions:
     gate: Gate
     """`low-rank`: y ⊙ σ(x g1) g2; `residual`: y ⊙ (1 + σ(x g1) g2), the identity at the start."""
     output_norm: OutputNorm
-    """`group`: normalise each head's output (eps 64e-5 as in RWKV-7)."""
+    """`group`: normalize each head's output (eps 64e-5 as in RWKV-7)."""
     bonus: bool
     """Add (Σ r⊙k̃⊙r_k)·v, the current token's own contribution."""
     value_residual: ValueResidual

@@ -105,7 +105,7 @@ def as_rows(pairs: Sequence[Pair]) -> Dataset:
 
 
 class PreferenceTrainer(TunedTrainer, DPOTrainer):  # type: ignore[misc] # TRL is untyped
-    """TRL's trainer over tokenised pairs, with stored reference log-probabilities."""
+    """TRL's trainer over tokenized pairs, with stored reference log-probabilities."""
 
     def __init__(self, references: ReferenceFolder, **options: Any) -> None:
         self.references = references

@@ -9,7 +9,7 @@ from trl import SFTConfig, SFTTrainer
 from arwkv_student.data.conversations import Example
 from arwkv_student.training.tuned_trainer import TunedTrainer
 
-# Rows hold `input_ids` and `labels`, so TRL neither tokenises nor cuts, and the loss shifts the labels, once.
+# Rows hold `input_ids` and `labels`, so TRL neither tokenizes nor cuts, and the loss shifts the labels, once.
 CONFIG = SFTConfig
 OPTIONS: dict[str, Any] = {"max_length": None, "completion_only_loss": False}
 

@@ -118,7 +118,7 @@ def open_tuning(settings: TrainSettings) -> Tuning:
 def make_tuner(
     settings: TrainSettings, start: Start, run: RunFolder, rows: Dataset, held_out: Dataset | None = None
 ) -> TunedTrainer:
-    """TRL's trainer for the stage, over tokenised rows."""
+    """TRL's trainer for the stage, over tokenized rows."""
     plan = _plan(settings, rows)
     model = load_student(start.folder)
     choose_trained(model, "all" if settings.trained == "preset" else settings.trained)

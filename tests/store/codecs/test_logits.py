@@ -27,8 +27,8 @@ def _logits(
     logits = -np.sort(-rng.standard_normal((T, k)).astype(np.float32) * 4 - 12, axis=1)
     if head_dtype == "bfloat16":
         logits = logits.astype(ml_dtypes.bfloat16).astype(np.float32)
-    normaliser = (np.log(np.exp(logits).sum(1)) + 0.1).astype(np.float32)
-    logprobs = logits - normaliser[:, None]
+    normalizer = (np.log(np.exp(logits).sum(1)) + 0.1).astype(np.float32)
+    logprobs = logits - normalizer[:, None]
     kept = np.arange(k) < counts[:, None]
     tail = np.log(np.maximum(1 - (np.exp(logprobs) * kept).sum(1), 0.01)).astype(np.float32)
     ids = rng.integers(0, vocab_size, int(counts.sum())).astype(np.int32)
@@ -97,7 +97,7 @@ def test_compact_barely_moves_the_distribution() -> None:
 
 
 def _kl_T(teacher: SparseLogits, other: SparseLogits) -> NDArray[np.float64]:
-    """KL per position over the kept ids and the tail as one more outcome, both normalised."""
+    """KL per position over the kept ids and the tail as one more outcome, both normalized."""
 
     def outcomes(logits: SparseLogits) -> NDArray[np.float64]:
         p = np.exp(np.column_stack([logits.logprobs.reshape(len(logits.counts), -1), logits.tail_logprob]), dtype=float)
