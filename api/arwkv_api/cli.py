@@ -19,7 +19,7 @@ def key(config: KeyConfig) -> dict[str, object]:
 
     secret = add_key(config.keys, config.name, frozenset(config.scope))
     if not config.json:
-        print(f"{config.name}: {', '.join(sorted(config.scope))}; shown this once", file=sys.stderr)
+        print(f"{config.name}: {', '.join(sorted(config.scope))}; it is shown only once", file=sys.stderr)
         print(secret)
     return {"name": config.name, "scopes": sorted(config.scope), "key": secret}
 

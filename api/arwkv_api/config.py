@@ -151,7 +151,7 @@ class ServeConfig(Content, Network, Keys, Index, Limits):
         api_key = self.api_key or os.environ.get("ARWKV_API_KEY") or None
         if not is_loopback(self.host) and api_key is None and self.keys is None:
             raise UsageError(
-                f"--host {self.host}: reachable from other machines and no key is set; "
+                f"--host {self.host}: other machines can reach it and no key is set; "
                 'set ARWKV_API_KEY, give --keys FILE (made by "api key"), or bind 127.0.0.1'
             )
         return Settings(

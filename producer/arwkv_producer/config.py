@@ -160,7 +160,7 @@ class GenerateConfig(Capture, Text, Sampling, ScaleOut, Storage, Logging, Advanc
             self.logits != "none" or self.hidden_states != "none",
             "--logits none --hidden-states none: nothing to capture; ask for one of them",
         )
-        _require(bool(self.data) or not self.needs_data, "--data: no file named")
+        _require(bool(self.data) or not self.needs_data, "--data: no file given")
         _require(
             0 <= self.rank < self.world_size,
             f"--rank {self.rank}: must be from 0 to {self.world_size - 1} with --world-size {self.world_size}",

@@ -77,7 +77,7 @@ def verify(config: VerifyConfig) -> Mapping[str, Any]:
     if verdict.standing:
         raise CorruptShard(
             f"{config.uri}: {len(verdict.standing)} of {verdict.parts} parts damaged: "
-            f'{", ".join(map(str, verdict.standing))}; run "store verify --repair DIR" and make them again'
+            f'{", ".join(map(str, verdict.standing))}; run "store verify --repair DIR", then the producer again'
         )
     if verdict.newer:
         raise UnsupportedVersion(
@@ -105,7 +105,7 @@ def copy(config: CopyConfig) -> Mapping[str, Any]:
 
     copied = copy_with_progress(config.uri, config.to)
     if not config.json:
-        print(f"{config.to}: {copied.parts:,} parts copied, {copied.parts_present_before:,} were there")
+        print(f"{config.to}: {copied.parts:,} parts copied, {copied.parts_present_before:,} were already there")
     return {"uri": config.uri, "to": config.to, **dataclasses.asdict(copied)}
 
 

@@ -34,7 +34,7 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     _prepare()
     if settings.tasks is not None or settings.suite is not None:
         if settings.shards:
-            raise UsageError("--shards and --tasks or --suite are two evaluations; ask for one at a time")
+            raise UsageError("--shards cannot be combined with --tasks or --suite; run one evaluation at a time")
         return _benchmarks(settings)
     from arwkv_student.bases.checkpoint import open_base
     from arwkv_student.bases.convert import untrained_student
@@ -43,7 +43,7 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     from arwkv_student.model.loading import accelerator, computes_in_bf16, load_student, require_student
 
     if (settings.model is None) == (settings.base is None):
-        raise UsageError("name one of --model (a trained student) and --base (the untrained student of that base)")
+        raise UsageError("give either --model (a trained student) or --base (the untrained student of that base)")
     dataset = open_shards(settings.shards, ["logits", "token_stats"])
     if settings.model is not None:
         folder = Path(settings.model)

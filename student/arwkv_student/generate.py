@@ -91,7 +91,7 @@ def _chat_turn(tokenizer: Any, text: str, *, begins: bool) -> str:
         return written
     _, reply, behind = written.partition(STAND_IN)
     if not reply:
-        raise UsageError("--chat --state: the chat template leaves out earlier replies; begin anew without --state")
+        raise UsageError("--chat --state: the chat template leaves out earlier replies; start again without --state")
     return behind
 
 
@@ -104,9 +104,9 @@ def _restored(file: Path | None, checkpoint: str, model: ArwkvForCausalLM) -> tu
             made_by = (opened.metadata() or {}).get("checkpoint")
             kept = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 -- it is no mapping
     except (SafetensorError, OSError) as error:
-        raise CorruptShard(f"--state {file}: {error}; remove it to begin anew") from error
+        raise CorruptShard(f"--state {file}: {error}; remove it to start again") from error
     if made_by != checkpoint:
-        raise UsageError(f"--state {file}: made by another student; name another file, or remove it to begin anew")
+        raise UsageError(f"--state {file}: another student wrote it; name another file, or remove it to start again")
     tokens_1T = kept.pop("tokens").cpu()
     return ArwkvCache.from_state_dict(model.config, kept), tokens_1T
 

@@ -133,7 +133,7 @@ def test_file_cut_while_it_is_open_does_not_end_the_process(tmp_path: Path, monk
     info = example_dataset_info(samples=40, samples_per_part=40, top_k=64)
     write_example_dataset(tmp_path, info=info, length=60)
     reader = subprocess.run([sys.executable, "-c", CUT, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert "part-000000.arrow: cut to 4096 bytes while it was open" in reader.stdout
+    assert "part-000000.arrow: truncated to 4096 bytes while it was open" in reader.stdout
 
 
 def test_manifest_of_another_dataset_is_refused(written: tuple[Path, list[Sample]], tmp_path: Path) -> None:

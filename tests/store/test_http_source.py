@@ -200,7 +200,7 @@ def test_pages_of_another_service_are_refused(tmp_path: Path, page: bytes) -> No
     write_example_dataset(tmp_path / "data")
     with served(tmp_path / "data") as service:
         service.fault = lambda path, body: (200, page.ljust(len(body)) if "/shards?" in path else body)
-        with pytest.raises(UsageError, match="not the answer of a dataset service"):
+        with pytest.raises(UsageError, match="the answer is not from a dataset service"):
             open_dataset(service.uri)
 
 

@@ -22,7 +22,7 @@ def test_service_is_asked_to_read_its_manifests_again(tmp_path: Path, monkeypatc
 
 
 def test_folder_has_no_index(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="manifests are the truth"):
+    with pytest.raises(UsageError, match="a folder has no index"):
         reindex_served(str(tmp_path))
 
 
@@ -31,5 +31,5 @@ def test_answer_of_another_service_is_refused(tmp_path: Path, answer: bytes) -> 
     write_example_dataset(tmp_path)
     with served(tmp_path) as service:
         service.fault = lambda path, body: (200, answer)
-        with pytest.raises(UsageError, match="not the answer of a dataset service"):
+        with pytest.raises(UsageError, match="the answer is not from a dataset service"):
             reindex_served(service.uri)

@@ -82,9 +82,9 @@ def test_a_block_draws_on_few_shards() -> None:
 def test_settings_that_make_no_batch_are_refused() -> None:
     with pytest.raises(UsageError, match="12 is not a multiple of the world size 5"):
         ShardSampler(ROWS, batch_size=12, world_size=5)
-    with pytest.raises(UsageError, match="rank 2 of a world of 2"):
+    with pytest.raises(UsageError, match="rank 2 with world size 2; give a rank from 0 to 1"):
         ShardSampler(ROWS, batch_size=12, world_size=2, rank=2)
-    with pytest.raises(UsageError, match="make no batch of 100"):
+    with pytest.raises(UsageError, match="are less than one batch of 100"):
         ShardSampler(ROWS, batch_size=100)
 
 

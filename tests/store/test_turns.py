@@ -93,9 +93,9 @@ def test_arguments_and_tools_in_json_strings_are_read_once() -> None:
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ("hi", "r: field 'messages' is no list of"),
-        ([{"content": "no role"}], "r: field 'messages' is no list of"),
-        ([3], "r: field 'messages' is no list of"),
+        ("hi", "r: field 'messages' is not a list of"),
+        ([{"content": "no role"}], "r: field 'messages' is not a list of"),
+        ([3], "r: field 'messages' is not a list of"),
         ([{"role": "user", "text": "tea?"}], r"r: turn 1 has no content \(it has: role, text\)"),
         (
             [{"role": "assistant", "tool_calls": [{"arguments": "{"}]}],

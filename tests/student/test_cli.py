@@ -85,8 +85,8 @@ def test_generate_continues_the_prompt(run: Path, capfd: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["eval", "--shards", "nowhere"], "name one of --model"),
-        (["eval", "--shards", "nowhere", "--tasks", "mmlu"], "ask for one at a time"),
+        (["eval", "--shards", "nowhere"], "give either --model"),
+        (["eval", "--shards", "nowhere", "--tasks", "mmlu"], "run one evaluation at a time"),
         (["train", "--stage", "sft", "--data", "x.jsonl"], "--start-from is missing"),
         (["eval", "--model", "nowhere", "--shards", "{shards}"], "model nowhere: no config.json there"),
         (["generate", "--model", "{teacher}", "--prompt", "x"], "model type 'qwen2', not 'arwkv'"),

@@ -87,7 +87,7 @@ def test_preferences_split_where_the_replies_begin(tmp_path: Path, tokenizer: An
         ("{", r"data\.jsonl:2: not JSON"),
         ("[1]", r"data\.jsonl:2: list, not a JSON object"),
         ('{"text": "x"}', r"data\.jsonl:2: neither `messages` nor `prompt` and `completion` .it has: text"),
-        ('{"messages": "hi"}', r"data\.jsonl:2: field 'messages' is no list"),
+        ('{"messages": "hi"}', r"data\.jsonl:2: field 'messages' is not a list"),
         ('{"prompt": "a", "completion": 3}', r"data\.jsonl:2: `completion` is int, not text"),
     ],
 )

@@ -142,7 +142,7 @@ def test_states_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> Non
     asked = GenerateSettings(model=str(folder), prompt="x", max_new_tokens=2, json=True, state=file)
     generate(asked)
     save_file(load_file(file), file, {"checkpoint": "another"})
-    with pytest.raises(UsageError, match="made by another student"):
+    with pytest.raises(UsageError, match="another student wrote it"):
         generate(asked)
     file.write_bytes(b"no tensors")
     with pytest.raises(CorruptShard, match="remove it"):

@@ -70,7 +70,7 @@ def test_contexts_follow_one_another_by_their_shares() -> None:
 
 
 def test_schedules_that_cannot_be_are_refused() -> None:
-    with pytest.raises(UsageError, match="a sample predicts from 2 tokens on"):
+    with pytest.raises(UsageError, match="too short; give at least 2 tokens"):
         ContextSchedule.of((1, 8), None)
     with pytest.raises(UsageError, match="a positive share for each of the 2 contexts"):
         ContextSchedule.of((4, 8), (1.0,))

@@ -37,7 +37,7 @@ def test_second_run_in_a_folder_leaves_the_firsts_checkpoint_alone(
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run" / "run.lock")], **pipes) as first:  # type: ignore[call-overload] # by name
         first.stdout.readline()
-        with pytest.raises(TryAgain, match="a run is working in this folder") as refused:
+        with pytest.raises(TryAgain, match="another run is using this folder") as refused:
             train(asked)
         assert refused.value.exit_code == 75
         assert unfinished.exists()

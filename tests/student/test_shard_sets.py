@@ -163,7 +163,7 @@ def test_sets_that_do_not_go_together_are_refused(
     both = (str(tiny_shards), wide_shards["logits"])
     with pytest.raises(UsageError, match="a positive weight for each of the 2 --shards"):
         train(replace(asked(both, tiny_teacher, tmp_path / "run"), shard_weights=(1.0,)))
-    with pytest.raises(UsageError, match="stage align reads nothing of it"):
+    with pytest.raises(UsageError, match="stage align reads nothing from it"):
         train(replace(asked(both, tiny_teacher, tmp_path / "run"), stage="align"))
     assert not (tmp_path / "run").exists()
 

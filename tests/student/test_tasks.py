@@ -144,5 +144,5 @@ def test_unknown_task_is_refused_by_name(student: Path, folder: Path, monkeypatc
             super().__init__(include_path=include_path, include_defaults=False)
 
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", OnlyLocal)
-    with pytest.raises(UsageError, match="--tasks nonsense: not known to lm-eval"):
+    with pytest.raises(UsageError, match="--tasks nonsense: lm-eval does not know it"):
         evaluate_tasks(EvalSettings(model=str(student), tasks="choice, nonsense", task_folder=folder))

@@ -156,7 +156,7 @@ def test_packed_conversations_have_the_padded_batchs_loss_and_gradient(
         gradients.append({name: parameter.grad for name, parameter in trainer.model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-6, msg=name)
-    with pytest.raises(UsageError, match="leave it out for dpo"):
+    with pytest.raises(UsageError, match="does not work with stage dpo"):
         tuner(replace(settings("dpo", student, data, tmp_path / "run"), packing=True))
 
 

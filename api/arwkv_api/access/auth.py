@@ -29,10 +29,10 @@ class _Requires(HTTPBearer):
                 raise Unauthorized("no key given; send the header Authorization: Bearer KEY")
             key = find_key(keyring.current(), given.credentials)
             if key is None:
-                raise Unauthorized("this key is not known; ask the operator for one, made by `api key`")
+                raise Unauthorized("this key is not known; ask the operator for a key made by `api key`")
             request.scope["key_name"] = key.name
             if self._scope not in key.scopes:
-                raise Forbidden(f"this key may not {self._scope}; ask the operator for one with scope {self._scope!r}")
+                raise Forbidden(f"this key lacks scope {self._scope!r}; ask the operator for a key that has it")
 
 
 Read = Security(_Requires("read"))

@@ -59,7 +59,9 @@ def add_key(path: Path, name: str, scopes: frozenset[Scope]) -> str:
     """
     known = load_keys(path) if path.exists() else ()
     if any(key.name == name for key in known):
-        raise UsageError(f"--name {name}: {path} has a key of that name; take another one, or delete its entry there")
+        raise UsageError(
+            f"--name {name}: {path} already has a key of that name; choose another name, or delete that entry"
+        )
     secret = PREFIX + secrets.token_urlsafe(32)
     entries = [*known, Key(name, scopes, digest_of(secret))]
     document = [{"name": key.name, "scopes": sorted(key.scopes), "digest": key.digest} for key in entries]

@@ -46,7 +46,9 @@ class Guard:
             try:
                 message = await asyncio.wait_for(receive(), BODY_TIMEOUT_S)
             except TimeoutError:
-                raise HTTPException(408, f"no more of the body came for {BODY_TIMEOUT_S:g} s; send it again") from None
+                raise HTTPException(
+                    408, f"no data of the body arrived for {BODY_TIMEOUT_S:g} s; send it again"
+                ) from None
             received_bytes += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if received_bytes > self._limit_bytes:

@@ -36,7 +36,7 @@ class Problem(BaseModel):
     type: str = Field("about:blank", examples=["about:blank", "urn:arwkv:corrupt-shard"])
     title: str = Field(examples=["Not Found"])
     status: int = Field(examples=[404])
-    detail: str = Field(examples=["dataset 'train': not under any root; GET /v1/datasets lists what is"])
+    detail: str = Field(examples=["dataset 'train': not under any root; GET /v1/datasets lists the datasets"])
     instance: str = Field(examples=["/v1/datasets/train"])
     request_id: str | None = Field(None, examples=["5f0c8a2e9b7d4c31"])
     errors: list[FieldProblem] | None = None

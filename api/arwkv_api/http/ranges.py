@@ -41,7 +41,7 @@ def requested_ranges(
     specs = [spec.strip() for spec in rest[:HEADER_LIMIT_CHARACTERS].split(",") if spec.strip()]
     if len(rest) > HEADER_LIMIT_CHARACTERS or len(specs) > limit:
         raise RangeNotSatisfiable(
-            f"Range: {len(rest.split(','))} ranges asked, at most {limit} answered; ask for fewer", size_bytes
+            f"Range: {len(rest.split(','))} ranges requested, at most {limit} are allowed; request fewer", size_bytes
         )
     matches = [_SPEC.fullmatch(spec) for spec in specs]
     bounds = [match.groups() for match in matches if match is not None and match.group() != "-"]

@@ -93,7 +93,7 @@ def _announce(url: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"url": url, "pid": os.getpid()}), flush=True)
     else:
-        print(f"serving {url}  (page {url}/, documentation {url}/docs); Ctrl-C ends it", file=sys.stderr, flush=True)
+        print(f"serving {url}  (page {url}/, documentation {url}/docs); stop with Ctrl-C", file=sys.stderr, flush=True)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -56,7 +56,7 @@ def connect(url: str) -> Engine:
     except NewerSchema as error:
         engine.dispose()
         raise UsageError(
-            f"--database {parsed.render_as_string()}: its schema is {error}, this release knows up to "
+            f"--database {parsed.render_as_string()}: its schema is {error}, but this release knows only schemas up to "
             f"{SCHEMA_REVISION}; use the newer release, or delete the index, which is rebuilt"
         ) from error
     return engine

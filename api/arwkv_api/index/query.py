@@ -100,7 +100,7 @@ def dataset_figures(session: Session, roots: Sequence[Path], name: str, *figures
 
 def still_indexed(name: str) -> TryAgain:
     """The error for a question that only the whole index of a dataset can answer."""
-    return TryAgain(f"dataset {name[:100]!r}: its shards are still being indexed; ask again in a moment")
+    return TryAgain(f"dataset {name[:100]!r}: its shards are still being indexed; try again in a moment")
 
 
 def _one(session: Session, query: Select[Any], roots: Sequence[Path], name: str) -> Row[Any]:
@@ -110,7 +110,9 @@ def _one(session: Session, query: Select[Any], roots: Sequence[Path], name: str)
     if row is None:
         scanned = select(func.count()).where(LeaseRow.root.in_(list(map(str, roots))), LeaseRow.scanned_at_s > 0)
         if session.execute(scanned).scalar_one() < len(roots):
-            raise TryAgain(f"dataset {name[:100]!r}: not found yet, the roots are still being indexed; ask again later")
+            raise TryAgain(
+                f"dataset {name[:100]!r}: not found yet, but the roots are still being indexed; try again later"
+            )
         raise _unknown(name)
     return row
 
@@ -122,7 +124,7 @@ def require_servable(name: str) -> None:
 
 
 def _unknown(name: str) -> NotFound:
-    return NotFound(f"dataset {name[:100]!r}: not under any root; GET /v1/datasets lists what is")
+    return NotFound(f"dataset {name[:100]!r}: not under any root; GET /v1/datasets lists the datasets")
 
 
 def list_shards(
@@ -190,7 +192,7 @@ def find_shard(session: Session, dataset: DatasetRow, part: int) -> ShardRow:
     if row is None:
         raise NotFound(
             f"dataset {dataset.name!r}: part {part} is not committed ({dataset.shards} of {dataset.parts} are); "
-            "it appears here within seconds once it is"
+            "it appears within seconds after its commit"
         )
     return row
 

@@ -76,7 +76,7 @@ def verify_shard(engine: Engine, dataset: DatasetRow, part: int) -> None:
     fault = found.problem if found.manifest is None else fault_of(folder, found.manifest, lambda _size: None)
     with lease(engine, dataset.root, SCAN_WAIT_S) as held:
         if held is None:
-            raise TryAgain(f"dataset {dataset.name!r}: its root is being scanned; ask again in a moment")
+            raise TryAgain(f"dataset {dataset.name!r}: its root is being scanned; try again in a moment")
         with Session(engine) as session, session.begin():
             held.renew(session)
             this = (ShardRow.dataset_id == dataset.id, ShardRow.part == part)

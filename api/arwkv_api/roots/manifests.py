@@ -140,7 +140,7 @@ def open_data(folder: Path, manifest: ShardManifest, kind: str) -> tuple[int, Fi
 
 def _require_same_dataset(manifest: ShardManifest, part: int, dataset_hash: str, where: str) -> None:
     if manifest.part != part:
-        raise CorruptShard(f"{where}: says that it is part {manifest.part}; it was renamed, make the part again")
+        raise CorruptShard(f"{where}: it is the manifest of part {manifest.part} and was renamed; make the part again")
     if manifest.dataset_hash != dataset_hash:
         raise CorruptShard(f"{where}: belongs to dataset {manifest.dataset_hash[:12]}, this is {dataset_hash[:12]}")
     numbers = (manifest.rows, manifest.tokens, manifest.first_sample_id, manifest.last_sample_id, manifest.size_bytes)
@@ -169,6 +169,6 @@ def unreadable(error: OSError, name: str) -> CorruptShard:
     reason = error.strerror or str(error).removeprefix(f"{name}: ")
     if error.errno not in NO_FILE:
         raise TryAgain(
-            f"{name}: {reason}; try again, and see to the disk or the service's limits if it stays"
+            f"{name}: {reason}; try again, and check the disk or the service's limits if this repeats"
         ) from error
     return CorruptShard(f"{name}: {reason}; make the part again")

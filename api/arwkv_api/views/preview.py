@@ -101,7 +101,7 @@ class Previews:
             row = bisect.bisect_left(range(manifest.rows), sample_id, key=lambda row: shard.sample(row).sample_id)
             if row < manifest.rows and (found := shard.sample(row)).sample_id == sample_id:
                 return found
-        raise NotFound(f"sample {sample_id}: part {manifest.part} holds ids around it, but not this one")
+        raise NotFound(f"sample {sample_id}: part {manifest.part} holds smaller and larger ids, but not this one")
 
     def _shard(self, folder: Path, info: DatasetInfo, manifest: ShardManifest) -> Shard:
         key = (str(folder), manifest.files["rows"].sha256, manifest.part)

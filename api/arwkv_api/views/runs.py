@@ -58,7 +58,7 @@ class Runs:
         """The folder of the run called `name`, which may have begun just now. Raises NotFound."""
         found = self._found.get(name) or self.folders(fresh_s=0).get(name)
         if found is None:
-            raise NotFound(f"run {name[:100]!r}: no such folder with a {METRICS}; GET /v1/runs lists what is")
+            raise NotFound(f"run {name[:100]!r}: no such folder with a {METRICS}; GET /v1/runs lists the runs")
         return found
 
 
@@ -140,5 +140,5 @@ def _parse(cursor: str | None) -> tuple[int, int]:
         return 0, 0
     file_id, _, offset = cursor.partition("-")
     if not (file_id.isdecimal() and offset.isdecimal() and len(cursor) <= 40 and cursor.isascii()):
-        raise BadCursor(f"cursor={cursor[:40]!r}: not a cursor of a run's metrics; start again without one")
+        raise BadCursor(f"cursor={cursor[:40]!r}: not a cursor of a run's metrics; start again without a cursor")
     return int(file_id), int(offset)

@@ -97,7 +97,7 @@ class ArrowFile:
         """Raise CorruptShard if the file was cut: reading a mapped page that it no longer has ends the process."""
         found = os.fstat(self._file).st_size
         if found < self.info.size_bytes:
-            raise CorruptShard(f"{self.path}: cut to {found} bytes while it was open; {REMEDY}")
+            raise CorruptShard(f"{self.path}: truncated to {found} bytes while it was open; {REMEDY}")
 
     def _require(self, regions: Sequence[Region], name: str) -> None:
         """Compare regions that were not compared yet. Raises CorruptShard."""
@@ -146,7 +146,7 @@ def _opened(path: Path, size_bytes: int) -> int:
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise CorruptShard(f"{path}: missing, though its manifest is there; {REMEDY}") from error
+        raise CorruptShard(f"{path}: missing, although its manifest exists; {REMEDY}") from error
     except OSError as error:
         raise storage_error(str(path), error) from error
     found = os.fstat(file).st_size

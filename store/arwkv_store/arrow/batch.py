@@ -86,7 +86,7 @@ class _Columns:
     def fixed(self, name: str, dtype: type[np.generic]) -> list[int]:
         values = self._buffer(name, 1, dtype)
         if len(values) < self._layout.rows:
-            raise BadCell(f"column {name} of {len(values)} values for {self._layout.rows} rows")
+            raise BadCell(f"column {name} has {len(values)} values for {self._layout.rows} rows")
         return list(values[: self._layout.rows].tolist())
 
     def number_list(self, name: str, dtype: type[np.generic]) -> _Ragged:
@@ -109,13 +109,13 @@ class _Columns:
         try:
             return [bytes(texts[row]).decode() for row in range(self._layout.rows)]
         except UnicodeDecodeError as error:
-            raise BadCell(f"{error}, in what should be a text") from error
+            raise BadCell(f"a text is not UTF-8 ({error})") from error
 
     def _offsets(self, name: str, limit: int) -> list[int]:
         offsets: list[int] = self._buffer(name, 1, np.int32)[: self._layout.rows + 1].tolist()
         wrong = len(offsets) != self._layout.rows + 1 or offsets[0] < 0 or offsets[-1] > limit
         if wrong or offsets != sorted(offsets):
-            raise BadCell(f"column {name}: offsets leave their buffer of {limit} values")
+            raise BadCell(f"column {name}: offsets lie outside the buffer of {limit} values")
         return offsets
 
     def _bits(self, name: str, number: int, count: int) -> NDArray[np.bool_]:
@@ -138,4 +138,4 @@ def _extent(type_: pa.DataType) -> tuple[int, int]:
         return 1, BUFFERS_OF_BINARY
     if pa.types.is_primitive(type_):
         return 1, 2
-    raise BadCell(f"a column of type {type_}")
+    raise BadCell(f"unexpected column of type {type_}")

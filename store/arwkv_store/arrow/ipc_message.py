@@ -57,7 +57,7 @@ def batch_layout(message: memoryview) -> BatchLayout:
         metadata = message[: _PREFIX_BYTES + metadata_bytes]
         header = _field(metadata, _PREFIX_BYTES + _u32(metadata, _PREFIX_BYTES), _MESSAGE_HEADER)
         if header is None:
-            raise BadCell("an Arrow message without a header")
+            raise BadCell("the Arrow message has no header")
         batch = header + _u32(metadata, header)
         if _field(metadata, batch, _COMPRESSION) is not None:
             raise BadCell("compressed record batch; only cells may be compressed")
@@ -66,7 +66,7 @@ def batch_layout(message: memoryview) -> BatchLayout:
         nodes = [Node(*pair) for pair in _pairs(metadata, batch, _NODES)]
         spans = [Span(len(metadata) + start, length) for start, length in _pairs(metadata, batch, _BUFFERS)]
     except struct.error as error:
-        raise BadCell(f"an Arrow message that ends early ({error})") from error
+        raise BadCell(f"the Arrow message ends early ({error})") from error
     end = len(metadata)
     for span in spans:
         if span.start < end or span.length < 0:

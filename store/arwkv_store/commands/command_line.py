@@ -142,7 +142,7 @@ def _expand_config_file(words: list[str], config_type: type[Any]) -> list[str]:
     elif at + 1 < len(words):
         path, rest = words[at + 1], words[:at] + words[at + 2 :]
     else:
-        raise UsageError("--config: no file named; write --config FILE.toml")
+        raise UsageError("--config: no file given; write --config FILE.toml")
     typed = {word.split("=", 1)[0].replace("_", "-") for word in rest if word.startswith("--")}
     return [*_flags_from_toml(_home_expanded(Path(path)), config_type, typed), *rest]
 

@@ -50,7 +50,7 @@ def copy_dataset(source_uri: str, target_uri: str) -> Iterator[Copied]:
         where = f"{target.uri}/{DATASET_FILE}"
         other = DatasetInfo.from_bytes(there, where)
         require_same(other, info, where)
-        raise ConfigurationDiffers(f"{where}: of another run ({other.created_by}); name another folder")
+        raise ConfigurationDiffers(f"{where}: another run made it ({other.created_by}); name another folder")
     for name, content in source.beside().items():
         target.put_beside(name, content)
     present, dataset_hash = target.committed_parts(), hashlib.sha256(raw).hexdigest()
@@ -98,7 +98,7 @@ def _copy_file(path: Path, file: FileInfo, to: IO[bytes]) -> None:
         with open(path, "rb", buffering=0) as content:
             found = sha256_of(_written(pieces_of(content), to))
     except FileNotFoundError as error:
-        raise CorruptShard(f"{path}: gone, though its manifest is there; run store verify --repair") from error
+        raise CorruptShard(f"{path}: missing, although its manifest exists; run store verify --repair") from error
     if found != file.sha256:
         raise CorruptShard(
             f"{path}: SHA-256 {found}, committed as {file.sha256}; run store verify --repair at the source"

@@ -21,10 +21,7 @@ def reindex_served(uri: str) -> dict[str, Any]:
     Raises UsageError for a URI that is not served, or a dataset that turns out not to be readable.
     """
     if not uri.startswith(("http://", "https://")):
-        raise UsageError(
-            f"{uri}: a folder needs no index, its manifests are the truth; "
-            "name it as its service does: http://host/v1/datasets/NAME"
-        )
+        raise UsageError(f"{uri}: a folder has no index; name a service's dataset: http://host/v1/datasets/NAME")
     source = HttpSource(uri, FileCache.of(None, None))
     answer = source.post("/reindex")
     while answer.get("state") == "indexing":

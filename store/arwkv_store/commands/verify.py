@@ -63,7 +63,7 @@ def verify_dataset(uri: str, *, deep: bool = False, repair: bool = False) -> Ite
     folder (TMPDIR).
     """
     if repair and "://" in uri:
-        raise UsageError(f"{uri}: only a folder's parts can be set aside; repair the dataset at its source")
+        raise UsageError(f"{uri}: only the parts of a folder can be repaired; repair the dataset at its source")
     # What is in doubt is the source: copies fetched earlier are left out, and the new ones go when they were checked.
     with tempfile.TemporaryDirectory(prefix="arwkv-verify-") as scratch:
         source = source_of(uri, FileCache(Path(scratch), MAX_SCRATCH_BYTES))

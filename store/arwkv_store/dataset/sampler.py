@@ -40,11 +40,11 @@ class ShardSampler:
         if batch_size <= 0 or batch_size % world_size:
             raise UsageError(f"batch size {batch_size} is not a multiple of the world size {world_size}")
         if not 0 <= rank < world_size:
-            raise UsageError(f"rank {rank} of a world of {world_size}; ranks count from 0")
+            raise UsageError(f"rank {rank} with world size {world_size}; give a rank from 0 to {world_size - 1}")
         self._rows = np.asarray(shard_rows, np.int64)
         self._samples = int(self._rows.sum())
         if epochs * self._samples < batch_size:
-            raise UsageError(f"{epochs} epochs of {self._samples} samples make no batch of {batch_size}")
+            raise UsageError(f"{epochs} epochs of {self._samples} samples are less than one batch of {batch_size}")
         self._batch_size, self._epochs, self._seed = batch_size, epochs, seed
         self._rank, self._world_size, self._start_step = rank, world_size, start_step
         self._shuffle, self._block_shards = shuffle, block_shards

@@ -44,7 +44,7 @@ class Shard:
         if self._hidden is not None:
             other, other_at = self._hidden.row(row)
             if other.sample_id[other_at] != sample_id or other.n_tokens[other_at] != batch.n_tokens[at]:
-                raise CorruptShard(f"{self._hidden.path}: row {row} is not the rows file's; {REMEDY}")
+                raise CorruptShard(f"{self._hidden.path}: row {row} does not match the rows file; {REMEDY}")
             hidden = {hidden_name(name): value for name, value in self._hidden.values(row).items()}
         values = self._rows.values(row)
         entropy, true_logprob = values.get("token_stats") or (None, None)

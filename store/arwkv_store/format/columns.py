@@ -144,7 +144,7 @@ def _hidden_column(column: str, info: DatasetInfo) -> HeavyColumn:
 
 def _named(codecs: dict[str, Any], kind: str, name: str) -> Any:  # a module with encode and decode
     if name not in codecs:
-        raise UsageError(f"{kind} {name!r} is not among {', '.join(codecs)}")
+        raise UsageError(f"{kind} {name!r} is unknown; choose one of {', '.join(codecs)}")
     return codecs[name]
 
 

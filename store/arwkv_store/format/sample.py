@@ -102,7 +102,7 @@ def validate_sample(sample: Sample, vocab_size: int) -> None:
         _expect_below(where, "entropy", -sample.entropy, sign=-1)
         _expect_below(where, "true_logprob", sample.true_logprob)
         if np.isinf(sample.entropy).any():
-            raise UsageError(f"{where}: entropy holds infinity; look at the teacher's output before storing")
+            raise UsageError(f"{where}: entropy holds infinity; check the teacher's output before storing")
     for name, value in sample.hidden.items():
         if value.ndim != 2 or value.shape[0] != T:
             raise UsageError(f"{where}: hidden {name!r} has shape {value.shape}, expected ({T}, width)")
@@ -110,7 +110,7 @@ def validate_sample(sample: Sample, vocab_size: int) -> None:
             raise UsageError(f"{where}: hidden {name!r} is {value.dtype}; give it as ml_dtypes.bfloat16")
         exponent = np.ascontiguousarray(value).view(np.uint16) & np.uint16(_BF16_EXPONENT)
         if (exponent == _BF16_EXPONENT).any():
-            raise UsageError(f"{where}: hidden {name!r} holds NaN or infinity; look at the teacher before storing")
+            raise UsageError(f"{where}: hidden {name!r} holds NaN or infinity; check the teacher before storing")
 
 
 def _validate_logits(where: str, logits: SparseLogits, T: int, vocab_size: int) -> None:
@@ -124,7 +124,7 @@ def _validate_logits(where: str, logits: SparseLogits, T: int, vocab_size: int) 
     if N and (logits.ids.min() < 0 or logits.ids.max() >= vocab_size):
         raise UsageError(f"{where}: logits.ids outside 0..{vocab_size - 1}; mask the padded rows of the teacher's head")
     if N and not np.isfinite(logits.logprobs).all():
-        raise UsageError(f"{where}: logits.logprobs holds NaN or infinity; look at the teacher's output before storing")
+        raise UsageError(f"{where}: logits.logprobs holds NaN or infinity; check the teacher's output before storing")
     _expect_below(where, "logits.logprobs", logits.logprobs)
     _expect_below(where, "logits.tail_logprob", logits.tail_logprob)
 
@@ -140,6 +140,4 @@ def _expect_below(where: str, what: str, value: NDArray[np.float32], sign: int =
     if value.size and not value.max() <= ROUNDING_NATS:
         worst = sign * float(value.max())
         bound = "at most" if sign > 0 else "at least"
-        raise UsageError(
-            f"{where}: {what} holds {worst:.4g}, {bound} 0 is possible; look at the teacher before storing"
-        )
+        raise UsageError(f"{where}: {what} holds {worst:.4g}, {bound} 0 is possible; check the teacher before storing")

@@ -133,7 +133,9 @@ def require_same(on_disk: DatasetInfo, asked: DatasetInfo, where: str) -> None:
         if before.get(name) != after.get(name) and not {name, name.split(".")[0]} & set(NOT_COMPARED)
     ]
     if differences:
-        raise ConfigurationDiffers(f"{where}: {'; '.join(differences)}; name another folder, or ask for what is there")
+        raise ConfigurationDiffers(
+            f"{where}: {'; '.join(differences)}; name another folder, or use the settings that it has"
+        )
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

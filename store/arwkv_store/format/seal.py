@@ -23,7 +23,10 @@ def sealed(document: Mapping[str, Any]) -> bytes:
     """The document, of at least one member, as bytes that `unsealed` accepts. Raises UsageError for one too large."""
     body = json.dumps(document, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()[:-1]
     if len(body) > MAX_DOCUMENT_BYTES - _SEAL_BYTES:
-        raise UsageError(f"a document of {len(body)} bytes, {MAX_DOCUMENT_BYTES} fit; put fewer samples into a part")
+        raise UsageError(
+            f"the document has {len(body)} bytes, at most {MAX_DOCUMENT_BYTES} are allowed; "
+            "put fewer samples into a part"
+        )
     return body + _OPEN + hashlib.sha256(body).hexdigest().encode() + _CLOSE
 
 
@@ -40,11 +43,13 @@ def unsealed(raw: bytes, where: str) -> dict[str, Any]:
 def require_intact(raw: bytes, where: str) -> None:
     """Raise CorruptShard unless the bytes match the hash they carry."""
     if len(raw) > MAX_DOCUMENT_BYTES:
-        raise CorruptShard(f"{where}: more than the {MAX_DOCUMENT_BYTES} bytes of any document; restore it from a copy")
+        raise CorruptShard(
+            f"{where}: longer than {MAX_DOCUMENT_BYTES} bytes, the limit of a document; restore it from a copy"
+        )
     body, seal = raw[:-_SEAL_BYTES], raw[-_SEAL_BYTES:]
     expected = _OPEN + hashlib.sha256(body).hexdigest().encode() + _CLOSE
     if seal != expected:
-        raise CorruptShard(f"{where}: {len(raw)} bytes that do not match their own hash; restore it from a copy")
+        raise CorruptShard(f"{where}: its {len(raw)} bytes do not match their own hash; restore it from a copy")
 
 
 def self_hash(raw: bytes) -> str:

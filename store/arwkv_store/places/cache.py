@@ -96,7 +96,7 @@ class FileCache:
         try:
             yield
         except NotFound as error:
-            raise CorruptShard(f"{where}: missing, though its manifest is there; restore it at its source") from error
+            raise CorruptShard(f"{where}: missing, although its manifest exists; restore it at its source") from error
         except FileNotFoundError as error:
             raise CorruptShard(f"{error.filename}: evicted by another reader; raise ARWKV_CACHE_BYTES") from error
         except OSError as error:
@@ -163,7 +163,7 @@ def _bytes_asked() -> int:
     asked = os.environ.get("ARWKV_CACHE_BYTES") or str(DEFAULT_MAX_BYTES)
     size = _SIZE.fullmatch(asked.strip())
     if size is None:
-        raise UsageError(f"ARWKV_CACHE_BYTES={asked}: no size in bytes; write 68719476736 or 64G")
+        raise UsageError(f"ARWKV_CACHE_BYTES={asked}: not a size in bytes; write 68719476736 or 64G")
     return int(size[1]) << 10 * " KMGT".index(size[2].upper() or " ")
 
 

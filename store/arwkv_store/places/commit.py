@@ -144,8 +144,8 @@ def storage_faults(what: str) -> Iterator[None]:
         yield
     except NotFlushed as error:
         raise TryAgain(
-            f"{what}: {error.strerror}; {error.filename} is complete and named, but may not outlast a power failure: "
-            "look at the disk, then run store verify"
+            f"{what}: {error.strerror}; {error.filename} is complete and named, but may be lost in a power failure: "
+            "check the disk, then run store verify"
         ) from error
     except OSError as error:
         raise storage_error(what, error) from error

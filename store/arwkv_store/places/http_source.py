@@ -56,7 +56,7 @@ class HttpSource:
                 break
         if received < committed:
             raise TryAgain(
-                f"{self.uri}: {received} of {committed} committed shards were listed; the same command continues later"
+                f"{self.uri}: {received} of {committed} committed shards were listed; run the same command again later"
             )
 
     def manifest(self, part: int) -> bytes:
@@ -94,7 +94,7 @@ class HttpSource:
 
     def no_service(self, path: str) -> UsageError:
         """The error where something else answers there."""
-        return UsageError(f"{self.uri}{path}: not the answer of a dataset service; check the URI")
+        return UsageError(f"{self.uri}{path}: the answer is not from a dataset service; check the URI")
 
     def _get(self, path: str, max_bytes: int = MAX_DOCUMENT_BYTES, *, method: str = "GET") -> bytes:
         def once() -> bytes:
@@ -102,7 +102,7 @@ class HttpSource:
             for piece in answer_pieces(method, self.uri + path):
                 document += piece
                 if len(document) > max_bytes:
-                    raise UsageError(f"{self.uri}{path}: an answer above {max_bytes} bytes; check the URI")
+                    raise UsageError(f"{self.uri}{path}: the answer is longer than {max_bytes} bytes; check the URI")
             return bytes(document)
 
         return with_retries(once, self.uri + path)

@@ -83,7 +83,7 @@ class ObjectFolder:
         except FileExistsError:
             raise
         except FileNotFoundError as error:
-            raise NotFound(f"{self.uri}/{name}: not there; name a dataset's URI") from error
+            raise NotFound(f"{self.uri}/{name}: not found; name a dataset's URI") from error
         except PermissionError as error:
             raise UsageError(f"{self.uri}/{name}: {error}; check the credentials") from error
         except OSError as error:
@@ -125,5 +125,5 @@ def _library_fault(where: str, error: Exception) -> Exception:
     if status == 404 or "NotFound" in name:
         return NotFound(f"{where}: {text}; name a dataset's URI")
     if status in (401, 403) or _CREDENTIALS.search(name):
-        return UsageError(f"{where}: {name}: {text}; give credentials where this filesystem looks for them")
+        return UsageError(f"{where}: {name}: {text}; check the credentials of this filesystem")
     return Passing(f"{name}: {text}")

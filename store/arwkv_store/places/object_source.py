@@ -37,7 +37,9 @@ class ObjectSource:
             with contextlib.suppress(NotFound):
                 found[name] = self._folder.read(name, MAX_TOKENIZER_BYTES)
             if len(found.get(name, b"")) > MAX_TOKENIZER_BYTES:
-                raise UsageError(f"{self.uri}/{name}: larger than {MAX_TOKENIZER_BYTES} bytes; no tokenizer is")
+                raise UsageError(
+                    f"{self.uri}/{name}: larger than {MAX_TOKENIZER_BYTES} bytes, too large for a tokenizer; check it"
+                )
         return found
 
     def manifests(self) -> Iterator[tuple[int, bytes]]:

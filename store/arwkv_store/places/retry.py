@@ -41,4 +41,4 @@ def pauses_s() -> Iterator[float]:
 
 def given_up(what: str, last: Exception) -> TryAgain:
     """The error after the last attempt."""
-    return TryAgain(f"{what}: {last} ({ATTEMPTS} attempts without progress); the same command continues later")
+    return TryAgain(f"{what}: {last} ({ATTEMPTS} attempts without progress); run the same command again later")

@@ -75,7 +75,7 @@ class LocalSource:
         try:
             return _read_document(path)
         except FileNotFoundError as error:
-            raise CorruptShard(f"{path}: gone since the dataset was opened; open it again") from error
+            raise CorruptShard(f"{path}: removed since the dataset was opened; open it again") from error
 
     def data_path(self, part: int, kind: str, file: FileInfo) -> Path:
         """The file in the folder."""

@@ -89,7 +89,7 @@ class ChatTemplate:
             if span is None or span[0] < end or not _says(text[slice(*span)], turn):
                 raise UsageError(
                     f"{self._where}: the chat template of {self._tokenizer.name_or_path} rewrites earlier turns, so "
-                    f"turn {number + 1} cannot be told from the rest; cut the conversation there, or fix the template"
+                    f"turn {number + 1} cannot be located; truncate the conversation there, or fix the template"
                 )
             start, end = span[0], span[0] + _without_space_behind_the_end(text[slice(*span)], turn)
             yield number, (start, end)

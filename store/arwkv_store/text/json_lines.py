@@ -60,7 +60,7 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not JSON ({error}); fix or remove the line") from error
     if not isinstance(fields, dict):
-        raise UsageError(f"{where}: {type(fields).__name__}, not a JSON object; write one object a line")
+        raise UsageError(f"{where}: {type(fields).__name__}, not a JSON object; write one object per line")
     return fields
 
 
@@ -70,7 +70,7 @@ def require_characters(text: str, where: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{where}: {text[error.start]!a} at character {error.start} is no character (half of a surrogate pair, or "
-            "a byte that is not UTF-8); fix or remove the text"
+            f"{where}: {text[error.start]!a} at character {error.start} is not a character (half of a surrogate "
+            "pair, or a byte that is not UTF-8); fix or remove the text"
         ) from error
     return text

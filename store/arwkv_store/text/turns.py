@@ -74,8 +74,8 @@ def turns_of(value: Any, where: str, field: str) -> list[Turn] | None:
         return None
     if not isinstance(value, list) or not all(isinstance(turn, dict) and _role(turn) for turn in value):
         raise UsageError(
-            f'{where}: field {field!r} is no list of {{"role": …, "content": …}} or {{"from": …, "value": …}} turns; '
-            "name another field, or fix the line"
+            f'{where}: field {field!r} is not a list of {{"role": …, "content": …}} or {{"from": …, "value": …}} '
+            "turns; name another field, or fix the line"
         )
     turns = [_turn(turn, f"{where}: turn {number}") for number, turn in enumerate(value, start=1)]
     return None if any(turn["content"] is None for turn in turns) else turns
@@ -125,7 +125,7 @@ def _parsed(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{what} are no JSON ({error}); fix or remove the line") from error
+        raise UsageError(f"{what} are not JSON ({error}); fix or remove the line") from error
 
 
 def _with_system(turns: list[Turn], fields: Mapping[str, Any]) -> list[Turn]:

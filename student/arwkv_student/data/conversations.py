@@ -159,11 +159,11 @@ def _prompt_and_replies(record: Record, tokenizer: Any) -> tuple[str, str, str] 
         text, spans = template.render(turns)
         counted = [span for number, span in spans.items() if number >= shared]
         if not counted:
-            raise UsageError(f"{record.where}: no turn of the assistant answers the prompt; mend or remove the line")
+            raise UsageError(f"{record.where}: no assistant turn answers the prompt; fix or remove the line")
         prompts.add(text[: counted[0][0]])
         replies.append(text[counted[0][0] : counted[-1][1]])
     if len(prompts) > 1:
-        raise UsageError(f"{record.where}: the chat template rewrites the prompt once it is answered; use another")
+        raise UsageError(f"{record.where}: the chat template changes the prompt after the reply; use another template")
     return prompts.pop(), replies[0], replies[1]
 
 
@@ -180,7 +180,9 @@ def _plain_pair(record: Record, tokenizer: Any) -> tuple[str, str, str]:
 
 def _template(record: Record, tokenizer: Any) -> ChatTemplate:
     if not tokenizer.chat_template:
-        raise UsageError(f"{record.where}: turns, but the tokenizer has no chat template; give --chat-template FILE")
+        raise UsageError(
+            f"{record.where}: the line holds turns, but the tokenizer has no chat template; give --chat-template FILE"
+        )
     return ChatTemplate(tokenizer, tools_of(record.fields, record.where), record.where)
 
 

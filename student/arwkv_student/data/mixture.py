@@ -38,7 +38,7 @@ class ContextSchedule:
     def of(cls, contexts: Sequence[int], shares: Sequence[float] | None) -> "ContextSchedule":
         """Equal shares where none are given. Raises UsageError for lengths or shares that cannot be."""
         if any(context < 2 for context in contexts):
-            raise UsageError(f"--context {' '.join(map(str, contexts))}: a sample predicts from 2 tokens on")
+            raise UsageError(f"--context {' '.join(map(str, contexts))}: too short; give at least 2 tokens")
         given = tuple(shares) if shares is not None else (1.0,) * len(contexts)
         if len(given) != len(contexts) or any(share <= 0 for share in given):
             raise UsageError(

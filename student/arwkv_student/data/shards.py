@@ -22,7 +22,7 @@ def open_shards(uri: str, columns: Collection[str], *, flag: str = "--shards") -
         raise UsageError(f"{flag} is missing; name a dataset folder or http(s)://host/v1/datasets/NAME")
     dataset = open_dataset(uri, columns=columns)
     if not len(dataset):
-        raise NotFound(f"{flag} {uri}: no finished shard in it yet; let the producer commit one")
+        raise NotFound(f"{flag} {uri}: it holds no finished shard yet; wait for the producer to commit one")
     return dataset
 
 
@@ -30,7 +30,7 @@ def require_counted(uri: str) -> None:
     """Raise UsageError where no position of the shards counts: a loss over nothing is 0 and teaches nothing."""
     dataset = open_shards(uri, [])
     if not any(dataset[index].loss_mask[1:].any() for index in range(len(dataset))):
-        raise UsageError(f"--shards {uri}: no position counts (every loss mask is False); train on other shards")
+        raise UsageError(f"--shards {uri}: every loss mask is False, so no position counts; train on other shards")
 
 
 def require_same_tokenizer(what: str, folder: Path, info: DatasetInfo, uri: str) -> None:
@@ -39,13 +39,13 @@ def require_same_tokenizer(what: str, folder: Path, info: DatasetInfo, uri: str)
     if own != info.tokenizer.hash:
         raise UsageError(
             f"tokenizer of {what} ({own[:18]}…) is not the shards' ({info.tokenizer.hash[:18]}…, teacher "
-            f"{info.teacher.model} in {uri}); take a model with the teacher's tokenizer"
+            f"{info.teacher.model} in {uri}); use a model with the teacher's tokenizer"
         )
     rows = json.loads((folder / "config.json").read_text())["vocab_size"]
     if rows < info.tokenizer.vocab_size:
         raise UsageError(
             f"{what} has {rows} embedding rows, the shards {info.tokenizer.vocab_size} token ids; "
-            "take a model with the teacher's vocabulary"
+            "use a model with the teacher's vocabulary"
         )
 
 
@@ -68,7 +68,7 @@ def require_teacher(flag: str, checkpoint: BaseCheckpoint, info: DatasetInfo, ur
         if checkpoint.weights_hash != weights:
             raise UsageError(
                 f"{own}: weights {checkpoint.weights_hash}, but the hidden states in {uri} are those of "
-                f"{teacher.model}, weights {weights}; name that checkpoint, or capture from this one"
+                f"{teacher.model}, weights {weights}; name that checkpoint, or capture shards with this one"
             )
         if config and checkpoint.config_hash != config:
             _warn(f"{own}: its config.json is not the one that {uri} was captured with; make sure that they agree")
@@ -76,7 +76,7 @@ def require_teacher(flag: str, checkpoint: BaseCheckpoint, info: DatasetInfo, ur
         if checkpoint.revision != teacher.revision:
             raise UsageError(
                 f"{own}: revision {checkpoint.revision}, but the hidden states in {uri} are those of "
-                f"{teacher.model}@{teacher.revision}; name that"
+                f"{teacher.model}@{teacher.revision}; name that revision"
             )
     else:
         recorded = teacher.model + (f"@{teacher.revision}" if teacher.revision else "")

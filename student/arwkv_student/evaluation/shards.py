@@ -64,7 +64,7 @@ def evaluate(
             model(input_ids=batch["input_ids"], head_loss=_adding(sums, batch, dataset.info.tokenizer.vocab_size))
     model.train(was_training)
     if not sums.positions:
-        raise UsageError("no position of the shards counts (every loss mask is False); evaluate on other shards")
+        raise UsageError("every loss mask of the shards is False, so no position counts; evaluate on other shards")
     return sums.figures()
 
 

@@ -79,7 +79,7 @@ def _task_manager(tasks: Sequence[str], folder: Path | None) -> Any:  # lm-eval 
         manager = TaskManager(include_path=include)
     unknown = sorted(set(tasks) - set(manager.all_tasks))
     if unknown:
-        raise UsageError(f"--tasks {','.join(unknown)}: not known to lm-eval; `lm_eval ls tasks` names them all")
+        raise UsageError(f"--tasks {','.join(unknown)}: lm-eval does not know it; `lm_eval ls tasks` lists all tasks")
     return manager
 
 

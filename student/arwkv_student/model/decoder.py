@@ -89,7 +89,7 @@ class ArwkvModel(ArwkvPreTrainedModel):
             past_key_values = ArwkvCache(self.config)
         cache = past_key_values if use_cache else None
         if cache is not None and cu_seqlens is not None:
-            raise UsageError("cu_seqlens and a cache: a packed row ends in no one state; pass use_cache=False")
+            raise UsageError("cu_seqlens and a cache: a packed row has no single final state; pass use_cache=False")
         context, attention = self._context(hidden_BTC, attention_mask, position_ids, cache, cu_seqlens)
         v_first_BTU, streams, mixed = None, [hidden_BTC], []
         blocks = self.layers

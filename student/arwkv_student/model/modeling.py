@@ -126,8 +126,8 @@ def _plain_weight(head: nn.Module) -> Tensor:
     if type(head) is not nn.Linear or type(weight) is not nn.Parameter or weight.is_meta:
         kind = "offloaded" if isinstance(weight, Tensor) and weight.is_meta else type(head).__name__
         raise UsageError(
-            f"lm_head is wrapped ({kind}, its weight a {type(weight).__name__}), and this loss reads the plain weight "
-            "of a linear layer; merge the adapter, or load the head unquantized and into memory"
+            f"lm_head is wrapped ({kind} with a weight of type {type(weight).__name__}), but this loss reads the "
+            "plain weight of a linear layer; merge the adapter, or load the head into memory without quantization"
         )
     return weight
 

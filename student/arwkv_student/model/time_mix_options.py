@@ -60,7 +60,9 @@ class TimeMixOptions:
                 f"{self.head_dim}; choose --num-key-value-heads that does"
             )
         if self.rope and self.head_dim % 2:
-            raise UsageError(f"head_dim {self.head_dim} is odd, and rope turns pairs of channels; choose an even one")
+            raise UsageError(
+                f"head_dim {self.head_dim} is odd, but rope rotates pairs of channels; choose an even head_dim"
+            )
 
     @property
     def width(self) -> int:

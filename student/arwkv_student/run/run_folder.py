@@ -82,7 +82,7 @@ class RunFolder:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError) as error:
                 raise TryAgain(
-                    f"--out {self.path}: a run is working in this folder; wait for its end, or choose another"
+                    f"--out {self.path}: another run is using this folder; wait until it ends, or choose another folder"
                 ) from error
             yield
 
@@ -96,7 +96,9 @@ class RunFolder:
             if before.get(name) != asked.get(name)
         ]
         if differences:
-            raise ConfigurationDiffers(f"{file}: {'; '.join(differences)}; choose another --out, or the same settings")
+            raise ConfigurationDiffers(
+                f"{file}: {'; '.join(differences)}; choose another --out, or use the same settings"
+            )
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """The summary of a stage that is done, or None."""

@@ -60,7 +60,7 @@ def _require_unbiased(settings: TrainSettings, info: DatasetInfo) -> None:
     if drawn and (settings.divergence != "forward" or settings.temperature != 1.0):
         raise UsageError(
             f"--divergence {settings.divergence} --temperature {settings.temperature} on {info.capture.logits} logits "
-            "would be biased; draws go with forward at 1.0, top-k and adaptive with all"
+            "would be biased; drawn logits need forward at 1.0, top-k and adaptive with all"
         )
 
 
@@ -68,10 +68,15 @@ def _teacher_head(settings: TrainSettings, infos: Sequence[DatasetInfo], base: B
     """The frozen head that turns final hidden states into logits: the base's, or --teacher-head's."""
     source = base if settings.teacher_head is None else open_base(settings.teacher_head)
     if settings.divergence != "forward":
-        raise UsageError(f"divergence {settings.divergence!r} needs stored logits; final hidden states go with forward")
+        raise UsageError(
+            f"divergence {settings.divergence!r} needs stored logits; with final hidden states use forward"
+        )
     tied = source.config.get("tie_word_embeddings", False)
     ((_, head_VC),) = source.tensors(["model.embed_tokens.weight" if tied else "lm_head.weight"])
     if len({(t.model, t.revision, t.weights_hash) for t in (info.teacher for info in infos)}) > 1:
-        raise UsageError("final hidden states of several teachers, and one --teacher-head; give shards of one teacher")
+        raise UsageError(
+            "the final hidden states are from several teachers, but there is one --teacher-head; "
+            "give shards of one teacher"
+        )
     checked: Tensor = head_VC
     return checked

@@ -81,7 +81,7 @@ class ReferenceFolder:
             with safe_open(file, framework="pt") as opened:
                 chosen, rejected = (opened.get_tensor(name) for name in REFERENCE)
         except (SafetensorError, OSError) as error:
-            raise CorruptShard(f"{file}: {error}; remove it, and the same command computes it anew") from error
+            raise CorruptShard(f"{file}: {error}; remove it and run the same command again") from error
         if len(chosen) != len(pairs) or len(rejected) != len(pairs):
             raise CorruptShard(f"{file}: {len(chosen)} entries for {len(pairs)} pairs; remove it")
         return chosen, rejected

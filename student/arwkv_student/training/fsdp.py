@@ -31,7 +31,7 @@ def shard(model: ArwkvForCausalLM, device: torch.device) -> None:
     travel: in bf16 the decay would lose what it needs. Raises UsageError where there are no processes to spread over.
     """
     if not torch.distributed.is_initialized():
-        raise UsageError("--fsdp: one process alone; start it with torchrun --nproc-per-node N -m arwkv_student.cli")
+        raise UsageError("--fsdp: only one process; start with torchrun --nproc-per-node N -m arwkv_student.cli")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)

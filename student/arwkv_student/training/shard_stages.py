@@ -133,7 +133,7 @@ def _names(settings: TrainSettings, base: BaseCheckpoint, head: BaseCheckpoint, 
                 require_fitting_head(flag, head, shards.info, shards.uri)
     for shards in sets:
         if not any(shards.serves(stage) for stage in stages):
-            raise UsageError(f"--shards {shards.uri}: stage {', '.join(stages)} reads nothing of it; leave it out")
+            raise UsageError(f"--shards {shards.uri}: stage {', '.join(stages)} reads nothing from it; leave it out")
     return stages
 
 
@@ -171,8 +171,8 @@ def _take_preset(student: ArwkvForCausalLM, settings: TrainSettings, base: BaseC
     ]
     if differences:
         raise UsageError(
-            f"--start-from {settings.start_from}: {'; '.join(differences)}; give the options it was made with, or no "
-            "--preset"
+            f"--start-from {settings.start_from}: {'; '.join(differences)}; use the options that it was made with, or "
+            "leave out --preset"
         )
     student.config.preset = settings.preset
 

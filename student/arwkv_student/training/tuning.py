@@ -53,7 +53,7 @@ def open_start(settings: TrainSettings) -> Start:
     if settings.data is None:
         raise UsageError(f"--data is missing; stage {settings.stage} reads a JSONL file")
     if settings.packing and settings.stage == "dpo":
-        raise UsageError("--packing serves stages align, distill and sft; leave it out for dpo")
+        raise UsageError("--packing does not work with stage dpo; leave it out")
     folder = Path(settings.start_from)
     require_student(folder)
     checkpoint = checkpoint_hash(folder)

@@ -70,7 +70,7 @@ def register_dataset(service: ServiceDep, registration: Registration, request: R
         _scan_now(service, registration.name)
         row = find_dataset(session, service.settings.roots, registration.name)
         if row.state == "missing":
-            raise NotFound(f"{row.problem}; put it under a root first")
+            raise NotFound(f"{row.problem}; move it under a root first")
         response.headers["Location"] = f"datasets/{quote(row.name, safe='')}"
         return dataset_detail(row, _info(row))
 
@@ -159,7 +159,7 @@ def _info(row: DatasetRow) -> DatasetInfo | None:
 def _scan_held_off(service: Service, name: str, root: str) -> Iterator[Lease]:
     with lease(service.engine, root, SCAN_WAIT_S) as held:
         if held is None:
-            raise TryAgain(f"dataset {name!r}: its root is being scanned; ask again in a moment")
+            raise TryAgain(f"dataset {name!r}: its root is being scanned; try again in a moment")
         yield held
 
 
@@ -167,4 +167,4 @@ def _scan_now(service: Service, name: str) -> None:
     """Read dataset `name` anew from whichever root has it."""
     for root in service.settings.roots:
         if not scan_root(service.engine, root, wait_s=SCAN_WAIT_S, anew=name).done:
-            raise TryAgain(f"{root.name}: another scan is under way; ask again in a moment")
+            raise TryAgain(f"{root.name}: another scan is running; try again in a moment")

@@ -98,12 +98,14 @@ def _unpack(frame: NDArray[np.uint8], size_bytes: int) -> NDArray[np.uint8]:
     try:
         # The declared size is what the decoder allocates: it must be the bounded one before decoding starts.
         if zstandard.frame_content_size(frame.data) != size_bytes:
-            raise BadCell(f"frame does not unpack to the {size_bytes} bytes its cell claims")
+            raise BadCell(f"frame does not unpack to the {size_bytes} bytes that its cell declares")
         scratch = _scratch(size_bytes)
         with _decompressor().stream_reader(frame.data, read_across_frames=True) as reader:
             # The read after the last byte finds a second frame or other bytes that do not belong there.
             if reader.readinto(scratch.data) != size_bytes or reader.read(1):
-                raise BadCell(f"frame does not unpack to the {size_bytes} bytes its cell claims, or is not alone")
+                raise BadCell(
+                    f"frame does not unpack to the {size_bytes} bytes that its cell declares, or bytes follow it"
+                )
     except zstandard.ZstdError as error:
         raise BadCell(f"frame does not unpack: {error}") from error
     return scratch

@@ -45,7 +45,8 @@ def require_codes(where: str, logits: SparseLogits) -> None:
     least = logits.logprobs.min(initial=0)
     if least < _LEAST_LOGPROB:
         raise UsageError(
-            f"{where}: logits.logprobs holds {least:.4g}, codec compact reaches down to {_LEAST_LOGPROB:.4g}; use exact"
+            f"{where}: logits.logprobs holds {least:.4g}, the lowest value of codec compact is {_LEAST_LOGPROB:.4g}; "
+            "use exact"
         )
 
 
@@ -101,7 +102,7 @@ def decode(cell: NDArray[np.uint8], tokens: int, limit: int) -> SparseLogits:
     codes = running_sums(differences, parts)
     codes += parts.spread(first.astype(np.uint32))
     if codes.max(initial=0) >= CODES:
-        raise BadCell(f"code {codes.max()}, there are {CODES}")
+        raise BadCell(f"code {codes.max()} is not below {CODES}")
     return SparseLogits(counts, ids, np.take(_LOGPROBS, codes.reshape(-1)), tail)
 
 
