@@ -10,7 +10,7 @@ import tyro
 
 from arwkv_store.commands.command_line import VERBATIM, unset
 from arwkv_store.errors import UsageError
-from arwkv_student.model.time_mix_options import Gate, OutputNorm, Preset, ValueResidual
+from arwkv_student.model.time_mix_options import Gate, OutputNorm, Preset, QkNorm, ValueResidual
 
 Stage = Literal["auto", "align", "distill", "sft", "dpo"]
 _PRESETS = "{" + ",".join(get_args(Preset)) + "}"
@@ -183,7 +183,9 @@ class Logging:
 class AdvancedTimeMixer:
     """Parts of the time mixer. Each replaces what the preset says."""
 
-    layers: Annotated[tuple[int, ...] | None, unset("INT [INT ...]", "default: all layers")] = None
+    layers: Annotated[Literal["none"] | tuple[int, ...] | None, unset("none|INT [INT ...]", "default: all layers")] = (
+        None
+    )
     """Layers that mix time. The other layers keep the base's attention."""
     head_dim: Annotated[int | None, unset("INT", _OF_PRESET)] = None
     """Width of one head."""
@@ -193,6 +195,8 @@ class AdvancedTimeMixer:
     """Key and value heads."""
     qkv_bias: Annotated[bool | None, unset("{True,False}", _OF_PRESET)] = None
     """Biases on receptance, key and value."""
+    qk_norm: Annotated[QkNorm | None, unset("{none,head,width}", _OF_PRESET)] = None
+    """RMSNorm of receptance and key."""
     rope: Annotated[bool | None, unset("{True,False}", _OF_PRESET)] = None
     """Rotary embedding on receptance and key."""
     token_shift: Annotated[bool | None, unset("{True,False}", _OF_PRESET)] = None

@@ -8,11 +8,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
-from transformers import AutoTokenizer, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from arwkv_producer.numerics.sampling import draw, uniforms
 from arwkv_producer.run.samples import hybrid_logits, sampled_logits, sparse_logits
-from arwkv_producer.teacher.teacher import find_teacher, weights_hash
 from arwkv_store import (
     CaptureInfo,
     CorpusInfo,
@@ -24,6 +23,7 @@ from arwkv_store import (
     create_dataset,
 )
 from arwkv_store.format.vocabulary import vocabulary_hash
+from arwkv_store.format.weights import hash_of_checkpoint
 
 SAMPLES_PER_PART = 4
 
@@ -44,7 +44,7 @@ def tokenize(teacher: Path, texts: Sequence[str], max_length: int) -> list[list[
 
 
 @torch.no_grad()
-def live_forward(model: Qwen2ForCausalLM, tokens_BT: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], Any]:
+def live_forward(model: PreTrainedModel, tokens_BT: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], Any]:
     """Logits, attention outputs of every layer, and the hidden states transformers reports."""
     attention: list[torch.Tensor] = []
     hooks = [
@@ -76,7 +76,7 @@ def stored_logits(
 
 
 def capture(
-    model: Qwen2ForCausalLM,
+    model: PreTrainedModel,
     sample_id: int,
     tokens: Sequence[int],
     *,
@@ -110,7 +110,7 @@ def capture(
 
 def dataset_info(
     teacher: Path,
-    model: Qwen2ForCausalLM,
+    model: PreTrainedModel,
     vocabulary: dict[str, int],
     capture: CaptureInfo,
     chunks: Sequence[Sequence[int]],
@@ -125,7 +125,7 @@ def dataset_info(
             hidden_size=config.hidden_size,
             num_hidden_layers=config.num_hidden_layers,
             dtype="float32",
-            weights_hash=weights_hash(find_teacher(str(teacher))),
+            weights_hash=hash_of_checkpoint(teacher, json.loads((teacher / "config.json").read_text())),
         ),
         tokenizer=TokenizerInfo(hash=vocabulary_hash(vocabulary), vocab_size=max(vocabulary.values()) + 1),
         vocab_size_padded=config.vocab_size,
@@ -154,7 +154,7 @@ def make_shards(
     samples_per_part: int = SAMPLES_PER_PART,
 ) -> Path:
     """Capture `texts` with the teacher in fp32 into a dataset folder."""
-    model = Qwen2ForCausalLM.from_pretrained(teacher).eval()
+    model = AutoModelForCausalLM.from_pretrained(teacher).eval()
     vocabulary = AutoTokenizer.from_pretrained(teacher).get_vocab()
     vocab_size = max(vocabulary.values()) + 1
     chunks = tokenize(teacher, texts, max_length)[:limit]

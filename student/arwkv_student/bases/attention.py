@@ -4,14 +4,14 @@ Only stage align from `boundaries` needs them: shards of attention outputs hold 
 Shape legend: B batch, T time, C model width, L layers.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2Config
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2RMSNorm, Qwen2RotaryEmbedding
 
 from arwkv_student.bases.checkpoint import BaseCheckpoint
+from arwkv_student.model.architectures import attention_windows
 
 
 class BaseAttention(nn.Module):
@@ -19,16 +19,17 @@ class BaseAttention(nn.Module):
 
     def __init__(self, base: BaseCheckpoint, layers: Sequence[int]) -> None:
         super().__init__()
-        own = {name: value for name, value in base.config.items() if name not in ("dtype", "model_type")}
-        config = Qwen2Config(**own | {"rope_parameters": base.rope_parameters})
+        architecture, config = base.architecture, copy.deepcopy(base.family_config)
         config._attn_implementation = "sdpa"
-        self.rotary_emb = Qwen2RotaryEmbedding(config)
-        self.blocks = nn.ModuleDict({str(layer): Qwen2Attention(config, layer) for layer in layers})
-        norms = {str(layer): Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps) for layer in layers}
+        self.windows = attention_windows(config)
+        self.rotary_emb = architecture.rotary_embedding(config)
+        self.blocks = nn.ModuleDict({str(layer): architecture.attention(config, layer) for layer in layers})
+        norm = architecture.norms.before_mixer
+        norms = {str(layer): nn.Identity() if norm is None else architecture.norm(config) for layer in layers}
         self.norms = nn.ModuleDict(norms)
         for layer in self.blocks:
             _load(self.blocks[layer], base, f"model.layers.{layer}.self_attn.")
-            _load(self.norms[layer], base, f"model.layers.{layer}.input_layernorm.")
+            _load(self.norms[layer], base, f"model.layers.{layer}.{norm}.")
         self.requires_grad_(False)
 
     @torch.no_grad()
@@ -47,8 +48,7 @@ class BaseAttention(nn.Module):
 
     def _attend(self, layer: int, x_BTC: Tensor) -> Tensor:
         positions = torch.arange(x_BTC.shape[1], device=x_BTC.device)[None]
-        block, mask_TT = self.blocks[str(layer)], None
-        window: int | None = getattr(block, "sliding_window", None)
+        block, mask_TT, window = self.blocks[str(layer)], None, self.windows[layer]
         if window is not None and window < x_BTC.shape[1]:
             distance_TT = positions.T - positions
             mask_TT = ((distance_TT >= 0) & (distance_TT < window))[None, None]

@@ -1,4 +1,4 @@
-"""The base checkpoint: a Qwen2, Qwen2.5 or Llama folder or Hub name, of which single tensors are read."""
+"""The base checkpoint: a folder or Hub name of a family that students start from, of which single tensors are read."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,9 +10,8 @@ from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.model_files import INDEX, read_json, require_whole_weights
 from arwkv_store.format.weights import hash_of_config, hash_of_weights
 from arwkv_student.bases.tokenizer import TOKENIZER_AND_GENERATION
-
-SUPPORTED = ("qwen2", "llama")
-QKV_BIASES = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
+from arwkv_student.model.architectures import Architecture, architecture_of
+from arwkv_student.model.time_mix_options import BaseShape
 
 
 @dataclass(frozen=True)
@@ -27,42 +26,37 @@ class BaseCheckpoint:
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Any]]:  # Any: torch.Tensor, which loads slowly
         """Yield (name, tensor) for these names only; nothing else of the weights is read.
 
-        The biases of query, key and value that a Llama lacks are zeros. Raises UsageError naming the first tensor that
-        the checkpoint lacks.
+        Raises UsageError naming the first tensor that the checkpoint lacks.
         """
-        import torch
         from safetensors import safe_open
 
         by_file: dict[str, list[str]] = {}
         for name in names:
-            stored = self._stored_name(name)
-            if stored not in self.file_of_tensor:
+            if name not in self.file_of_tensor:
                 kind = self.config["model_type"]
-                raise UsageError(f"base {self.name}: no tensor {stored} in {self.folder}; is it a {kind} causal LM?")
-            by_file.setdefault(self.file_of_tensor[stored], []).append(name)
+                raise UsageError(f"base {self.name}: no tensor {name} in {self.folder}; is it a {kind} causal LM?")
+            by_file.setdefault(self.file_of_tensor[name], []).append(name)
         for file, wanted in by_file.items():
             with safe_open(self.folder / file, framework="pt") as opened:
                 for name in wanted:
-                    stored = self._stored_name(name)
-                    absent = stored != name
-                    yield (
-                        name,
-                        torch.zeros(opened.get_slice(stored).get_shape()[0]) if absent else opened.get_tensor(name),
-                    )
+                    yield name, opened.get_tensor(name)
 
-    def _stored_name(self, name: str) -> str:
-        """The tensor itself, or the weight whose bias is zero."""
-        if self.config["model_type"] == "llama" and name.endswith(QKV_BIASES):
-            return name.removesuffix("bias") + "weight"
-        return name
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The family's entry."""
+        return architecture_of(f"base {self.name}", self.config["model_type"])
 
-    @property
-    def rope_parameters(self) -> dict[str, Any]:
-        """The rotary embedding's settings, whichever of the names that configurations have had for them is used."""
+    @cached_property
+    def family_config(self) -> Any:  # transformers is untyped
+        """The configuration as transformers reads it: fields that config.json leaves out, and older names of others."""
         from transformers import AutoConfig
 
-        parameters: dict[str, Any] = AutoConfig.for_model(**self.config).rope_parameters
-        return parameters
+        return AutoConfig.for_model(**{name: value for name, value in self.config.items() if name != "dtype"})
+
+    @property
+    def shape(self) -> BaseShape:
+        """The widths, as presets read them."""
+        return self.architecture.shape(self.family_config)
 
     @cached_property
     def weights_hash(self) -> str:
@@ -87,23 +81,28 @@ class BaseCheckpoint:
 def open_base(name: str) -> BaseCheckpoint:
     """Find a checkpoint: a local folder, or a Hub name (`name@revision`; a bare name means Qwen/name).
 
-    Raises NotFound where there is none or it lacks a file, UsageError where it is of another family, has biases that
-    students lack, or a file is not whole.
+    Raises NotFound where there is none or it lacks a file, UsageError where it is of a family or turns positions in a
+    way that is not known here, or a file is not whole.
     """
     folder = Path(name) if Path(name).is_dir() else _from_hub(name)
     path = folder / "config.json"
     if not path.is_file():
         raise NotFound(f"base {name}: no config.json in {folder}; name a Hugging Face model folder")
     config = read_json(f"base {name}", path)
-    if config.get("model_type") not in SUPPORTED:
-        raise UsageError(
-            f"base {name}: model type {config.get('model_type')!r}; name a Qwen2, Qwen2.5 or Llama checkpoint"
-        )
-    for field in ("attention_bias", "mlp_bias"):
-        if config.get(field):
-            raise UsageError(f"base {name}: {field} is true in its config.json; name a Llama checkpoint without it")
+    architecture_of(f"base {name}", config.get("model_type"))
     require_whole_weights(f"base {name}", folder)
-    return BaseCheckpoint(name, folder, config, _file_of_tensor(name, folder))
+    base = BaseCheckpoint(name, folder, config, _file_of_tensor(name, folder))
+    _require_known_rope(base)
+    return base
+
+
+def _require_known_rope(base: BaseCheckpoint) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    kind = (base.family_config.rope_parameters or {}).get("rope_type", "default")
+    if kind not in ("default", *ROPE_INIT_FUNCTIONS):
+        known = ", ".join(ROPE_INIT_FUNCTIONS)
+        raise UsageError(f"base {base.name}: rope type {kind!r} in its config.json; known are default, {known}")
 
 
 def _file_of_tensor(name: str, folder: Path) -> dict[str, str]:

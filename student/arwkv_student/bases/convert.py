@@ -1,53 +1,32 @@
 """A student from a base checkpoint: everything but attention is the base's, and attention's place is taken."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedConfig
 
 from arwkv_store.errors import UsageError
 from arwkv_student.bases.checkpoint import BaseCheckpoint
-from arwkv_student.model.configuration import ATTENTION, TIME_MIX, ArwkvConfig
+from arwkv_student.model.architectures import attention_windows, expert_tensors
+from arwkv_student.model.configuration import ATTENTION, TIME_MIX, WINDOWED_ATTENTION, ArwkvConfig
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.model.time_mix_options import BaseShape, TimeMixOptions, options_as_dict, preset_options
 from arwkv_student.settings import AdvancedTimeMixer, EvalSettings, TrainSettings
 
-COPIED_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-)
-LAYER_TENSORS = (
-    "mlp.gate_proj.weight",
-    "mlp.up_proj.weight",
-    "mlp.down_proj.weight",
-    "input_layernorm.weight",
-    "post_attention_layernorm.weight",
-)
-ATTENTION_TENSORS = (
-    "self_attn.q_proj.weight",
-    "self_attn.q_proj.bias",
-    "self_attn.k_proj.weight",
-    "self_attn.k_proj.bias",
-    "self_attn.v_proj.weight",
-    "self_attn.v_proj.bias",
-    "self_attn.o_proj.weight",
-)
-TIME_MIX_OF_ATTENTION = {"q_proj": "receptance", "k_proj": "key", "v_proj": "value", "o_proj": "output"}
+# Of a base's configuration, what a student's says in its own way, or says itself.
+NOT_COPIED = frozenset({"layer_types", "use_cache", "head_dim", "max_window_layers", "use_sliding_window"})
+ATTENTION_OF_TIME_MIX = {
+    "receptance": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "output": "o_proj",
+    "receptance_norm": "q_norm",
+    "key_norm": "k_norm",
+}
 
 
 @dataclass(frozen=True)
@@ -58,51 +37,55 @@ class Conversion:
     loaded: tuple[str, ...]
 
 
-def base_shape(base: BaseCheckpoint) -> BaseShape:
-    """The base's widths, as presets read them."""
-    config = base.config
-    heads = config["num_attention_heads"]
-    return BaseShape(
-        hidden_size=config["hidden_size"],
-        num_attention_heads=heads,
-        num_key_value_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-    )
-
-
 def student_config(
     base: BaseCheckpoint, preset: str, overrides: dict[str, Any] | None = None, layers: Sequence[int] | None = None
 ) -> ArwkvConfig:
-    """The configuration of a student of `base`. `layers`: those that mix time (all); the others keep attention."""
-    options = preset_options(preset, base_shape(base), overrides)
-    config, depth = base.config, base.config["num_hidden_layers"]
+    """The configuration of a student of `base`. `layers`: those that mix time (None: all); the others keep attention.
+
+    Raises UsageError for layers that the base does not have, and options that do not go with it.
+    """
+    options = preset_options(preset, base.shape, overrides)
+    config = base.family_config
+    depth: int = config.num_hidden_layers
     chosen = set(range(depth)) if layers is None else set(layers)
-    if not chosen or not chosen <= set(range(depth)):
+    if not chosen <= set(range(depth)):
         raise UsageError(f"layers {sorted(chosen)}: base {base.name} has layers 0 to {depth - 1}; choose among those")
-    if config.get("use_sliding_window") and len(chosen) < depth:
-        raise UsageError(f"base {base.name}: sliding-window attention cannot be kept in a hybrid; convert all layers")
     if options.init_from_teacher:
         _require_equal_projections(base, options)
-    copied = {name: config[name] for name in COPIED_FIELDS if config.get(name) is not None}
+    kept = [ATTENTION if window is None else WINDOWED_ATTENTION for window in attention_windows(config)]
     return ArwkvConfig(
-        **copied,
-        head_dim=base_shape(base).head_dim,
-        rope_parameters=base.rope_parameters,
-        layer_types=[TIME_MIX if layer in chosen else ATTENTION for layer in range(depth)],
+        **_copied(config),
+        base_model_type=base.config["model_type"],
+        head_dim=base.shape.head_dim,
+        layer_types=[TIME_MIX if layer in chosen else kind for layer, kind in enumerate(kept)],
         preset=preset,
         time_mix=options_as_dict(options),
         use_cache=True,
     )
 
 
+def _copied(config: Any) -> dict[str, Any]:
+    """What the family's own configuration adds to transformers' general one, and its tokens' ids."""
+    own = {field.name for field in dataclasses.fields(config)} - NOT_COPIED
+    general = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    return {name: getattr(config, name) for name in sorted(own - general)}
+
+
 def _require_equal_projections(base: BaseCheckpoint, options: TimeMixOptions) -> None:
-    shape = base_shape(base)
-    of_base = (shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim)
-    of_student = (options.num_heads, options.num_key_value_heads, options.head_dim)
-    if of_base != of_student or not options.qkv_bias:
+    shape = base.shape
+    if shape.output_bias:
         raise UsageError(
-            f"init_from_teacher: (heads, key-value heads, head_dim) {of_student}, qkv_bias={options.qkv_bias} "
-            f"differ from the base's {of_base} with biases; keep the base's, or set init_from_teacher=False"
+            f"init_from_teacher: base {base.name} has attention_bias, and a time mixer's output has no bias; "
+            "set --init-from-teacher False"
+        )
+    names = ("num_attention_heads", "num_key_value_heads", "head_dim", "qk_norm")
+    of_base = tuple(getattr(shape, name) for name in names)
+    of_student = (options.num_heads, options.num_key_value_heads, options.head_dim, options.qk_norm)
+    if of_base != of_student or (shape.qkv_bias and not options.qkv_bias):
+        raise UsageError(
+            f"init_from_teacher: (heads, key-value heads, head_dim, qk_norm) {of_student}, qkv_bias="
+            f"{options.qkv_bias} differ from the base's {of_base}, qkv_bias={shape.qkv_bias}; keep the base's, or set "
+            "init_from_teacher=False"
         )
 
 
@@ -112,11 +95,12 @@ def convert(base: BaseCheckpoint, config: ArwkvConfig) -> Conversion:
     The base's attention tensors are read only for layers that keep attention, and for `init_from_teacher`.
     """
     model = ArwkvForCausalLM(config)
-    sources = _sources(config)
     parameters = dict(model.named_parameters())
+    sources = _sources(base, config, parameters)
     with torch.no_grad():
         for name, tensor in base.tensors(sources):
-            target = parameters[sources[name]]
+            parameter, index = sources[name]
+            target = parameters[parameter][index]
             if target.shape != tensor.shape:
                 raise UsageError(
                     f"base {base.name}: tensor {name} is {tuple(tensor.shape)}, the student's {tuple(target.shape)}; "
@@ -127,25 +111,26 @@ def convert(base: BaseCheckpoint, config: ArwkvConfig) -> Conversion:
     return Conversion(model, tuple(sources))
 
 
-def _sources(config: ArwkvConfig) -> dict[str, str]:
-    """The base's tensor names, and the parameter of the student that each becomes."""
-    same = ["model.embed_tokens.weight", "model.norm.weight"]
-    if not config.tie_word_embeddings:
-        same.append("lm_head.weight")
-    sources = {name: name for name in same}
-    for layer in range(config.num_hidden_layers):
-        prefix = f"model.layers.{layer}."
-        sources |= {prefix + name: prefix + name for name in LAYER_TENSORS}
-        if layer not in config.time_mix_layers:
-            sources |= {prefix + name: prefix + name for name in ATTENTION_TENSORS}
-        elif config.time_mix_options.init_from_teacher:
-            sources |= {prefix + name: prefix + _time_mix_name(name) for name in ATTENTION_TENSORS}
+def _sources(base: BaseCheckpoint, config: ArwkvConfig, parameters: Iterable[str]) -> dict[str, tuple[str, Any]]:
+    """The base's tensor names, and the parameter of the student that each becomes, or a part of it by its index."""
+    sources: dict[str, tuple[str, Any]] = {}
+    for parameter in parameters:
+        stored: str | None = parameter
+        if ".time_mix." in parameter:
+            stored = _attention_name(parameter, base.shape) if config.time_mix_options.init_from_teacher else None
+        parts = () if parameter in base.file_of_tensor else tuple(expert_tensors(parameter, config))
+        if stored is not None:
+            sources |= {name: (parameter, index) for name, index in parts} or {stored: (parameter, ...)}
     return sources
 
 
-def _time_mix_name(attention_name: str) -> str:
-    _, projection, kind = attention_name.split(".")
-    return f"time_mix.{TIME_MIX_OF_ATTENTION[projection]}.{kind}"
+def _attention_name(parameter: str, shape: BaseShape) -> str | None:
+    """The base's tensor that a time mixer's parameter starts from; None: it has none."""
+    layer, _, name = parameter.partition(".time_mix.")
+    module, _, kind = name.partition(".")
+    if module not in ATTENTION_OF_TIME_MIX or (kind == "bias" and not shape.qkv_bias):
+        return None
+    return f"{layer}.self_attn.{ATTENTION_OF_TIME_MIX[module]}.{kind}"
 
 
 def untrained_student(base: BaseCheckpoint, settings: TrainSettings | EvalSettings, seed: int) -> ArwkvForCausalLM:
@@ -158,4 +143,4 @@ def config_of(base: BaseCheckpoint, settings: TrainSettings | EvalSettings) -> A
     """`student_config` by the flags of a command."""
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(AdvancedTimeMixer)}
     layers = chosen.pop("layers")
-    return student_config(base, settings.preset or "arwkv", chosen, layers)
+    return student_config(base, settings.preset or "arwkv", chosen, () if layers == "none" else layers)

@@ -4,13 +4,17 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from arwkv_student.model.architectures import Architecture, architecture_of
 from arwkv_student.model.time_mix_options import TimeMixOptions
 
-TIME_MIX, ATTENTION = "linear_attention", "full_attention"
+TIME_MIX, ATTENTION, WINDOWED_ATTENTION = "linear_attention", "full_attention", "sliding_attention"
 
 
 class ArwkvConfig(PreTrainedConfig):  # type: ignore[misc] # transformers is untyped
-    """Qwen2's configuration, and `time_mix`: the fields of `TimeMixOptions`."""
+    """The base's configuration, field by field, and `time_mix`: the fields of `TimeMixOptions`.
+
+    Fields that only some families have are further attributes, under the family's names.
+    """
 
     model_type = "arwkv"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 -- transformers' own class attribute
@@ -35,6 +39,7 @@ class ArwkvConfig(PreTrainedConfig):  # type: ignore[misc] # transformers is unt
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    base_model_type: str = "qwen2"
     preset: str = "arwkv"
     time_mix: dict | None = None  # type: ignore[type-arg] # as above
 
@@ -48,6 +53,11 @@ class ArwkvConfig(PreTrainedConfig):  # type: ignore[misc] # transformers is unt
         """`time_mix`, typed and checked."""
         assert self.time_mix is not None, "an ArwkvConfig without time_mix; make it with preset_options"
         return TimeMixOptions(**self.time_mix)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The family of the base. Raises UsageError for one that this release does not know."""
+        return architecture_of("student", self.base_model_type)
 
     @property
     def time_mix_layers(self) -> list[int]:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import ModelOutput
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, Qwen2RotaryEmbedding
 
 from arwkv_store.errors import UsageError
 from arwkv_student.model.cache import ArwkvCache
-from arwkv_student.model.configuration import ATTENTION, ArwkvConfig
+from arwkv_student.model.configuration import TIME_MIX, WINDOWED_ATTENTION, ArwkvConfig
 from arwkv_student.model.decoder_layer import ArwkvDecoderLayer, AttentionContext
 from arwkv_student.model.time_mix import TimeMix, TimeMixContext
 
@@ -58,8 +57,10 @@ class ArwkvModel(ArwkvPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(ArwkvDecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = Qwen2RotaryEmbedding(config) if ATTENTION in (config.layer_types or []) else None
+        architecture = config.architecture
+        self.norm = architecture.norm(config)
+        self.attention_kinds = set(config.layer_types or ()) - {TIME_MIX}
+        self.rotary_emb = architecture.rotary_embedding(config) if self.attention_kinds else None
         self.time_mix_rotary_emb = _time_mix_rotary_emb(config) if config.time_mix_options.rope else None
         self.gradient_checkpointing = False
         self.post_init()
@@ -136,21 +137,24 @@ class ArwkvModel(ArwkvPreTrainedModel):
         context = TimeMixContext(turned, mask_BT1, cu_seqlens)
         if self.rotary_emb is None:
             return context, None
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden_BTC,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            position_ids=position_ids,
-        )
-        return context, AttentionContext(self.rotary_emb(hidden_BTC, position_ids), causal_mask)
+        causal_masks = {
+            kind: (create_sliding_window_causal_mask if kind == WINDOWED_ATTENTION else create_causal_mask)(
+                config=self.config,
+                inputs_embeds=hidden_BTC,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                position_ids=position_ids,
+            )
+            for kind in self.attention_kinds
+        }
+        return context, AttentionContext(self.rotary_emb(hidden_BTC, position_ids), causal_masks)
 
 
 def _time_mix_rotary_emb(config: ArwkvConfig) -> nn.Module:
     """The base's rotary embedding, for the time mixers' own head size."""
     own = copy.copy(config)
     own.head_dim = config.time_mix_options.head_dim
-    embedding: nn.Module = Qwen2RotaryEmbedding(own)
+    embedding: nn.Module = config.architecture.rotary_embedding(own)
     return embedding
 
 

@@ -1,14 +1,14 @@
-"""One layer of the student: Qwen2's, with a time mixer in the place of its attention, or with its attention.
+"""One layer of the student: its base's, with a time mixer in the place of its attention, or with its attention.
 
 Shape legend: B batch, T time, C model width, U width of all key-value heads.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP, Qwen2RMSNorm
 
 from arwkv_student.model.cache import ArwkvCache
 from arwkv_student.model.configuration import TIME_MIX, ArwkvConfig
@@ -19,26 +19,31 @@ class AttentionContext(NamedTuple):
     """What the layers that kept their attention share in one forward pass."""
 
     cos_sin_BTD: tuple[Tensor, Tensor]
-    causal_mask: Tensor | None
+    causal_masks: Mapping[str, Tensor | None]
+    """By kind of layer."""
 
 
 class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # transformers is untyped
-    """Norm, time mixer or attention, norm, MLP; Qwen2's layer, and its parameter names."""
+    """Norms, time mixer or attention, and MLP, as the base's layer has them (see `BlockNorms`), under its names."""
 
     def __init__(self, config: ArwkvConfig, layer: int) -> None:
         super().__init__()
         assert config.layer_types is not None
-        self.layer, self.mixes_time = layer, config.layer_types[layer] == TIME_MIX
+        architecture = config.architecture
+        self.layer, self.kind, self.norms = layer, config.layer_types[layer], architecture.norms
+        self.mixes_time = self.kind == TIME_MIX
         if self.mixes_time:
             is_first = layer == min(config.time_mix_layers)
             self.time_mix = TimeMix(
-                config.time_mix_options, config.hidden_size, layer, config.num_hidden_layers, is_first=is_first
+                *(config.time_mix_options, config.hidden_size, layer, config.num_hidden_layers),
+                is_first=is_first,
+                norm_eps=config.rms_norm_eps,
             )
         else:
-            self.self_attn = Qwen2Attention(config, layer)
-        self.mlp = Qwen2MLP(config)
-        self.input_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.self_attn = architecture.attention(config, layer)
+        self.mlp = architecture.mlp(config, layer)
+        for name in self.norms.names():
+            self.add_module(name, architecture.norm(config))
 
     def forward(
         self,
@@ -56,7 +61,7 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
         time mixer's own, and carries no gradient: stage 1's teacher forcing. `only_mixes` ends with the time mixer,
         where nobody reads the stream after it.
         """
-        x_BTC = self.input_layernorm(hidden_BTC)
+        x_BTC = self._normed(self.norms.before_mixer, hidden_BTC)
         mixed_BTC = None
         if self.mixes_time:
             state = None if cache is None else cache.time_mix_state(self.layer, x_BTC)
@@ -68,17 +73,25 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
             mixed_BTC, _ = self.self_attn(
                 hidden_states=x_BTC,
                 position_embeddings=attention.cos_sin_BTD,
-                attention_mask=attention.causal_mask,
+                attention_mask=attention.causal_masks[self.kind],
                 past_key_values=cache,
             )
         if only_mixes:
             return hidden_BTC, v_first_BTU, mixed_BTC
         if teacher_BTC is not None:
             with torch.no_grad():
-                return self._with_mlp(hidden_BTC + teacher_BTC.to(hidden_BTC.dtype)), v_first_BTU, mixed_BTC
+                return self._rest(hidden_BTC, teacher_BTC.to(hidden_BTC.dtype)), v_first_BTU, mixed_BTC
         assert mixed_BTC is not None, "without a teacher's output, a layer mixes time or attends"
-        return self._with_mlp(hidden_BTC + mixed_BTC), v_first_BTU, None
+        return self._rest(hidden_BTC, mixed_BTC), v_first_BTU, None
 
-    def _with_mlp(self, hidden_BTC: Tensor) -> Tensor:
-        stream_BTC: Tensor = hidden_BTC + self.mlp(self.post_attention_layernorm(hidden_BTC))
-        return stream_BTC
+    def _rest(self, hidden_BTC: Tensor, mixed_BTC: Tensor) -> Tensor:
+        """The stream after the layer, from what the mixer made of it."""
+        hidden_BTC = hidden_BTC + self._normed(self.norms.after_mixer, mixed_BTC)
+        y_BTC = self.mlp(self._normed(self.norms.before_mlp, hidden_BTC))
+        return hidden_BTC + self._normed(self.norms.after_mlp, y_BTC)
+
+    def _normed(self, norm: str | None, x_BTC: Tensor) -> Tensor:
+        if norm is None:
+            return x_BTC
+        normed_BTC: Tensor = getattr(self, norm)(x_BTC)
+        return normed_BTC

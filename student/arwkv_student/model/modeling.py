@@ -1,6 +1,6 @@
-"""`ArwkvForCausalLM`: a Qwen2 decoder whose attention blocks are RWKV-7 time mixers, as a Hugging Face model.
+"""`ArwkvForCausalLM`: a decoder whose attention blocks are RWKV-7 time mixers, as a Hugging Face model.
 
-Layers that `config.layer_types` calls "full_attention" keep the base's attention (a hybrid); all others mix time.
+Layers that `config.layer_types` calls "linear_attention" mix time; all others keep the base's attention (a hybrid).
 Shape legend: B batch, T time, C model width, V vocabulary rows, L layers.
 """
 

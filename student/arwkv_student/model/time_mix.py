@@ -71,13 +71,32 @@ class HeadNorm(nn.GroupNorm):
         return F.group_norm(rows_NW, self.num_groups, weight, bias, self.eps).view(y_BTHD.shape)
 
 
+class ProjectionNorm(nn.RMSNorm):
+    """Each stretch of its width of a projection [B, T, U] normalized by itself, in fp32."""
+
+    def forward(self, y_BTU: Tensor) -> Tensor:
+        """[B, T, U] in fp32."""
+        heads = y_BTU.float().view(*y_BTU.shape[:-1], -1, self.weight.shape[0])
+        return F.rms_norm(heads, self.normalized_shape, self.weight.float(), self.eps).flatten(-2)
+
+
 class TimeMix(nn.Module):
     """One time mixer. `forward` takes what the attention block takes: the normed input of the layer."""
 
     def __init__(
-        self, options: TimeMixOptions, hidden_size: int, layer: int, num_layers: int, *, is_first: bool = False
+        self,
+        options: TimeMixOptions,
+        hidden_size: int,
+        layer: int,
+        num_layers: int,
+        *,
+        is_first: bool = False,
+        norm_eps: float = 1e-6,
     ) -> None:
-        """`is_first`: no earlier layer mixes time, so that this one's value is the one that later layers mix in."""
+        """`is_first`: no earlier layer mixes time, so that this one's value is the one that later layers mix in.
+
+        `norm_eps`: of `qk_norm`.
+        """
         super().__init__()
         self.options, self.layer, self.num_layers = options, layer, num_layers
         self.fuse = False
@@ -92,6 +111,10 @@ class TimeMix(nn.Module):
         self.removal_scale = nn.Parameter(torch.ones(W))
         if not options.state_balancing:
             self.rate_scale = nn.Parameter(torch.ones(W))
+        if options.qk_norm != "none":
+            D, whole = options.head_dim, options.qk_norm == "width"
+            self.receptance_norm = ProjectionNorm(W if whole else D, eps=norm_eps)
+            self.key_norm = ProjectionNorm(U if whole else D, eps=norm_eps)
         if options.value_residual != "none" and not is_first:
             self.value_mix = LowRank(C, options.value_rank, U, activation="none")
         if options.gate != "none":
@@ -143,14 +166,20 @@ class TimeMix(nn.Module):
     def _projected(self, inputs: tuple[Tensor, ...], *, is_first: bool) -> Projected:
         x_r, x_w, x_k, x_v, x_a, x_g = inputs
         return Projected(
-            r=self.receptance(x_r),
-            k=self.key(x_k),
+            r=self._normed("receptance", self.receptance(x_r)),
+            k=self._normed("key", self.key(x_k)),
             v=self.value(x_v),
             decay=self.decay(x_w),
             iclr=self.rate(x_a),
             value_mix=None if is_first or self.options.value_residual == "none" else self.value_mix(x_v),
             gate=None if self.options.gate == "none" else self.gate(x_g),
         )
+
+    def _normed(self, projection: str, y_BTU: Tensor) -> Tensor:
+        if self.options.qk_norm == "none":
+            return y_BTU
+        normed: Tensor = getattr(self, f"{projection}_norm")(y_BTU)
+        return normed
 
     def _all_tokens(
         self,

@@ -11,6 +11,7 @@ from arwkv_store.errors import UsageError
 Gate = Literal["none", "low-rank", "residual"]
 OutputNorm = Literal["none", "group"]
 ValueResidual = Literal["none", "detached", "differentiable"]
+QkNorm = Literal["none", "head", "width"]
 Preset = Literal["arwkv", "arwkv-active-mlp", "arwkv-gate-active-mlp", "arwkv-from-32b", "rad-rwkv7"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
@@ -26,7 +27,7 @@ class TimeMixOptions:
     num_key_value_heads: int
     """Key and value heads; each serves num_heads / num_key_value_heads receptance heads."""
     qkv_bias: bool
-    """Biases on the receptance, key and value projections, as Qwen2's q, k and v have."""
+    """Biases on the receptance, key and value projections."""
     rope: bool
     """Rotary position embedding on receptance and key."""
     token_shift: bool
@@ -51,6 +52,8 @@ class TimeMixOptions:
     """Rank of the value residual's mixing weight."""
     gate_rank: int
     """Rank of the gate."""
+    qk_norm: QkNorm = "none"
+    """RMSNorm of receptance and key before rope, of each head (Qwen3's) or of all at once (OLMo 2's)."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -97,13 +100,17 @@ class BaseShape:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: QkNorm = "none"
 
 
 def preset_options(preset: str, base: BaseShape, overrides: Mapping[str, Any] | None = None) -> TimeMixOptions:
     """The time mixer that `preset` means for a base of this shape, with `overrides` (None values are ignored) on top.
 
     `arwkv*`: heads of 64, full-width projections, no rope, no biases, token shift, group norm off (arXiv 2501.15570 and
-    its released 7B). `rad-rwkv7`: the base's own heads, biases and rope, its q/k/v/o as the start (arXiv 2505.03005).
+    its released 7B). `rad-rwkv7`: the base's own heads, biases, q/k norms and rope, its
+    q/k/v/o as the start (arXiv 2505.03005).
     """
     if preset not in PRESETS:
         raise UsageError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
@@ -147,7 +154,8 @@ def _rad_rwkv7(base: BaseShape) -> dict[str, Any]:
         "head_dim": base.head_dim,
         "num_heads": base.num_attention_heads,
         "num_key_value_heads": base.num_key_value_heads,
-        "qkv_bias": True,
+        "qkv_bias": base.qkv_bias,
+        "qk_norm": base.qk_norm,
         "rope": True,
         "token_shift": False,
         "gate": "low-rank",

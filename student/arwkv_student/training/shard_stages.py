@@ -99,7 +99,7 @@ class ShardStages:
 def open_shard_stages(settings: TrainSettings) -> ShardStages:
     """Open base, head and shards. Raises UsageError or NotFound for what is missing or does not fit together."""
     if not settings.base:
-        raise UsageError("--base is missing; name the Qwen2 checkpoint the student starts from, such as Qwen2.5-0.5B")
+        raise UsageError("--base is missing; name the checkpoint that the student starts from, such as Qwen2.5-0.5B")
     base = open_base(settings.base)
     sets = open_shard_sets(settings.shards, settings.shard_weights)
     head = base if settings.teacher_head is None else open_base(settings.teacher_head)
@@ -121,6 +121,10 @@ def _names(settings: TrainSettings, base: BaseCheckpoint, head: BaseCheckpoint, 
     """
     mixed = config_of(base, settings).time_mix_layers
     possible = [stage for stage in ("align", "distill") if any(shards.serves(stage) for shards in sets)]
+    if not mixed:
+        possible = [stage for stage in possible if stage != "align"]
+        if settings.stage == "align":
+            raise UsageError("--stage align: no layer mixes time (--layers none); name layers, or choose distill")
     stages = possible if settings.stage == "auto" else [str(settings.stage)]
     for stage in stages or ["distill"]:
         for shards in serving(sets, stage, settings):
