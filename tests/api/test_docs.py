@@ -99,11 +99,11 @@ def test_limits_are_those_of_the_code() -> None:
     assert f"| Items in a page of a list | {PAGE_LIMIT:,} " in API
     assert f"`--range-limit` ({config['range_limit']})" in API
     assert config["request_limit_bytes"] == LINE_LIMIT_BYTES == 1 << 20
-    assert f"| {MANIFEST_PAGE_BYTES >> 20} MiB together, one at least |" in API
-    assert f"10,000, and {ANSWER_BYTES >> 20} MiB together; 1,000 |" in API
-    assert f"{HEAD_LIMIT_BYTES >> 10} KiB, the head within {HEAD_TIMEOUT_S:.0f} s;" in API
-    assert f"| {SEND_TIMEOUT_S:.0f} s for some 200 kB;" in API
-    assert f"less {OTHER_DESCRIPTORS};" in API
+    assert f"| {MANIFEST_PAGE_BYTES >> 20} MiB in total, at least one |" in API
+    assert f"10,000, and {ANSWER_BYTES >> 20} MiB in total; 1,000 |" in API
+    assert f"{HEAD_LIMIT_BYTES >> 10} KiB; the head must arrive within {HEAD_TIMEOUT_S:.0f} s;" in API
+    assert f"| {SEND_TIMEOUT_S:.0f} s for about 200 kB;" in API
+    assert f"minus {OTHER_DESCRIPTORS};" in API
     assert f"| A manifest or dataset.json | {MAX_DOCUMENT_BYTES >> 20} MiB |" in API
 
 
