@@ -115,7 +115,7 @@ def test_table_sorts_pages_and_filters_at_the_service(browser: Browser, site: st
     browser.wait("document.querySelectorAll('section tbody tr').length === 50")
     browser.do("document.querySelector('#state').value = 'corrupt'")
     browser.do("document.querySelector('#state').dispatchEvent(new Event('change'))")
-    browser.wait("document.body.innerText.includes('No shard here yet')")
+    browser.wait("document.body.innerText.includes('No shards found')")
 
 
 def test_damaged_shard_is_named_with_its_reason(browser: Browser, site: str) -> None:
@@ -253,7 +253,7 @@ def test_colours_can_be_chosen_and_are_remembered(browser: Browser, site: str) -
     light = browser.do(page)
     for _ in range(2):
         browser.do("document.querySelector('#theme').click()")
-    assert browser.do("document.querySelector('#theme').ariaLabel") == "Colours: dark"
+    assert browser.do("document.querySelector('#theme').ariaLabel") == "Theme: dark"
     assert browser.do(page) != light
     browser.open(f"{site}/#/runs", VIEWS["/#/runs"])
     assert browser.do(page) != light

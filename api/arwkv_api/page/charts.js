@@ -1,8 +1,8 @@
-// Charts in the page's colours, each with its figures as a table for those who do not see it.
+// Charts in the page's colours, each with a table of its data for people who cannot see it.
 import { element } from "./elements.js";
 
 const style = (name) => {
-  // light-dark() resolves only where it is used: let a real property compute it.
+  // light-dark() resolves only in a real property: let one compute it.
   const probe = element("span");
   probe.style.color = `var(${name})`;
   document.body.append(probe);
@@ -17,7 +17,7 @@ const PALETTE = ["--accent", "--heat", "--good", "--bad", "--soft"];
 export function chartCard({ title, note, kind, categories, series, x = {}, y = {}, horizontal = false }) {
   const canvas = element("canvas", { role: "img", "aria-label": `${title}. ${note ?? ""} The figures follow as a table.` });
   const card = element("figure", { class: "card" });
-  const table = element("details", {}, element("summary", {}, "Figures"));
+  const table = element("details", {}, element("summary", {}, "Data table"));
   card.append(element("div", {}, element("h2", {}, title), element("p", { class: "soft" }, note ?? "")));
   card.append(element("div", { class: "chart" }, canvas), table);
   table.addEventListener("toggle", () => table.open && fill(table, { title, categories, series: chart.series, x }), { once: false });
@@ -100,5 +100,5 @@ function fill(details, { title, categories, series, x }) {
     ...series.map((one) => element("td", { class: "number" }, value(one, row) == null ? "" : Number(value(one, row)).toLocaleString("en", { maximumSignificantDigits: 5 })))));
   const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...body));
   details.querySelector(".table")?.remove();
-  details.append(element("div", { class: "table", tabindex: "0", role: "region", "aria-label": `Figures: ${title}` }, table));
+  details.append(element("div", { class: "table", tabindex: "0", role: "region", "aria-label": `Data table: ${title}` }, table));
 }

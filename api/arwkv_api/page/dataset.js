@@ -1,12 +1,12 @@
-// One dataset: what it is, how it grew, what is in it, and its shards.
+// One dataset: its identity, growth, statistics and shards.
 import { badge, bytes, count, element, facts, figure, percent, short, show, tiles, when } from "./elements.js";
 import { listing } from "./listing.js";
 import { address, ask, enc, save } from "./service.js";
 import { charts, quality } from "./statistics.js";
 
-// A dataset that is being indexed is asked for again after this time.
+// A dataset that is being indexed is requested again after this time.
 const INDEXING_MS = 1000;
-// Most files of a corpus that are named.
+// Maximum number of files of a corpus that are listed.
 const FILES = 20;
 
 export async function datasetView(place, signal, name) {
@@ -60,21 +60,21 @@ function identity({ name, info }) {
     ["Logits", [capture.logits, capture.top_k && `k = ${capture.top_k}`, capture.top_p && `p = ${capture.top_p}`, capture.samples && `${capture.samples} samples`, capture.logits_codec].filter(Boolean).join(", ")],
     ["Hidden states", capture.hidden_states === "none" ? "none" : `${capture.hidden_states}, ${capture.layers.length || 1} columns, ${capture.hidden_dtype}`],
     ["Corpus", `${info.corpus.description || info.corpus.fingerprint}: ${count(info.corpus.samples)} samples, ${count(info.corpus.tokens)} tokens`],
-    ["Made with", info.command],
+    ["Command", info.command],
   ]), element("div", { class: "uri" }, element("code", {}, `student train --shards ${uri}`), copy, said));
 }
 
-// What the producer recorded of the text; a file that it passed over stands with its reason.
+// The producer's report of the text; a skipped file is shown with the reason.
 function reported(report) {
   const counts = (entries) => entries.filter(([, number]) => number).map(([word, number]) => `${count(number)} ${word}`).join(", ");
   const files = report.files_read ?? [];
   const some = files.slice(0, FILES).join(", ") + (files.length > FILES ? ` and ${count(files.length - FILES)} more` : "");
   return element("section", { class: "card", id: "corpus" }, element("h2", {}, "Corpus"), facts([
-    ["Documents", counts([["in the dataset", report.documents], ["of them cut", report.documents_cut], ["empty", report.documents_empty], ["duplicate", report.documents_duplicate], ["beyond their source's share", report.documents_beyond_share]])],
+    ["Documents", counts([["in the dataset", report.documents], ["of them split", report.documents_cut], ["empty", report.documents_empty], ["duplicate", report.documents_duplicate], ["left over after mixing", report.documents_beyond_share]])],
     ["Tokens", `${count(report.tokens ?? 0)}, of which ${count(report.tokens_counted ?? 0)} count in the loss`],
     ["Turns", counts(Object.entries(report.turns ?? {}))],
     ["Files read", some],
-    ["Files passed over", Object.entries(report.files_passed_over ?? {}).slice(0, FILES).map(([name, why]) => `${name} (${why})`).join(", ")],
+    ["Files skipped", Object.entries(report.files_passed_over ?? {}).slice(0, FILES).map(([name, why]) => `${name} (${why})`).join(", ")],
   ]));
 }
 
@@ -118,7 +118,7 @@ function shards(path, name, dataset, signal) {
   const sample = element("input", { id: "sample", inputmode: "numeric", pattern: "[0-9]*", size: "8", placeholder: "id" });
   const open = element("button", { type: "submit" }, "Read the sample");
   const table = listing({
-    label: `Shards of ${name}`, path: `${path}/shards`, sort: "part", signal, empty: "No shard here yet.",
+    label: `Shards of ${name}`, path: `${path}/shards`, sort: "part", signal, empty: "No shards found.",
     query: () => ({ ...(state.value ? { state: state.value } : {}), ...(/^\d+$/.test(sample.value) ? { sample_id: sample.value } : {}) }),
     columns: [
       { name: "Part", key: "part", cell: (s) => (s.state === "committed" ? element("a", { href: `#/datasets/${enc(name)}/shards/${s.part}` }, String(s.part)) : String(s.part)) },
@@ -138,6 +138,6 @@ function shards(path, name, dataset, signal) {
   const form = element("form", { class: "controls", onsubmit: (event) => {
     event.preventDefault();
     if (/^\d+$/.test(sample.value)) location.hash = `#/datasets/${enc(name)}/samples/${sample.value}`;
-  } }, element("label", { for: "state" }, "State", state), element("label", { for: "sample" }, "With sample", sample), open);
+  } }, element("label", { for: "state" }, "State", state), element("label", { for: "sample" }, "Contains sample", sample), open);
   return element("section", { class: "card" }, element("h2", {}, "Shards"), form, table);
 }

@@ -3,7 +3,7 @@ import { badge, bytes, count, element, short, show, tiles, when } from "./elemen
 import { listing } from "./listing.js";
 import { ask, enc } from "./service.js";
 
-// Most datasets that one answer lists, and that the sums at the top are of.
+// Maximum number of datasets in one answer, and in the sums at the top.
 const SUMMED = 1000;
 
 export async function datasetsView(place, signal) {
@@ -11,7 +11,7 @@ export async function datasetsView(place, signal) {
   const first = await ask(`v1/datasets?limit=${SUMMED}`, signal);
   if (!first.items.length) {
     show(place, element("h1", {}, "Datasets"), element("div", { class: "card empty" },
-      element("p", {}, "There is no dataset yet. A dataset appears here seconds after its first commit:"),
+      element("p", {}, "There is no dataset yet. A dataset appears here within seconds after its first commit:"),
       element("p", {}, element("code", {}, "producer generate --teacher … --data … --out ROOT/NAME"))));
     return;
   }
@@ -22,7 +22,7 @@ export async function datasetsView(place, signal) {
     path: "v1/datasets",
     sort: "name",
     signal,
-    empty: "No dataset of that name.",
+    empty: "No dataset found.",
     query: () => (search.value ? { contains: search.value } : {}),
     columns: [
       { name: "Name", key: "name", wide: true, cell: (d) => element("a", { href: `#/datasets/${enc(d.name)}` }, d.name) },

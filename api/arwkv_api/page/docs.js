@@ -1,4 +1,4 @@
-// Every operation of /openapi.json: what it does, takes and answers, to try from here or to paste into a shell.
+// Every operation of /openapi.json with parameters and responses, to try here or to paste into a shell.
 import { element, show } from "./elements.js";
 import { address } from "./service.js";
 import { offerThemes } from "./theme.js";
@@ -37,8 +37,8 @@ function entry(operation, book) {
       element("code", {}, p.name), p.in + (p.required ? ", required" : ""), values(resolve(p.schema, book)), ...[p.description ?? p.schema.description ?? ""].map((words) => element("span", {}, ...prose(words)))])) : null,
     body ? grid(`Body of ${method} ${path}`, ["Field", "Values", "Meaning"], Object.entries(body.properties).map(([name, field]) => [
       element("code", {}, name), values(field), field.description ?? ""])) : null,
-    element("h3", {}, "Answers"),
-    grid(`Answers of ${method} ${path}`, ["Status", "Meaning", "Form"], Object.entries(responses).map(([status, answer]) => [
+    element("h3", {}, "Responses"),
+    grid(`Responses of ${method} ${path}`, ["Status", "Meaning", "Content"], Object.entries(responses).map(([status, answer]) => [
       status, answer.description, Object.keys(answer.content ?? {}).join(", ")])),
     element("h3", {}, "Try it"), trial(operation, body));
 }
@@ -107,7 +107,7 @@ function values(schema) {
   return rest.filter(Boolean).join("; ");
 }
 
-// `words` between backquotes as code.
+// Shows `words` between backquotes as code.
 function prose(words) {
   return words.split("`").map((piece, at) => (at % 2 ? element("code", {}, piece) : piece));
 }

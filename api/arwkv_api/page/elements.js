@@ -1,4 +1,4 @@
-// Making elements, and saying numbers, sizes and times the way people read them.
+// Makes elements, and formats numbers, sizes and times.
 
 export function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);

@@ -1,4 +1,4 @@
-// A table that the service sorts and pages: headings are buttons, more rows come on request.
+// A table that the service sorts and pages: headings are buttons, and a button loads more rows.
 import { element, show } from "./elements.js";
 import { ask } from "./service.js";
 

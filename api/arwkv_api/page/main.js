@@ -1,4 +1,4 @@
-// The page's frame: which view the address names, the colours, and where to go when one goes wrong.
+// The frame of the page: it selects the view by the address, and shows errors.
 import { datasetView } from "./dataset.js";
 import { datasetsView } from "./datasets.js";
 import { element, show } from "./elements.js";
@@ -32,7 +32,7 @@ async function go() {
     await view(content, signal, ...names);
   } catch (error) {
     if (signal.aborted) return;
-    show(content, element("h1", {}, "This did not work"), element("p", { class: "notice bad", role: "alert" }, error.message));
+    show(content, element("h1", {}, "Something went wrong"), element("p", { class: "notice bad", role: "alert" }, error.message));
   }
 }
 

@@ -1,16 +1,16 @@
-// Training runs: which there are, one's curves as it goes, and the answers of teacher and student to the same prompts.
+// Training runs: a list, the live curves of one run, and the answers of teacher and student to the same prompts.
 import { chartCard } from "./charts.js";
 import { bytes, count, element, figure, short, show, tick, tiles, when } from "./elements.js";
 import { address, ask, enc, repeat } from "./service.js";
 
 const EVERY_MS = 2000;
 const SAMPLES = 8;
-// Figures that get a chart, in this order; whatever else a run writes is in its last line.
+// The figures with a chart, in this order; the last line of a run shows all others.
 const CURVES = [
   ["loss", "Training loss"],
-  ["eval_kl", "KL to the teacher, held out"],
+  ["eval_kl", "KL to the teacher, held-out"],
   ["eval_perplexity_ratio", "Perplexity, student over teacher"],
-  ["eval_top1_agreement", "Top-1 agreement, held out"],
+  ["eval_top1_agreement", "Top-1 agreement, held-out"],
   ["tokens_per_s", "Tokens per second"],
   ["lr", "Learning rate"],
   ["grad_norm", "Gradient norm"],
@@ -27,9 +27,9 @@ export async function runsView(place, signal) {
   }
   const rows = items.map((run) => element("tr", {},
     element("td", { class: "wide", "data-name": "Name" }, element("a", { href: `#/runs/${enc(run.name)}` }, run.name)),
-    element("td", { class: "number", "data-name": "Figures" }, bytes(run.size_bytes)),
-    element("td", { class: "number", "data-name": "Last line" }, when(run.updated_at))));
-  const head = ["Name", "Figures", "Last line"].map((name, at) => element("th", { scope: "col", class: at ? "number" : null }, name));
+    element("td", { class: "number", "data-name": "Size" }, bytes(run.size_bytes)),
+    element("td", { class: "number", "data-name": "Updated" }, when(run.updated_at))));
+  const head = ["Name", "Size", "Updated"].map((name, at) => element("th", { scope: "col", class: at ? "number" : null }, name));
   show(place, element("h1", {}, "Runs"), element("div", { class: "card" }, element("div", { class: "table" },
     element("table", { class: "stack", "aria-label": "Runs" }, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows)))));
 }
@@ -86,7 +86,7 @@ function latest(lines) {
     ["Step", last("step") == null ? "–" : count(last("step"))],
     ["Tokens", last("tokens") == null ? "–" : short(last("tokens"))],
     ["Loss", figure(last("loss"), 4)],
-    ["KL held out", figure(last("eval_kl"), 4)],
+    ["KL, held-out", figure(last("eval_kl"), 4)],
     ["Speed", last("tokens_per_s") == null ? "–" : `${short(last("tokens_per_s"))}/s`],
   ]);
 }

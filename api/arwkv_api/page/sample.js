@@ -1,8 +1,8 @@
-// One sample: its text coloured by how unsure the teacher was, and what it held likely at each token.
+// One sample: its text, coloured by the teacher's entropy, and the likely tokens at each position.
 import { count, element, figure, percent, show } from "./elements.js";
 import { ask, enc } from "./service.js";
 
-// Nats at which the colour is full; most of a language model's entropy lies below.
+// Entropy in nats at which the colour is full; most positions of a language model are below.
 const FULL_NATS = 5;
 const FULL_SHARE = 55;
 const WINDOW = 512;
@@ -80,7 +80,7 @@ function tokenButton(token) {
   return made;
 }
 
-// Blanks and line breaks as signs: as text they would not be seen.
+// Spaces and line breaks as signs, because they are invisible as text.
 function visible({ text, id }) {
   return text == null ? String(id) : text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "␣") || "∅";
 }
@@ -97,8 +97,8 @@ function inspect(token) {
       element("progress", { max: 1, value: share, "aria-label": `probability of ${visible(other)}` }), percent(share));
   });
   return [title,
-    element("p", {}, `The teacher's probability of it: ${token.logprob == null ? "–" : percent(Math.exp(token.logprob))}; entropy ${figure(token.entropy)} nats.`),
+    element("p", {}, `Teacher's probability of this token: ${token.logprob == null ? "–" : percent(Math.exp(token.logprob))}; entropy ${figure(token.entropy)} nats.`),
     token.counts ? null : element("p", { class: "soft" }, "This token does not count in the loss."),
     element("ul", { class: "bars", "aria-label": "Most likely tokens here" }, ...bars),
-    element("p", { class: "soft" }, `Beyond the stored entries: ${percent(token.tail_mass)}`)].filter(Boolean);
+    element("p", { class: "soft" }, `Probability of all other tokens: ${percent(token.tail_mass)}`)].filter(Boolean);
 }

@@ -1,15 +1,15 @@
-// Asking the service, with the tab's key where it needs one.
+// Requests to the service, with the tab's key if it needs one.
 
 export const enc = encodeURIComponent;
 
-// The whole address of a path of the service, which may lie behind a prefix: it is relative to the page's own.
+// The full address of a path of the service, relative to the page's own address: there may be a prefix.
 export const address = (path) => new URL(path, document.baseURI).href;
 
 export async function ask(path, signal, method = "GET") {
   return (await request(path, signal, method)).json();
 }
 
-// Fetches a file with the tab's key and has the browser keep it under `name`.
+// Fetches a file with the tab's key, and lets the browser save it under `name`.
 export async function save(path, name) {
   const url = URL.createObjectURL(await (await request(path)).blob());
   const link = document.createElement("a");
@@ -47,8 +47,8 @@ function askForKey(signal) {
   return asking;
 }
 
-// Calls `work` now and again every `interval` ms until the view is left; a hidden tab waits. `said` is told of each
-// failure, and with null once it works: a service that restarts is asked again.
+// Calls `work` now and then every `interval` ms until the user leaves the view; a hidden tab waits. `said` gets each
+// failure, and null after a success, so that a service may restart.
 export async function repeat(interval, signal, work, said) {
   while (!signal.aborted) {
     try {

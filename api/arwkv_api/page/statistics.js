@@ -1,8 +1,8 @@
-// What statistics look like: of a dataset or of one of its shards.
+// Tiles and charts of statistics, of a dataset or of one of its shards.
 import { chartCard } from "./charts.js";
 import { count, figure, percent, short, tick, when } from "./elements.js";
 
-// Tiles of how sure the teacher was, and of how much of what it held likely was kept.
+// Tiles of the teacher's perplexity and entropy, and of the probability mass that was kept.
 export const quality = (stats) => [
   ["Teacher perplexity", figure(stats.teacher_perplexity), `${figure(stats.teacher_nll_mean)} nats per token`],
   ["Mean entropy", figure(stats.entropy_mean), "nats, full distribution"],
@@ -12,7 +12,7 @@ export const quality = (stats) => [
 const share = (value) => `${tick(100 * value)} %`;
 const layer = (column) => column.replace("hidden.", "");
 
-// Cards for whatever `stats` has figures of, a dataset's or a shard's; `points` are a dataset's totals over time.
+// A chart for each part of `stats`, a dataset's or a shard's; `points` are a dataset's totals over time.
 export function charts(stats, points = []) {
   const made = [];
   if (points.length) {
@@ -25,7 +25,7 @@ export function charts(stats, points = []) {
   }
   if (stats.entropy_histogram.length) {
     made.push(chartCard({
-      title: "Entropy of the teacher", note: `Positions by nats; mean ${figure(stats.entropy_mean)}.`, kind: "bar",
+      title: "Entropy of the teacher", note: `Positions by entropy in nats; mean ${figure(stats.entropy_mean)}.`, kind: "bar",
       categories: stats.entropy_histogram.map((_, bin) => (bin * 0.25).toFixed(2)),
       series: [{ label: "positions", values: stats.entropy_histogram }],
       x: { title: "nats" }, y: { zero: true, tick: short, say: count },
@@ -35,7 +35,7 @@ export function charts(stats, points = []) {
   const columns = Object.entries(stats.bytes_by_column).filter(([, size]) => size > 0).sort((a, b) => b[1] - a[1]);
   if (columns.length) {
     made.push(chartCard({
-      title: "Bytes per token", note: "Stored, by column.", kind: "bar", horizontal: true,
+      title: "Bytes per token", note: "Stored bytes of each column.", kind: "bar", horizontal: true,
       categories: columns.map(([column]) => column),
       series: [{ label: "bytes per token", values: columns.map(([, size]) => size / Math.max(stats.tokens, 1)) }],
       x: {}, y: { zero: true, say: (v) => figure(v) },
@@ -44,16 +44,16 @@ export function charts(stats, points = []) {
   const layers = Object.keys(stats.hidden_rms);
   if (layers.length) {
     made.push(chartCard({
-      title: "Hidden states by layer", note: "Root mean square of what the teacher gave.", kind: "bar",
+      title: "Hidden states by layer", note: "Root mean square of the teacher's values.", kind: "bar",
       categories: layers.map(layer), series: [{ label: "RMS", values: Object.values(stats.hidden_rms) }],
       x: {}, y: { zero: true, say: (v) => figure(v) },
     }));
   }
-  // Apart from the above: an error of a few thousandths could not be seen beside it.
+  // A chart of its own: next to the root mean square, an error of a few thousandths would be invisible.
   const lossy = Object.entries(stats.hidden_worst_channel_error).filter(([, error]) => error > 0);
   if (lossy.length) {
     made.push(chartCard({
-      title: "Quantization error by layer", note: "Of the worst channel, relative to its root mean square.", kind: "bar",
+      title: "Quantization error by layer", note: "Worst channel, relative to its root mean square.", kind: "bar",
       categories: lossy.map(([column]) => layer(column)), series: [{ label: "relative error", values: lossy.map(([, error]) => error) }],
       x: {}, y: { zero: true, tick: share, say: share },
     }));
@@ -61,7 +61,7 @@ export function charts(stats, points = []) {
   const lengths = Object.entries(stats.length_histogram);
   if (lengths.length) {
     made.push(chartCard({
-      title: "Sample lengths", note: "Samples by tokens, up to the figure below.", kind: "bar",
+      title: "Sample lengths", note: "Number of samples; each bar counts lengths up to its label.", kind: "bar",
       categories: lengths.map(([length]) => `≤ ${count(length)}`), series: [{ label: "samples", values: lengths.map(([, n]) => n) }],
       x: { title: "tokens" }, y: { zero: true, tick: short, say: count },
     }));
@@ -75,7 +75,7 @@ function span(points, at) {
   return new Intl.DateTimeFormat("en-GB", parts).format(at);
 }
 
-// Bins are 0.125 nats of -log(tail mass): regrouped by the share of the teacher's mass that was kept.
+// Bins of 0.125 nats of -log(tail mass) are regrouped by the share of the teacher's mass that was kept.
 function coverage(stats) {
   const edges = [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999];
   const labels = ["< 50 %", "50–80 %", "80–90 %", "90–95 %", "95–98 %", "98–99 %", "99–99.9 %", "> 99.9 %"];

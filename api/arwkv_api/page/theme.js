@@ -1,4 +1,4 @@
-// The colours: as the system, light or dark; chosen with the button at the top and kept in this browser.
+// The theme: as the system, light or dark. The button at the top changes it; this browser remembers it.
 const THEMES = [["", "◐", "as the system"], ["light", "☀", "light"], ["dark", "☾", "dark"]];
 const button = document.getElementById("theme");
 
@@ -6,7 +6,7 @@ function wear(name) {
   const [theme, sign, words] = THEMES.find(([known]) => known === name) ?? THEMES[0];
   document.documentElement.dataset.theme = theme;
   button.textContent = sign;
-  button.setAttribute("aria-label", `Colours: ${words}`);
+  button.setAttribute("aria-label", `Theme: ${words}`);
   localStorage.setItem("theme", theme);
 }
 
