@@ -40,18 +40,18 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     from arwkv_student.bases.convert import untrained_student
     from arwkv_student.data.shards import open_shards, require_same_tokenizer
     from arwkv_student.evaluation.shards import evaluate as run
-    from arwkv_student.model.loading import accelerator, computes_in_bf16, load_student, require_student
+    from arwkv_student.model.loading import accelerator, computes_in_bf16, load_any_student, model_type
 
     if (settings.model is None) == (settings.base is None):
         raise UsageError("give either --model (a trained student) or --base (the untrained student of that base)")
     dataset = open_shards(settings.shards, ["logits", "token_stats"])
     if settings.model is not None:
         folder = Path(settings.model)
-        require_student(folder)
+        model_type(folder)
         require_same_tokenizer(f"model {settings.model}", folder, dataset.info, settings.shards)
-        model = load_student(folder)
+        model = load_any_student(folder)
     else:
-        base = open_base(str(settings.base))
+        base = open_base(str(settings.base), any_family=settings.preset == "transformer")
         require_same_tokenizer(f"base {base.name}", base.folder, dataset.info, settings.shards)
         model = untrained_student(base, settings, settings.seed)
     figures = run(

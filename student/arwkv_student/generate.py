@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arwkv_store.errors import CorruptShard, UsageError
+from arwkv_store.format.model_files import require_whole_weights
 from arwkv_store.text.chat_template import ASKED, STAND_IN
 from arwkv_store.text.json_lines import require_characters
 from arwkv_student.bases.tokenizer import open_tokenizer
@@ -19,6 +20,7 @@ from arwkv_student.model.loading import (
     checkpoint_hash,
     computes_in_bf16,
     hold_products_in_bf16,
+    kept_attention,
     load_student,
     padding_rows,
 )
@@ -33,9 +35,11 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     With `state`, goes on from the state and text in that file, where it exists, and keeps the new ones there.
     """
     folder = Path(settings.model)
-    model = load_student(folder).eval().to(accelerator())
+    model = _load(folder).eval().to(accelerator())
     tokenizer = open_tokenizer(f"model {folder}", folder)
     transformers.set_seed(settings.seed)
+    if settings.state is not None and not isinstance(model, ArwkvForCausalLM):
+        raise UsageError(f"--state: {folder} keeps its attention, and has no state of constant size; leave it out")
     checkpoint = checkpoint_hash(folder) if settings.state is not None else ""
     cache, before_1T = _restored(settings.state, checkpoint, model)
     ids_1T = torch.cat([before_1T, encode(tokenizer, settings, before_1T)], dim=1)
@@ -48,7 +52,8 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     if bf16:
         hold_products_in_bf16(model)
     with torch.inference_mode(), torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
-        cache = model.prefill(ids_1T[:, cache.get_seq_length() : -1], cache=cache)
+        if cache is not None:
+            cache = model.prefill(ids_1T[:, cache.get_seq_length() : -1], cache=cache)
         output_1T = model.generate(
             ids_1T,
             attention_mask=torch.ones_like(ids_1T),
@@ -59,10 +64,18 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
             suppress_tokens=padding_rows(tokenizer, model.config.vocab_size),
             **sampling,
         )
-    if settings.state is not None:
+    if settings.state is not None and cache is not None:
         _keep(settings.state, checkpoint, cache, output_1T)
     new = output_1T[0, ids_1T.shape[1] :]
     return {"prompt": settings.prompt, "text": tokenizer.decode(new, skip_special_tokens=True), "tokens": len(new)}
+
+
+def _load(folder: Path) -> Any:  # transformers is untyped
+    """The folder's model: a student, or the causal language model that it is with preset `transformer`."""
+    if not kept_attention(folder):
+        return load_student(folder)
+    require_whole_weights(f"model {folder}", folder)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)
 
 
 def encode(tokenizer: Any, settings: GenerateSettings, before_1T: Tensor) -> Tensor:
@@ -95,8 +108,15 @@ def _chat_turn(tokenizer: Any, text: str, *, begins: bool) -> str:
     return behind
 
 
-def _restored(file: Path | None, checkpoint: str, model: ArwkvForCausalLM) -> tuple[ArwkvCache, Tensor]:
-    """The state in `file` and the token ids [1, T] that made it; an empty one where there is no file yet."""
+def _restored(
+    file: Path | None, checkpoint: str, model: transformers.PreTrainedModel
+) -> tuple[ArwkvCache | None, Tensor]:
+    """The state in `file` and the token ids [1, T] that made it; an empty one where there is no file yet.
+
+    None for a model that keeps its attention.
+    """
+    if not isinstance(model, ArwkvForCausalLM):
+        return None, torch.empty(1, 0, dtype=torch.long)
     if file is None or not file.exists():
         return ArwkvCache(model.config), torch.empty(1, 0, dtype=torch.long)
     try:

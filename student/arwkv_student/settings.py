@@ -13,7 +13,7 @@ from arwkv_store.errors import UsageError
 from arwkv_student.model.time_mix_options import Gate, OutputNorm, Preset, QkNorm, ValueResidual
 
 Stage = Literal["auto", "align", "distill", "sft", "dpo"]
-_PRESETS = "{" + ",".join(get_args(Preset)) + "}"
+_PRESETS = "{" + ",".join((*get_args(Preset), "transformer")) + "}"
 _OF_PRESET = "default: as the preset says"
 
 
@@ -29,7 +29,9 @@ class Run:
     """Folder of the run. The same command continues an interrupted run."""
     stage: Stage = "auto"
     """`auto` runs what the shards allow: align with attention outputs, distill with logits. sft and dpo read --data."""
-    preset: Annotated[Preset | None, unset(_PRESETS, "default: arwkv, or the preset of --start-from")] = None
+    preset: Annotated[
+        Preset | Literal["transformer"] | None, unset(_PRESETS, "default: arwkv, or the preset of --start-from")
+    ] = None
     """Recipe: the kind of time mixer, and the parameters that stage distill trains."""
     start_from: Annotated[str | None, unset("DIR", "default: convert the base")] = None
     """Folder of a trained student to start from."""
@@ -293,7 +295,7 @@ class Compared:
     """Folder of a student: a run, or one of its stages. With --tasks, any causal language model."""
     base: Annotated[str | None, unset("NAME", "default: --model")] = None
     """Evaluate the untrained student that `student train --base NAME` starts from."""
-    preset: Annotated[Preset | None, unset(_PRESETS, "default: arwkv")] = None
+    preset: Annotated[Preset | Literal["transformer"] | None, unset(_PRESETS, "default: arwkv")] = None
     """Recipe of the untrained student."""
     samples: Annotated[int | None, unset("INT", "default: all")] = None
     """Evaluate only the first samples of the shards, or of each task."""

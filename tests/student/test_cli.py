@@ -89,7 +89,8 @@ def test_generate_continues_the_prompt(run: Path, capfd: pytest.CaptureFixture[s
         (["eval", "--shards", "nowhere", "--tasks", "mmlu"], "run one evaluation at a time"),
         (["train", "--stage", "sft", "--data", "x.jsonl"], "--start-from is missing"),
         (["eval", "--model", "nowhere", "--shards", "{shards}"], "model nowhere: no config.json there"),
-        (["generate", "--model", "{teacher}", "--prompt", "x"], "model type 'qwen2', not 'arwkv'"),
+        (["export", "--model", "{teacher}", "--out", "x"], "model type 'qwen2', not 'arwkv'"),
+        (["generate", "--model", "{teacher}", "--prompt", "x", "--state", "y"], "keeps its attention"),
         (
             ["generate", "--model", "{student}", "--prompt", "caf\udce9"],
             r"--prompt: '\udce9' at character 3 is no",

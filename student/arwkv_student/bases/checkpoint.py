@@ -78,8 +78,10 @@ class BaseCheckpoint:
         return self.folder.name if self.folder.parent.name == "snapshots" else None
 
 
-def open_base(name: str) -> BaseCheckpoint:
+def open_base(name: str, *, any_family: bool = False) -> BaseCheckpoint:
     """Find a checkpoint: a local folder, or a Hub name (`name@revision`; a bare name means Qwen/name).
+
+    `any_family`: of preset `transformer`, whose student is the checkpoint itself.
 
     Raises NotFound where there is none or it lacks a file, UsageError where it is of a family or turns positions in a
     way that is not known here, or a file is not whole.
@@ -89,10 +91,12 @@ def open_base(name: str) -> BaseCheckpoint:
     if not path.is_file():
         raise NotFound(f"base {name}: no config.json in {folder}; name a Hugging Face model folder")
     config = read_json(f"base {name}", path)
-    architecture_of(f"base {name}", config.get("model_type"))
+    if not any_family:
+        architecture_of(f"base {name}", config.get("model_type"))
     require_whole_weights(f"base {name}", folder)
     base = BaseCheckpoint(name, folder, config, _file_of_tensor(name, folder))
-    _require_known_rope(base)
+    if not any_family:
+        _require_known_rope(base)
     return base
 
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from arwkv_store.errors import UsageError
 from arwkv_student.bases.checkpoint import BaseCheckpoint
 from arwkv_student.model.architectures import attention_windows, expert_tensors
 from arwkv_student.model.configuration import ATTENTION, TIME_MIX, WINDOWED_ATTENTION, ArwkvConfig
 from arwkv_student.model.modeling import ArwkvForCausalLM
-from arwkv_student.model.time_mix_options import BaseShape, TimeMixOptions, options_as_dict, preset_options
+from arwkv_student.model.time_mix_options import TRANSFORMER, BaseShape, TimeMixOptions, options_as_dict, preset_options
+from arwkv_student.model.transformer_student import load_transformer
 from arwkv_student.settings import AdvancedTimeMixer, EvalSettings, TrainSettings
 
 # Of a base's configuration, what a student's says in its own way, or says itself.
@@ -133,9 +134,11 @@ def _attention_name(parameter: str, shape: BaseShape) -> str | None:
     return f"{layer}.self_attn.{ATTENTION_OF_TIME_MIX[module]}.{kind}"
 
 
-def untrained_student(base: BaseCheckpoint, settings: TrainSettings | EvalSettings, seed: int) -> ArwkvForCausalLM:
-    """The student before any stage: `base` with fresh time mixers."""
+def untrained_student(base: BaseCheckpoint, settings: TrainSettings | EvalSettings, seed: int) -> PreTrainedModel:
+    """The student before any stage: `base` with fresh time mixers, or with preset `transformer` itself."""
     transformers.set_seed(seed)
+    if settings.preset == TRANSFORMER:
+        return load_transformer(base.folder)
     return convert(base, config_of(base, settings)).model
 
 

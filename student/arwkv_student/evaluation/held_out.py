@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from arwkv_store import Dataset, Sample
 from arwkv_student.data.mixture import truncated
 from arwkv_student.evaluation.shards import evaluate
-from arwkv_student.model.modeling import ArwkvForCausalLM
 
 TEXTS, TEXT_TOKENS = 3, 96
 
@@ -24,12 +23,12 @@ class HeldOutShards:
     batch_size: int
     bf16: bool
 
-    def figures(self, model: ArwkvForCausalLM) -> dict[str, float]:
+    def figures(self, model: PreTrainedModel) -> dict[str, float]:
         """See `evaluate`."""
         return evaluate(model, self.dataset, batch_size=self.batch_size, bf16=self.bf16)
 
     @torch.no_grad()
-    def texts(self, model: ArwkvForCausalLM) -> list[dict[str, str]]:
+    def texts(self, model: PreTrainedModel) -> list[dict[str, str]]:
         """What teacher and student say to the first samples: `prompt`, half of the text, then `teacher` and `student`.
 
         Each says its likeliest token at each place of the other half, given the stored text up to there. So nothing
@@ -43,7 +42,7 @@ class HeldOutShards:
         model.train(was_training)
         return found
 
-    def _text(self, model: ArwkvForCausalLM, tokenizer: Any, sample: Sample) -> dict[str, str]:
+    def _text(self, model: PreTrainedModel, tokenizer: Any, sample: Sample) -> dict[str, str]:
         assert sample.logits is not None, "`figures` refuses shards without logits"
         begins = (len(sample.tokens) + 1) // 2
         places = slice(begins - 1, len(sample.tokens) - 1)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from arwkv_kernels import linear_sparse_kl
 from arwkv_store import Dataset
 from arwkv_store.errors import UsageError
 from arwkv_student.data.collate import collate
 from arwkv_student.losses.divergences import LOGITS_PER_CHUNK
-from arwkv_student.model.modeling import ArwkvForCausalLM, HeadLoss
+from arwkv_student.model.modeling import HeadLoss
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Sums:
 
 @torch.no_grad()
 def evaluate(
-    model: ArwkvForCausalLM, dataset: Dataset, *, batch_size: int = 32, samples: int | None = None, bf16: bool = False
+    model: PreTrainedModel, dataset: Dataset, *, batch_size: int = 32, samples: int | None = None, bf16: bool = False
 ) -> dict[str, float]:
     """Figures of `model` over the positions whose prediction counts (see `Sums.figures`).
 

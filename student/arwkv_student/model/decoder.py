@@ -132,7 +132,7 @@ class ArwkvModel(ArwkvPreTrainedModel):
             return TimeMixContext(None, mask_BT1, cu_seqlens), None
         past = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
-            position_ids = _positions(length, past, attention_mask, cu_seqlens, hidden_BTC.device)
+            position_ids = positions(length, past, attention_mask, cu_seqlens, hidden_BTC.device)
         turned = None if self.time_mix_rotary_emb is None else self.time_mix_rotary_emb(hidden_BTC, position_ids)
         context = TimeMixContext(turned, mask_BT1, cu_seqlens)
         if self.rotary_emb is None:
@@ -158,7 +158,7 @@ def _time_mix_rotary_emb(config: ArwkvConfig) -> nn.Module:
     return embedding
 
 
-def _positions(
+def positions(
     length: int, past: int, attention_mask: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
 ) -> Tensor:
     """Positions [B or 1, T], counted from each sequence's first token."""

@@ -7,12 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from arwkv_kernels.precision import compute_dtype, multiplies_bf16
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.model_files import read_json, require_whole_weights
 from arwkv_store.format.weights import hash_of_checkpoint
 from arwkv_student.model.modeling import ArwkvForCausalLM
+from arwkv_student.model.transformer_student import load_transformer
+
+
+def load_any_student(folder: Path) -> PreTrainedModel:
+    """The same, or with preset `transformer` a causal language model of any other family, in fp32."""
+    if kept_attention(folder):
+        require_whole_weights(f"model {folder}", folder)
+        return load_transformer(folder)
+    return load_student(folder)
+
+
+def kept_attention(folder: Path) -> bool:
+    """Whether the folder's model is no student with time mixers. Raises NotFound where it describes no model."""
+    return bool(model_type(folder) != "arwkv")
 
 
 def load_student(folder: Path, dtype: torch.dtype | None = None) -> ArwkvForCausalLM:
@@ -28,12 +43,20 @@ def load_student(folder: Path, dtype: torch.dtype | None = None) -> ArwkvForCaus
 
 def require_student(folder: Path) -> None:
     """Raise NotFound or UsageError unless the folder describes a student."""
+    found = model_type(folder)
+    if found != "arwkv":
+        raise UsageError(
+            f"model {folder}: model type {found!r}, not 'arwkv'; train one with --base (of preset transformer, "
+            "the folder itself is an ordinary checkpoint)"
+        )
+
+
+def model_type(folder: Path) -> Any:
+    """What config.json says that the folder's model is. Raises NotFound without one."""
     config = folder / "config.json"
     if not config.is_file():
         raise NotFound(f"model {folder}: no config.json there; name the folder of a run, or one of its stages")
-    model_type = read_json(f"model {folder}", config).get("model_type")
-    if model_type != "arwkv":
-        raise UsageError(f"model {folder}: model type {model_type!r}, not 'arwkv'; train one with --base")
+    return read_json(f"model {folder}", config).get("model_type")
 
 
 def checkpoint_hash(folder: Path) -> str:

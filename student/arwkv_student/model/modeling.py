@@ -77,7 +77,7 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
             return outputs
         hidden_BTC = outputs.last_hidden_state
         if head_loss is not None:
-            return CausalLMOutputWithPast(loss=head_loss(hidden_BTC, _plain_weight(self.lm_head)))
+            return CausalLMOutputWithPast(loss=head_loss(hidden_BTC, plain_weight(self.lm_head)))
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden_BTC[:, kept, :])
         loss = None
@@ -120,7 +120,7 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
             model_kwargs["past_key_values"] = ArwkvCache(self.config)
 
 
-def _plain_weight(head: nn.Module) -> Tensor:
+def plain_weight(head: nn.Module) -> Tensor:
     """The weight that says all that the head does. Raises UsageError for a head that something wraps."""
     weight = getattr(head, "weight", None)
     if type(head) is not nn.Linear or type(weight) is not nn.Parameter or weight.is_meta:

@@ -14,6 +14,8 @@ ValueResidual = Literal["none", "detached", "differentiable"]
 QkNorm = Literal["none", "head", "width"]
 Preset = Literal["arwkv", "arwkv-active-mlp", "arwkv-gate-active-mlp", "arwkv-from-32b", "rad-rwkv7"]
 PRESETS: tuple[str, ...] = get_args(Preset)
+TRANSFORMER: Literal["transformer"] = "transformer"
+"""The preset of students that keep their attention: no time mixer, and so none of the options below."""
 
 
 @dataclass(frozen=True)

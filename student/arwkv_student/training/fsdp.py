@@ -19,12 +19,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from transformers import PreTrainedModel
 
 from arwkv_store.errors import UsageError
-from arwkv_student.model.modeling import ArwkvForCausalLM
+from arwkv_student.model.loading import kept_attention, load_any_student
 
 
-def shard(model: ArwkvForCausalLM, device: torch.device) -> None:
+def shard(model: PreTrainedModel, device: torch.device) -> None:
     """Spread a model on the CPU over the processes, a layer at a time; embedding, last norm and head with the root.
 
     No device holds more than its share and one layer (or embedding and head) meanwhile. Parameters stay fp32 while they
@@ -33,8 +34,8 @@ def shard(model: ArwkvForCausalLM, device: torch.device) -> None:
     if not torch.distributed.is_initialized():
         raise UsageError("--fsdp: only one process; start with torchrun --nproc-per-node N -m arwkv_student.cli")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh)
+    for module in [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules or ())]:
+        fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
     for module in model.modules():
         if isinstance(module, FSDPModule) and device.type == "cpu":
@@ -55,8 +56,11 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     """Give the model the weights in a checkpoint's folder, which process 0 alone reads."""
     weights: dict[str, Any] = {}
     if torch.distributed.get_rank() == 0:
-        for file in checkpoint.glob("model*.safetensors"):
-            weights |= load_file(file)
+        if kept_attention(checkpoint):
+            weights = load_any_student(checkpoint).state_dict()
+        else:
+            for file in checkpoint.glob("model*.safetensors"):
+                weights |= load_file(file)
     set_model_state_dict(model, weights, options=_from_process_0(strict=False))
 
 

@@ -3,22 +3,26 @@
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from arwkv_student.model.modeling import ArwkvForCausalLM
-from arwkv_student.model.time_mix_options import active_mlp
+from arwkv_store.errors import UsageError
+from arwkv_student.model.time_mix_options import TRANSFORMER, active_mlp
 from arwkv_student.training.plan import StagePlan
 
 # Of two dimensions, and no matrices: the token shift's mix [6, C] and the bonus [H, D].
 STACKED_VECTORS = (".shift_mix", ".bonus")
 
 
-def choose_trained(model: ArwkvForCausalLM, trained: str) -> None:
+def choose_trained(model: PreTrainedModel, trained: str) -> None:
     """Freeze what a stage leaves alone: nothing ("all"), the MLPs ("frozen-mlp"), or all but the time mixers.
 
-    "preset" is what stage distill trains by the model's preset.
+    "preset" is what stage distill trains by the model's preset. Raises UsageError for parts that the model lacks.
     """
     if trained == "preset":
-        trained = "all" if active_mlp(model.config.preset) else "frozen-mlp"
+        trained = "all" if active_mlp(getattr(model.config, "preset", TRANSFORMER)) else "frozen-mlp"
+    part = {"all": "", "frozen-mlp": ".mlp.", "time-mix": ".time_mix."}[trained]
+    if not any(part in name for name, _ in model.named_parameters()):
+        raise UsageError(f"--trained {trained}: no parameter of the student is {part.strip('.')}; choose all")
     for name, parameter in model.named_parameters():
         trains = {"all": True, "frozen-mlp": ".mlp." not in name, "time-mix": ".time_mix." in name}[trained]
         parameter.requires_grad_(trains)

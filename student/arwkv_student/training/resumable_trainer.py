@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from arwkv_student.model.loading import kept_attention, load_any_student
 from arwkv_student.run.durable import sync_files, write_json
 from arwkv_student.run.run_folder import WHOLE
 from arwkv_student.training.fsdp import (
@@ -53,6 +54,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if is_sharded(self.model):
             load_weights(self.model, Path(resume_from_checkpoint))
+        elif kept_attention(Path(resume_from_checkpoint)):
+            # By transformers' own way, which knows the names that weights have in a file.
+            self.model.load_state_dict(load_any_student(Path(resume_from_checkpoint)).state_dict())
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

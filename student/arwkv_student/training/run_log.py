@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from arwkv_store.commands.progress import Progress
 from arwkv_store.errors import UsageError
 from arwkv_student.evaluation.held_out import HeldOutShards
-from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import TrainSettings
 from arwkv_student.training.plan import StagePlan
@@ -70,7 +69,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
         if self.progress is not None:
             self.progress.__exit__(None, None, None)
 
-    def write_evaluation(self, model: ArwkvForCausalLM, step: int, tokens: int) -> dict[str, float]:
+    def write_evaluation(self, model: PreTrainedModel, step: int, tokens: int) -> dict[str, float]:
         """Evaluate on held-out shards, in every process, since a sharded model needs all; process 0 writes."""
         assert self.held_out is not None
         figures, texts = self.held_out.figures(model), self.held_out.texts(model)

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from arwkv_store import Dataset
 from arwkv_store.errors import UsageError
@@ -26,12 +28,19 @@ from arwkv_student.data.shards import (
     require_same_tokenizer,
 )
 from arwkv_student.evaluation.held_out import HeldOutShards
-from arwkv_student.model.loading import checkpoint_hash, computes_in_bf16, load_student, require_student
+from arwkv_student.model.loading import (
+    checkpoint_hash,
+    computes_in_bf16,
+    kept_attention,
+    load_any_student,
+    load_student,
+)
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.model.time_mix import TimeMix
+from arwkv_student.model.time_mix_options import TRANSFORMER
 from arwkv_student.run.provenance import origin
 from arwkv_student.run.run_folder import RunFolder
-from arwkv_student.settings import NOT_COMPARED, ONLY_TUNING, TrainSettings
+from arwkv_student.settings import NOT_COMPARED, ONLY_TUNING, AdvancedTimeMixer, TrainSettings
 from arwkv_student.training.align import AlignTrainer, EarlyStop
 from arwkv_student.training.distill import DistillTrainer, distill_objective
 from arwkv_student.training.parameters import choose_trained
@@ -75,7 +84,7 @@ class ShardStages:
         settings, model = self.settings, self._starting_student(stage, run)
         for mixer in (module for module in model.modules() if isinstance(module, TimeMix)):
             mixer.fuse = settings.fuse
-        chosen, mixed = serving(self.sets, stage, settings), model.config.time_mix_layers
+        chosen, mixed = serving(self.sets, stage, settings), time_mix_layers(model)
         datasets = [open_shards(shards.uri, columns_of(stage, shards.info, mixed)) for shards in chosen]
         plan = plan_stage(stage, settings, datasets, [shards.weight for shards in chosen])
         return make_trainer(model, datasets, run, plan, settings, self.base, self.held_out)
@@ -84,13 +93,14 @@ class ShardStages:
         """The base's tokenizer."""
         copy_tokenizer(self.base.folder, student)
 
-    def _starting_student(self, stage: str, run: RunFolder) -> ArwkvForCausalLM:
+    def _starting_student(self, stage: str, run: RunFolder) -> PreTrainedModel:
         if stage != self.names[0]:
-            return load_student(run.stage(self.names[self.names.index(stage) - 1]))
+            return load_any_student(run.stage(self.names[self.names.index(stage) - 1]))
         if self.settings.start_from is not None:
-            student = load_student(Path(self.settings.start_from))
-            _take_preset(student, self.settings, self.base)
-            return student
+            started = load_any_student(Path(self.settings.start_from))
+            if isinstance(started, ArwkvForCausalLM):
+                _take_preset(started, self.settings, self.base)
+            return started
         if stage == "distill" and run.finished("align"):
             return load_student(run.stage("align"))
         return untrained_student(self.base, self.settings, self.settings.seed)
@@ -100,31 +110,60 @@ def open_shard_stages(settings: TrainSettings) -> ShardStages:
     """Open base, head and shards. Raises UsageError or NotFound for what is missing or does not fit together."""
     if not settings.base:
         raise UsageError("--base is missing; name the checkpoint that the student starts from, such as Qwen2.5-0.5B")
-    base = open_base(settings.base)
+    start = None if settings.start_from is None else Path(settings.start_from)
+    keeps_attention = _keeps_attention(settings, start)
+    base = open_base(settings.base, any_family=keeps_attention)
     sets = open_shard_sets(settings.shards, settings.shard_weights)
     head = base if settings.teacher_head is None else open_base(settings.teacher_head)
-    start = None if settings.start_from is None else Path(settings.start_from)
-    if start is not None:
-        require_student(start)
     for shards in sets:
         require_same_tokenizer(f"base {base.name}", base.folder, shards.info, shards.uri)
         if start is not None:
             require_same_tokenizer(f"--start-from {start}", start, shards.info, shards.uri)
-    names = _names(settings, base, head, sets)
+    mixed = [] if keeps_attention else config_of(base, settings).time_mix_layers
+    names = _names(settings, base, head, sets, mixed)
     return ShardStages(settings, base, head, sets, names, _held_out(settings, base))
 
 
-def _names(settings: TrainSettings, base: BaseCheckpoint, head: BaseCheckpoint, sets: Sequence[ShardSet]) -> list[str]:
-    """The stages to run; `head` is the checkpoint whose head reads final hidden states.
+def _keeps_attention(settings: TrainSettings, start: Path | None) -> bool:
+    """Whether the student is of preset `transformer`: asked for, or already in `start`."""
+    asked = settings.preset == TRANSFORMER
+    keeps = asked if start is None else kept_attention(start)
+    if keeps != asked and settings.preset is not None:
+        there = "keeps its attention (preset transformer)" if keeps else "has time mixers"
+        raise UsageError(
+            f"--preset {settings.preset} --start-from {start}: the student there {there}; leave --preset out"
+        )
+    given = [field.name for field in fields(AdvancedTimeMixer) if keeps and getattr(settings, field.name) is not None]
+    if given:
+        flag = "--" + given[0].replace("_", "-")
+        raise UsageError(f"{flag}: a student of preset transformer has no time mixer; leave it out")
+    return keeps
+
+
+def time_mix_layers(model: PreTrainedModel) -> list[int]:
+    """The layers that mix time; none with preset `transformer`."""
+    return model.config.time_mix_layers if isinstance(model, ArwkvForCausalLM) else []
+
+
+def _names(
+    settings: TrainSettings,
+    base: BaseCheckpoint,
+    head: BaseCheckpoint,
+    sets: Sequence[ShardSet],
+    mixed: Sequence[int],
+) -> list[str]:
+    """The stages to run; `head` is the checkpoint whose head reads final hidden states, `mixed` the mixing layers.
 
     Raises UsageError where the shards do not allow what is asked, or a set would go unread.
     """
-    mixed = config_of(base, settings).time_mix_layers
     possible = [stage for stage in ("align", "distill") if any(shards.serves(stage) for shards in sets)]
     if not mixed:
         possible = [stage for stage in possible if stage != "align"]
         if settings.stage == "align":
-            raise UsageError("--stage align: no layer mixes time (--layers none); name layers, or choose distill")
+            raise UsageError(
+                "--stage align: no layer of the student mixes time (--preset transformer or --layers none), so that it "
+                "has nothing to learn there; choose --stage distill"
+            )
     stages = possible if settings.stage == "auto" else [str(settings.stage)]
     for stage in stages or ["distill"]:
         for shards in serving(sets, stage, settings):
@@ -182,7 +221,7 @@ def _take_preset(student: ArwkvForCausalLM, settings: TrainSettings, base: BaseC
 
 
 def make_trainer(
-    model: ArwkvForCausalLM,
+    model: PreTrainedModel,
     datasets: Sequence[Dataset],
     run: RunFolder,
     plan: StagePlan,

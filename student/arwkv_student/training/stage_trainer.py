@@ -4,12 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback
 
 from arwkv_student.data.collate import ShardSamples, collate, collate_packed
 from arwkv_student.data.mixture import MixtureSampler
 from arwkv_student.evaluation.held_out import HeldOutShards
-from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import TrainSettings
 from arwkv_student.training.arguments import training_arguments
@@ -27,7 +26,7 @@ class StageTrainer(ResumableTrainer):
 
     def __init__(
         self,
-        model: ArwkvForCausalLM,
+        model: PreTrainedModel,
         samples: ShardSamples,
         run: RunFolder,
         plan: StagePlan,

@@ -14,7 +14,7 @@ from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.file_hash import sha256_of_file
 from arwkv_student.bases.tokenizer import copy_tokenizer, open_tokenizer
 from arwkv_student.data.conversations import examples, pairs, read_records
-from arwkv_student.model.loading import checkpoint_hash, computes_in_bf16, load_student, require_student
+from arwkv_student.model.loading import checkpoint_hash, computes_in_bf16, load_any_student, model_type
 from arwkv_student.run.durable import replace_text
 from arwkv_student.run.end_of_turn import add_end_token, end_of_turn
 from arwkv_student.run.provenance import origin
@@ -55,7 +55,7 @@ def open_start(settings: TrainSettings) -> Start:
     if settings.packing and settings.stage == "dpo":
         raise UsageError("--packing does not work with stage dpo; leave it out")
     folder = Path(settings.start_from)
-    require_student(folder)
+    model_type(folder)
     checkpoint = checkpoint_hash(folder)
     tokenizer = open_tokenizer(f"model {folder}", folder)
     if settings.chat_template is not None:
@@ -120,7 +120,7 @@ def make_tuner(
 ) -> TunedTrainer:
     """TRL's trainer for the stage, over tokenized rows."""
     plan = _plan(settings, rows)
-    model = load_student(start.folder)
+    model = load_any_student(start.folder)
     choose_trained(model, "all" if settings.trained == "preset" else settings.trained)
     bf16 = computes_in_bf16(settings.dtype)
     log = RunLog(run, plan, None, None)
