@@ -70,7 +70,7 @@ class DemoConfig:
     train_tokens: int | None = None
     """Tokens of text that the teacher reads for the student; default: 1,800,000, for a real teacher 60,000."""
     chat_tokens: int | None = None
-    """Tokens of conversations beside them, for a teacher with a chat template; default: 20,000."""
+    """Tokens of conversations in addition, for a teacher with a chat template; default: 20,000."""
     heldout_tokens: int | None = None
     """Tokens of held-out text that the evaluation uses; default: 110,000, for a real teacher 10,000."""
     max_length: int | None = None
@@ -154,7 +154,7 @@ def _say_estimate(job: Job) -> None:
 
 
 def script(name: str, *words: str) -> None:
-    """Run one of the scripts beside this one."""
+    """Run one of the scripts in this folder."""
     subprocess.run([sys.executable, str(Path(__file__).with_name(name)), *words], check=True)
 
 

@@ -1,4 +1,4 @@
-"""Using a student in Python: continue several texts at once, keep the state of a long one and go on from it.
+"""Using a student in Python: continue several texts at once, keep the state of a long text and continue from it.
 
 Example: `python examples/use_student.py --model runs/student`
 """

@@ -36,7 +36,7 @@ def _imports(tree: ast.AST, modules: Collection[str]) -> Iterator[str]:
 
 
 def room(module: str) -> str:
-    """`store/format` for `arwkv_store.format.seal`; a module beside the rooms counts to the package itself."""
+    """`store/format` for `arwkv_store.format.seal`; a module outside the rooms counts as the package itself."""
     package, *inner = module.removeprefix("arwkv_").split(".")
     rooms = (ROOT / package / f"arwkv_{package}").glob("*/__init__.py")
     return f"{package}/{inner[0]}" if inner and inner[0] in {path.parent.name for path in rooms} else package

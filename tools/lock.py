@@ -2,7 +2,8 @@
 
     python tools/lock.py > locks/cpu.txt
 
-`make lock` resolves anew first. A lock is closed, so pip installs it with `--no-deps` and has nothing to resolve.
+`make lock` first resolves all versions again. A lock is complete, so pip installs it with `--no-deps` and resolves
+nothing.
 """
 
 import sys

@@ -18,7 +18,7 @@ ROWS_PER_BLOCK = 8192
 
 
 def blocks(weight_VC: Tensor) -> Iterator[slice]:
-    """The rows, so many at a time that a block in fp32 is small beside the head."""
+    """The rows in blocks that are small in fp32 compared with the head."""
     for start in range(0, weight_VC.shape[0], ROWS_PER_BLOCK):
         yield slice(start, min(start + ROWS_PER_BLOCK, weight_VC.shape[0]))
 

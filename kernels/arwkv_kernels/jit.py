@@ -18,7 +18,7 @@ def can_compile() -> bool:
 
 
 def compile_loop(loop: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled on first call; kept on disk beside its file or in the user's cache folder, if either can be written."""
+    """Compiled on first call; cached next to its file or in the user's cache folder, if either can be written."""
     options = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
     try:
         compiled: Callable[..., Any] = numba.njit(loop, cache=True, **options)

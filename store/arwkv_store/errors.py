@@ -47,7 +47,7 @@ class CorruptShard(ArwkvError):
 
 
 class StorageFault(ArwkvError):
-    """The place itself fails in a way that does not pass by waiting: someone has to see to the disk or the mount."""
+    """The disk or mount fails in a way that does not end by itself: it needs repair."""
 
 
 class TryAgain(ArwkvError):

@@ -98,7 +98,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
 
 
 def _prepare() -> None:
-    # Threads that wait by spinning starve those that read shards, and everyone else on a shared machine.
+    # Threads that spin while they wait take time from the threads that read shards, and from other programs.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from transformers.utils import logging
 

@@ -32,7 +32,7 @@ from arwkv_student.settings import GenerateSettings
 def generate(settings: GenerateSettings) -> dict[str, Any]:
     """Stream the continuation to stdout (not with `json`), and return it.
 
-    With `state`, goes on from the state and text in that file, where it exists, and keeps the new ones there.
+    With `state`, continues from the state and text in that file, if it exists, and stores the new ones there.
     """
     folder = Path(settings.model)
     model = _load(folder).eval().to(accelerator())
@@ -81,8 +81,8 @@ def _load(folder: Path) -> Any:  # transformers is untyped
 def encode(tokenizer: Any, settings: GenerateSettings, before_1T: Tensor) -> Tensor:
     """The prompt's token ids [1, T], to be read after `before_1T`, which may be empty.
 
-    A text that begins with nothing begins with the end-of-text token; a chat goes on behind the reply before, without
-    what the template writes before a first question.
+    An empty text becomes the end-of-text token. A chat continues after the previous reply, without the text that the
+    template writes before a first question.
     """
     text, begins = require_characters(settings.prompt, "--prompt"), before_1T.numel() == 0
     if settings.chat:

@@ -9,9 +9,9 @@ from arwkv_api.errors import Forbidden, Unauthorized
 
 
 class _Requires(HTTPBearer):
-    """Lets a request pass whose key has the scope, and everyone where the service has no keys (it is on loopback then).
+    """Accepts a request if its key has the scope. A service without keys, on loopback, accepts every request.
 
-    Declaration and check are one dependency, as each takes its time with every request.
+    Declaration and check are one dependency, because each dependency takes time with every request.
     """
 
     def __init__(self, scope: Scope) -> None:

@@ -30,7 +30,7 @@ class Keyring:
     def current(self) -> tuple[Key, ...]:
         """Every key that is accepted now.
 
-        A key file that was deleted admits nobody; one that cannot be read leaves its keys as they were.
+        A deleted key file accepts no key; one that cannot be read leaves the keys unchanged.
         """
         if self._path is not None and time.monotonic() - self._looked_at_s > LOOK_EVERY_S:
             self._looked_at_s = time.monotonic()

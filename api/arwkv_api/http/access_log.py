@@ -64,7 +64,7 @@ class Observe:
         try:
             await self._app(scope, receive, watched)
         except Exception:
-            # Where an answer has begun, the server has to break it off; else the caller gets one like any other.
+            # If part of the answer was sent, the server must break the connection; otherwise it sends a normal error.
             if began_answer:
                 raise
             log.exception("%s %s failed", scope["method"], scope["path"], extra={"fields": {"request_id": request_id}})

@@ -23,7 +23,7 @@ from arwkv_api.http.service import Service
 from arwkv_api.index.database import connect
 
 SETTINGS_VARIABLE = "ARWKV_API_SETTINGS"
-# A start waits this long for the first look at the roots; a large one goes on in the background.
+# A start waits this long for the first scan of the roots; a longer scan continues in the background.
 FIRST_SCAN_WAIT_S = 0.5
 SWITCH_INTERVAL_S = 0.001
 

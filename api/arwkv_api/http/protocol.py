@@ -1,4 +1,4 @@
-"""Connections that may be neither endless nor endlessly slow: not in what they send beside bodies, not in reading."""
+"""Limits of size and time for connections: for heads and trailers that they send, and for answers that they read."""
 
 import asyncio
 import json
@@ -72,7 +72,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._head_deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # nobody asks for trailers
+        if self._in_head:  # no caller needs trailers
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:

@@ -1,4 +1,4 @@
-"""Running the application: one process or several on one socket, from the first line to a clean end."""
+"""Runs the application: one or several processes on one socket, from start to a clean end."""
 
 import json
 import logging
@@ -71,7 +71,7 @@ def _uvicorn(app: FastAPI | str, config: ServeConfig) -> uvicorn.Config:
         timeout_graceful_shutdown=config.shutdown_timeout_s,
         server_header=False,
         backlog=BACKLOG,
-        # Behind a proxy its operator says so; nobody else's headers decide who a caller is.
+        # Forwarded headers are ignored: any caller could set them.
         proxy_headers=False,
     )
 

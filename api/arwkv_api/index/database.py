@@ -1,4 +1,4 @@
-"""The index's database: SQLite beside the service by default, PostgreSQL by URL, the same migrations on both."""
+"""The index's database: SQLite by default, PostgreSQL by URL, with the same migrations."""
 
 import re
 from pathlib import Path

@@ -87,7 +87,7 @@ def mark_missing(session: Session, held: Lease, present: Collection[str]) -> Non
 
 
 def store_shards(session: Session, dataset_id: int, shards: Sequence[Shard], *, replaced: bool) -> None:
-    """Add shards; `replaced` says that some are in the index already, and makes the totals be counted anew."""
+    """Add shards; `replaced`: some are in the index already, so the totals are counted again."""
     if not shards:
         return
     parts = [shard.files.part for shard in shards]
@@ -124,7 +124,7 @@ def mark_vanished(session: Session, dataset_id: int, parts: Iterable[int]) -> No
 
 
 def refresh_totals(session: Session, dataset_id: int) -> None:
-    """Count the dataset's totals and statistics anew, from every committed shard."""
+    """Count the dataset's totals and statistics again, from every committed shard."""
     row = session.get_one(DatasetRow, dataset_id)
     committed = ShardRow.state == ShardState.COMMITTED
     sums = [func.coalesce(func.sum(case((committed, column), else_=0)), 0) for column in _SUMMED]
@@ -147,7 +147,7 @@ def refresh_totals(session: Session, dataset_id: int) -> None:
 
 
 def forget(session: Session, held: Lease, name: str) -> None:
-    """Have dataset `name` of this root read anew by the scan that follows, withdrawn or not."""
+    """Let the next scan read dataset `name` of this root again, withdrawn or not."""
     row = session.scalar(select(DatasetRow).where(DatasetRow.name == name, DatasetRow.root == held.root))
     if row is not None:
         held.renew(session)

@@ -19,7 +19,7 @@ RETRY_S = 0.05
 RENEW_EVERY_S = 5.0
 # Scans take at most this share of the time, so that a slow root does not keep a disk busy.
 BUSY_SHARE = 0.2
-# A root that nobody has scanned for this long is no longer served: its datasets' names are free again.
+# A root that was not scanned for this long is no longer served, and the names of its datasets are free again.
 ABANDONED_AFTER_S = 60.0
 
 

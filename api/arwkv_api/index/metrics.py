@@ -42,7 +42,7 @@ def exposition(engine: Engine, settings: Settings) -> bytes:
 
 @dataclass(frozen=True)
 class ScanLag:
-    """Seconds since the longest-waiting root was looked at, and how many it may be; `late` where nobody looks at it."""
+    """Seconds since the scan of the root that waits longest, and their limit; `late` if no process scans it."""
 
     lag_s: float
     limit_s: float

@@ -60,7 +60,7 @@ class DatasetRow(Base):
 FAULTY = text("state <> 'committed'")
 
 # One index for each order of a shard list. It begins with the order, which finds a page, and ends with what lists are
-# filtered by, so that rows which a filter leaves out are passed over within the index.
+# filtered by, so that the index skips rows that a filter leaves out.
 SORTED = {
     key: tuple(dict.fromkeys(("dataset_id", key, "part", "state", "tokens")))
     for key in ("part", "samples", "tokens", "size_bytes", "entropy_mean", "tail_mass_mean", "committed_at_s")

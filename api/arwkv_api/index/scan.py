@@ -56,8 +56,8 @@ def scan_root(
     """Index what is new, changed or gone under `root`.
 
     Leaves it to another process that is at it (after waiting `wait_s` for it) or was within the last `fresh_s`. Dataset
-    `anew` is read as if never seen before, and served again if it was withdrawn. `looks` spares listing folders that
-    have not changed. Ends after the batch at hand once `stopping` is set; the next scan goes on from there. A dataset
+    `anew` is read as if it were new, and served again if it was withdrawn. `looks` spares listing folders that
+    have not changed. Ends after the batch at hand once `stopping` is set; the next scan continues from there. A dataset
     that cannot be read is marked so, and holds up no other. Raises OSError where the root itself cannot be listed.
     """
     if fresh_s and scanned_within(engine, str(root), fresh_s):
@@ -158,7 +158,7 @@ class _Scan:
         changed = [files for part, files in sorted(found.items()) if known.get(part) != files.fingerprint]
         vanished = [part for part, fingerprint in known.items() if part not in found and fingerprint]
         if sum(files.part in known for files in changed) > BATCH_SHARDS:
-            # To take so many out of the totals one batch at a time would cost more than to begin anew.
+            # Subtracting so many shards in batches would cost more than counting again.
             with Session(self.engine) as session, session.begin():
                 forget(session, self.held, row.name)
             return False, self._update(row.name, folder)

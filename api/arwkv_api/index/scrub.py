@@ -63,7 +63,7 @@ def verify_shard(engine: Engine, dataset: DatasetRow, part: int) -> None:
     """Verify one shard now, manifest and data, whatever was found before, and record the verdict.
 
     Raises NotFound where its manifest is gone, and TryAgain where a file cannot be read just now or while a scan of its
-    root goes on.
+    root is running.
     """
     folder = Path(dataset.folder)
     try:
@@ -167,7 +167,7 @@ def _due(engine: Engine, root: str, passed: int, limit: int) -> list[Row[Any]]:
 
 
 def _record(engine: Engine, root: str, verdicts: Sequence[Verdict]) -> bool:
-    """Write verdicts down; False while a scan of the root goes on."""
+    """Store verdicts; False while a scan of the root is running."""
     with lease(engine, root, SCAN_WAIT_S) as held:
         if held is None:
             return False
@@ -181,7 +181,7 @@ def _record(engine: Engine, root: str, verdicts: Sequence[Verdict]) -> bool:
 def _record_dataset(session: Session, dataset_id: int, verdicts: Sequence[Verdict]) -> None:
     row, now, ill = session.get_one(DatasetRow, dataset_id), time.time(), False
     for verdict in verdicts:
-        # A shard that was read anew meanwhile has another fingerprint, and is verified again.
+        # A shard that was read again in the meantime has another fingerprint, and is verified again.
         shard = session.get(ShardRow, verdict.shard_id)
         if shard is None or shard.fingerprint != verdict.fingerprint:
             continue

@@ -1,7 +1,7 @@
 """How a dataset grew: its commits counted by slots of time, few enough to be read at once however many there are.
 
-Kept as JSON beside the dataset, `[width_s, [[last_s, shards, tokens, size_bytes], …]]`, oldest slot first. A slot is
-`width_s` seconds; once there are too many, the width doubles and neighbours become one: nothing is counted anew.
+Stored as JSON with the dataset, `[width_s, [[last_s, shards, tokens, size_bytes], …]]`, oldest slot first. A slot is
+`width_s` seconds; once there are too many, the width doubles and neighbours are merged: nothing is counted again.
 """
 
 import json

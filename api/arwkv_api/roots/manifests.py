@@ -79,7 +79,7 @@ def read_identity(folder: Path) -> Identity:
 
 
 def read_corpus_report(folder: Path) -> dict[str, Any] | None:
-    """What the producer recorded of the corpus beside dataset.json; None where there is no such document."""
+    """The producer's report of the corpus, next to dataset.json; None if there is none."""
     try:
         report = from_json(read_inside(folder, CORPUS_FILE, MAX_DOCUMENT_BYTES)[0], allow_inf_nan=False)
     except FileNotFoundError:

@@ -55,7 +55,7 @@ class Runs:
             return self._found
 
     def find(self, name: str) -> Path:
-        """The folder of the run called `name`, which may have begun just now. Raises NotFound."""
+        """The folder of the run called `name`, even if it began just now. Raises NotFound."""
         found = self._found.get(name) or self.folders(fresh_s=0).get(name)
         if found is None:
             raise NotFound(f"run {name[:100]!r}: no such folder with a {METRICS}; GET /v1/runs lists the runs")

@@ -1,4 +1,4 @@
-"""Token ids as text, where the dataset's tokenizer is found: beside dataset.json, or in the teacher's folder."""
+"""Token ids as text, by the dataset's tokenizer: next to dataset.json, or in the teacher's folder."""
 
 import logging
 from collections.abc import Sequence

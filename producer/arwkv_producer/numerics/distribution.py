@@ -95,7 +95,7 @@ def summarize(
 
 
 class _Columns(NamedTuple):
-    """One rank's summary of its columns, as `Distribution` has it but for the normalizer log Z."""
+    """One rank's summary of its columns, as in `Distribution`, without the normalizer log Z."""
 
     log_z_T: Tensor
     entropy_T: Tensor

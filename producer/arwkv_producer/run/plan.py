@@ -71,7 +71,7 @@ def costs(config: GenerateConfig, teacher: Teacher, tokens: int, samples: int, t
 
 
 def extra_device_bytes(capture: CaptureInfo, teacher: Teacher, step_tokens: int) -> int:
-    """Device memory of capture beside the engine's own: one chunk of logits, one step's hidden states."""
+    """Device memory of the capture in addition to the engine's: one chunk of logits, one step's hidden states."""
     # fp32 logits, and either the head's own output or, where draws need them, exponentials and one temporary; a chunk
     # has at least 64 rows.
     chunks = {"none": 0, "sampled": 3, "hybrid": 3}.get(capture.logits, 2)

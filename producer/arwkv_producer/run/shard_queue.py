@@ -16,7 +16,7 @@ class ShardQueue:
     """Hand parts over with `put`; `committed` is called (on a writer's thread, one at a time) after each one's commit.
 
     Each of `writers` threads has a part in hand; compression and files leave Python's lock free most of the time. A
-    failed write is raised by the next `put`, or on leaving the `with` block, which waits for what was handed over,
+    failed write is raised by the next `put`, or on leaving the `with` block, which waits for the parts that were put,
     unless KeyboardInterrupt ends it.
     """
 

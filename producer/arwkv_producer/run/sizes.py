@@ -20,7 +20,7 @@ ENTRY_BYTES = {"exact": (2.5, 12.0), "compact": (0.45, 6.5), "hybrid": (0.45, 6.
 STATISTICS_BYTES = 7.0
 """Entropy and the true token's log-probability."""
 TOKEN_BYTES, SAMPLE_BYTES, SHARD_BYTES = 4.2, 64, 4096
-"""Of a row's token and mask; beside them of a row, and of a file."""
+"""Bytes of a row's token and mask; the other bytes of a row, and of a file."""
 PARTS_BEFORE_WRITING = 2
 """In memory: one being captured, one waiting, and those being written."""
 

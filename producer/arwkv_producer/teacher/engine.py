@@ -20,7 +20,7 @@ from arwkv_producer.teacher.vllm_setup import (
 )
 
 DISTRIBUTION = ("ids", "logprobs", "tail_logprob", "entropy", "true_logprob", "drawn")
-"""Rows that an engine which keeps distributions gives, beside the hidden states."""
+"""Rows of an engine that keeps distributions, in addition to hidden states."""
 
 
 class TeacherEngine:

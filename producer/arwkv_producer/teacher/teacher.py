@@ -53,7 +53,7 @@ class Teacher:
 
     @property
     def head_dtype(self) -> str:
-        """What the head computes in: fp32, but for a quantized head, which vLLM runs in the model's arithmetic only."""
+        """The head's arithmetic: fp32, except for a quantized head, which vLLM runs only in the model's."""
         return "model" if self.quantization.get("lm_head") else "float32"
 
     @property

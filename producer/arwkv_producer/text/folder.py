@@ -10,7 +10,7 @@ from arwkv_store.errors import NotFound
 
 DOCUMENTATION = {"readme", "license", "licence", "copying", "notice", "changelog", "citation", "contributing"}
 SAVED, SAVED_SPLITS = {"state.json", "dataset_info.json"}, "dataset_dict.json"
-"""What `save_to_disk` of Hugging Face `datasets` leaves beside the data, of a split and of several."""
+"""Files that `save_to_disk` of Hugging Face `datasets` writes next to the data, for one split and for several."""
 METADATA = {*SAVED, SAVED_SPLITS, "dataset_infos.json"}
 UNSEEN = ("__MACOSX", "__pycache__")
 PIECE = re.compile(r"([\w.]+)-(\d{5})-of-(\d{5})\.")
@@ -26,7 +26,7 @@ class PassedOver:
 
 
 def data_files(root: str, files: Sequence[str], split: str, asked: str) -> tuple[list[str], list[PassedOver]]:
-    """Of the files below a folder those to read, and what is passed over.
+    """The files below a folder that are read, and those that are skipped.
 
     Of a data set saved in splits, or in pieces named for theirs, `split` is read. Raises NotFound where a saved data
     set has no such split.

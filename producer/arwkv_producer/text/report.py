@@ -39,11 +39,11 @@ class CorpusReport:
         }
 
     def to_bytes(self, samples: int, tokens: int) -> bytes:
-        """The report as the JSON document that lies beside dataset.json."""
+        """The report as the JSON document next to dataset.json."""
         return json.dumps(asdict(self) | {"samples": samples, "tokens": tokens}, indent=2).encode() + b"\n"
 
     def lines(self, tokens: int) -> Iterator[str]:
-        """What a user is told beside the numbers of documents and samples."""
+        """Notes for the user, in addition to the numbers of documents and samples."""
         by_role = ", ".join(f"{role} {count:,}" for role, count in self.turns.items())
         share = f"{self.tokens_counted:,} of {tokens:,} tokens count"
         yield f"{share}; turns: {by_role}" if by_role else share

@@ -1,4 +1,4 @@
-"""The teacher's tokenizer: loaded, measured, and laid beside the dataset so that its samples can be read as text."""
+"""The teacher's tokenizer: loaded, measured, and copied to the dataset so that its samples can be shown as text."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What writing a part costs: bytes by column, and how far lossy hidden states stray."""
+"""Measures a part as it is written: bytes by column, and the error of lossy hidden states."""
 
 from collections import Counter
 from dataclasses import dataclass, field

@@ -27,7 +27,7 @@ Growing = TypeVar("Growing", bound=Report)
 class Progress:
     """Counts tokens and bytes of long work towards `total_tokens` on stderr.
 
-    Shows tokens/s, MB/s (of `size_bytes` handed to `advance`) and the time left. Work done before a resume is given as
+    Shows tokens/s, MB/s (of the `size_bytes` of `advance`) and the time left. Work done before a resume is given as
     `done_tokens`: it moves the bar and does not count as speed.
     """
 
@@ -46,7 +46,7 @@ class Progress:
             )
 
     def advance(self, tokens: int, size_bytes: int = 0, note: str = "") -> None:
-        """Count `tokens` and `size_bytes` more; `note` (a loss, a shard's name) is shown beside the rates."""
+        """Count `tokens` and `size_bytes` more; `note` (a loss, a shard's name) is shown after the rates."""
         self._tokens += tokens
         self._size_bytes += size_bytes
         if self._bar is not None:

@@ -58,9 +58,9 @@ def verify_dataset(uri: str, *, deep: bool = False, repair: bool = False) -> Ite
     """Check every byte; yields the growing verdict once at the start, after each part, and at the end.
 
     `deep` also compares whole-file SHA-256 and decodes every cell. `repair` moves the files of damaged parts to
-    `damaged/` beside `shards/`, so that they are missing parts again. Raises what `open_dataset` raises for
-    dataset.json, UsageError for `repair` of what is no folder. Remote files are fetched anew, to the system's temporary
-    folder (TMPDIR).
+    `damaged/`, next to `shards/`, so that the parts are missing and can be made again. Remote files are fetched again, to
+    the system's temporary folder (TMPDIR). Raises the errors of `open_dataset` for dataset.json, and UsageError for
+    `repair` of a remote dataset.
     """
     if repair and "://" in uri:
         raise UsageError(f"{uri}: only the parts of a folder can be repaired; repair the dataset at its source")

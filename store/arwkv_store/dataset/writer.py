@@ -46,7 +46,7 @@ class Writer:
         self._target, self._dataset_hash = target, dataset_hash
 
     def put_beside(self, name: str, content: bytes) -> None:
-        """Put a file beside dataset.json, complete or not at all; one that is there stays."""
+        """Put a file next to dataset.json, completely or not at all; an existing file stays."""
         self._target.put_beside(name, content)
 
     def missing_parts(self) -> list[int]:

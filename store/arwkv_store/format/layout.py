@@ -10,7 +10,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 """What is kept of the teacher's tokenizer beside dataset.json, where it has them. They decide nothing: dataset.json has
 the vocabulary's hash, and whoever reads them compares it."""
 CORPUS_FILE = "corpus.json"
-"""What the producer says it read, likewise."""
+"""The producer's report of what it read; it decides nothing either."""
 BESIDE_FILES = (*TOKENIZER_FILES, CORPUS_FILE)
 _PART_FILE = re.compile(r"part-(\d{6}|[1-9]\d{6,11})\.(json|arrow|hidden\.arrow)", re.ASCII)
 

@@ -11,7 +11,7 @@ from arwkv_store.format.hidden_names import hidden_column
 from arwkv_store.format.seal import sealed, unsealed
 
 FORMAT_VERSION = 2
-"""What is written anew. A dataset of an earlier version keeps it as it grows, so that whoever reads it still can."""
+"""The version of new datasets. A dataset of an earlier version keeps it as it grows, so its readers still work."""
 READ_VERSIONS = (1, 2)
 
 # What made a dataset does not decide what is in it: a newer release or another command line may resume it.

@@ -149,7 +149,7 @@ def _touched(path: Path, file: FileInfo) -> bool:
 
 
 def _abandoned(partial: Path) -> bool:
-    """Whether nobody is downloading into it."""
+    """Whether no process is downloading into it."""
     try:
         # Open for writing: NFS locks for writing only what is opened so.
         with open(partial, "rb+") as file:

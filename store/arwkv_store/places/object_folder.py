@@ -94,7 +94,7 @@ class ObjectFolder:
             raise _library_fault(f"{self.uri}/{name}", error) from error
 
     def filesystem(self) -> Any:
-        """This process's filesystem. Raises UsageError for a scheme nobody reads."""
+        """This process's filesystem. Raises UsageError for an unknown scheme."""
         if self._process_id != os.getpid():
             scheme = self.uri.split("://", 1)[0]
             try:

@@ -33,7 +33,7 @@ class ObjectTarget:
         return self._folder.read(DATASET_FILE)
 
     def put_beside(self, name: str, content: bytes) -> None:
-        """Put an object beside dataset.json; one that is there stays."""
+        """Put an object next to dataset.json; an existing object stays."""
         with_retries(partial(self._create, name, content), f"{self.uri}/{name}")
 
     def committed_parts(self) -> set[int]:

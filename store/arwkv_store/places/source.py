@@ -24,7 +24,7 @@ class Source(Protocol):
         """The bytes of dataset.json. Raises NotFound."""
 
     def beside(self) -> dict[str, bytes]:
-        """The tokenizer's files that lie beside dataset.json, as far as the source has them."""
+        """The tokenizer's files next to dataset.json, if the source has them."""
 
     def manifests(self) -> Iterator[tuple[int, bytes]]:
         """(part, bytes of its manifest) of every committed part, in order of parts."""
@@ -97,7 +97,7 @@ def _read_document(path: str) -> bytes:
 
 
 def source_of(uri: str | Path, cache: FileCache) -> Source:
-    """The source a URI names; `cache` keeps the files of remote ones. Raises UsageError for a scheme nobody reads."""
+    """The source a URI names; `cache` keeps the files of remote ones. Raises UsageError for an unknown scheme."""
     text = str(uri)
     if "://" not in text:
         return LocalSource(Path(text))

@@ -22,7 +22,7 @@ class Target(Protocol):
         """Write dataset.json unless there is one; returns the one that counts."""
 
     def put_beside(self, name: str, content: bytes) -> None:
-        """Put a file beside dataset.json, complete or not at all; one that is there stays."""
+        """Put a file next to dataset.json, completely or not at all; an existing file stays."""
 
     def committed_parts(self) -> set[int]:
         """Parts that have a manifest."""
@@ -63,7 +63,7 @@ class LocalTarget:
             return path.read_bytes()
 
     def put_beside(self, name: str, content: bytes) -> None:
-        """Put a file beside dataset.json, complete or not at all; one that is there stays."""
+        """Put a file next to dataset.json, completely or not at all; an existing file stays."""
         with storage_faults(self.uri):
             if not (self._folder / name).exists():
                 write_once(self._folder / name, content)

@@ -137,13 +137,13 @@ def _difference(text: str, other: str) -> Span | None:
 
 
 def _says(counted: str, turn: Mapping[str, Any]) -> bool:
-    """Whether all that the turn says, but for thoughts, is in the text that counts. A tool call may stand for words."""
+    """Whether the text that counts holds all words of the turn, except thoughts. A tool call may replace words."""
     words = _squashed(THOUGHTS_END.split(_spoken(turn))[-1])
     return words in _squashed(counted) or bool(counted.strip() and turn.get("tool_calls"))
 
 
 def _spoken(turn: Mapping[str, Any]) -> str:
-    """The turn's words; a list of parts may hold other things beside them."""
+    """The turn's words; a list of parts may hold other things too."""
     content = turn.get("content") or ""
     if isinstance(content, str):
         return content

@@ -47,7 +47,7 @@ def conversation(fields: Mapping[str, Any], where: str, field: str = FIELDS[0]) 
 def preference(fields: Mapping[str, Any], where: str) -> tuple[list[Turn], list[Turn], int] | None:
     """The conversations with the chosen and with the rejected answer, and their first turn that may count.
 
-    `chosen` and `rejected` are answers to `prompt`, or whole conversations that hold it (or have none beside them).
+    `chosen` and `rejected` are answers to `prompt`, or whole conversations that contain it (or there is no `prompt`).
     None where a null stands for one of them.
     """
     chosen, rejected = (_said(fields[half], "assistant", where, half) for half in HALVES)
@@ -129,7 +129,7 @@ def _parsed(text: str, what: str) -> Any:
 
 
 def _with_system(turns: list[Turn], fields: Mapping[str, Any]) -> list[Turn]:
-    """`conversations` may have their system prompt in a field beside them."""
+    """`conversations` may have their system prompt in a separate field."""
     system = fields.get("system")
     if not isinstance(system, str) or not system or turns[0]["role"] == "system":
         return turns

@@ -1,4 +1,4 @@
-"""The tokenizer beside a model's weights."""
+"""The tokenizer in a model's folder."""
 
 import shutil
 from pathlib import Path
@@ -35,7 +35,7 @@ def tokenizer_hash(what: str, folder: Path) -> str:
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
-    """Put the tokenizer's files (and the generation settings) beside the student's weights."""
+    """Copy the tokenizer's files (and the generation settings) to the student's folder."""
     out.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_AND_GENERATION:
         if (source / name).is_file() and source.resolve() != out.resolve():

@@ -1,4 +1,4 @@
-"""`student eval --tasks`: benchmarks through lm-eval, on a student or on the teacher beside it."""
+"""`student eval --tasks`: benchmarks through lm-eval, on a student or on its teacher."""
 
 import importlib.util
 import logging

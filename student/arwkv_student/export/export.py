@@ -43,7 +43,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
 
 
 def _write_code(out: Path) -> None:
-    """Put the model's modules beside the weights, and name them in config.json for `trust_remote_code`."""
+    """Write the model's modules next to the weights, and name them in config.json for `trust_remote_code`."""
     for name, source in _sources().items():
         replace_text(out / f"{_file_name(name)}.py", source)
     document = json.loads((out / "config.json").read_text())

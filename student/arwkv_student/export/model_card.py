@@ -9,7 +9,7 @@ from typing import Any
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.run.provenance import runs_behind
 
-# Settings that say nothing of how a student came about, or that the card says elsewhere.
+# Settings that did not affect the student, or that the card shows elsewhere.
 UNSAID = re.compile(r"shards_\d+_.*|start|base|base_config|teacher_head|preset|data_hash|template_hash")
 
 

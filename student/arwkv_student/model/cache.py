@@ -93,7 +93,7 @@ class ArwkvCache(Cache):  # type: ignore[misc] # transformers is untyped
 
     @classmethod
     def from_state_dict(cls, config: ArwkvConfig, kept: dict[str, Tensor]) -> "ArwkvCache":
-        """The cache that `state_dict` described; generation goes on from it."""
+        """The cache that `state_dict` saved; generation continues from it."""
         cache = cls(config)
         for index, layer in enumerate(cache.layers):
             if isinstance(layer, TimeMixCacheLayer):

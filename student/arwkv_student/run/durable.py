@@ -23,7 +23,7 @@ def replace_text(file: Path, text: str) -> None:
 
 
 def put_in_place(fresh: Path, file: Path) -> None:
-    """Give a file that was written beside `file` its name, once it is on the disk."""
+    """Rename a temporary file to `file`, once it is on the disk."""
     with fresh.open("rb") as opened:
         os.fsync(opened.fileno())
     os.replace(fresh, file)

@@ -21,7 +21,7 @@ def end_of_turn(tokenizer: Any) -> int | None:
 
 
 def add_end_token(folder: Path, token: int) -> None:
-    """Make the token end a text, beside those that do, in a student's configuration and generation settings."""
+    """Add the token to the end tokens of a student's configuration and generation settings."""
     ends: Any = None
     for name in ("config.json", "generation_config.json"):
         document = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}

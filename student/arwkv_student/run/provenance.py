@@ -1,4 +1,4 @@
-"""How a student came about: what its run recorded of its sources, and of the runs that it started from."""
+"""The origin of a student: what its run recorded of its sources, and of the runs that it started from."""
 
 import json
 from pathlib import Path

@@ -3,7 +3,7 @@
 RUN/run.json              settings and dataset, compared when the run continues
 RUN/run.lock              locked while a process works here
 RUN/metrics.jsonl         one JSON object per line
-RUN/samples.jsonl         what teacher and student say to held-out texts, likewise
+RUN/samples.jsonl         outputs of teacher and student for held-out texts, in the same form
 RUN/tensorboard/          the same figures for TensorBoard
 RUN/align, RUN/distill,
 RUN/sft, RUN/dpo          each stage's student, when done; checkpoint-N/ inside until then

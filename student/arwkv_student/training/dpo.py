@@ -32,7 +32,7 @@ REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
 @dataclass(frozen=True)
 class ReferenceKey:
-    """What decides a reference log-probability. Where one differs, they are computed anew."""
+    """Everything that affects a reference log-probability. If one field differs, they are computed again."""
 
     checkpoint: str
     """Hash of the starting student's weights and configuration."""

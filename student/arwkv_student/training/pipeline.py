@@ -19,7 +19,7 @@ class Stages(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """In order; each goes on from the student of the one before."""
+        """In order; each starts from the student of the previous stage."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -29,7 +29,7 @@ class Stages(Protocol):
         """The stage's trainer, over its starting student and its data."""
 
     def complete(self, student: Path) -> None:
-        """Put beside a trained student's weights what belongs to it."""
+        """Add the tokenizer and other files to a trained student's folder."""
 
 
 def train(settings: TrainSettings) -> dict[str, Any]:
@@ -84,6 +84,6 @@ def _train_to_the_end(trainer: ResumableTrainer, run: RunFolder, stage: str) -> 
     processes.wait_for_everyone()
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model(str(run.stage(stage)))
-    # A pickle of this run's settings: nobody needs it to use the student.
+    # A pickle of this run's settings, which the student does not need.
     (run.stage(stage) / "training_args.bin").unlink(missing_ok=True)
     return float(result.training_loss)

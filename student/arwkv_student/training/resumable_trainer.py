@@ -61,7 +61,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """By parameter name, whole: the next process count, sharded or not, can go on from it."""
+        """A full state dict by parameter name: another number of processes, sharded or not, can continue from it."""
         state = full_optimizer_state_dict(self.model, self._own_optimizer())
         if self.args.should_save:
             torch.save(state, Path(output_dir) / "optimizer.pt")

@@ -83,7 +83,7 @@ class Tuning:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes a continued run the same run, and in `start` how its student came about."""
+        """Everything that must not change when a run continues, and in `start` the origin of its student."""
         settings = dataclasses.asdict(self.settings)
         return {
             **{name: value for name, value in settings.items() if name in ONLY_TUNING | SHARED},

@@ -99,7 +99,7 @@ def withdraw_dataset(service: ServiceDep, name: DatasetName) -> None:
 def reindex_dataset(service: ServiceDep, name: DatasetName) -> Dataset:
     """Forget what is known of the dataset's shards; the next look reads every manifest again.
 
-    The dataset's state is `indexing` until that is done: GET it to see. Asked again meanwhile, nothing begins anew.
+    The dataset's state is `indexing` until that is done: GET it to check. A repeated request does not start again.
     """
     with Session(service.engine) as session:
         row = find_dataset(session, service.settings.roots, name)
@@ -124,7 +124,7 @@ def dataset_manifest(service: ServiceDep, name: DatasetName) -> Response:
 
 @router.get("/{name}/corpus", dependencies=[Read], responses=answers(404))
 def dataset_corpus(service: ServiceDep, name: DatasetName) -> Corpus:
-    """What the producer recorded of the corpus: documents, tokens, turns, and the files that it read or passed over."""
+    """The producer's report of the corpus: documents, tokens, turns, and the files that it read or skipped."""
     with Session(service.engine) as session:
         (folder,) = dataset_figures(session, service.settings.roots, name, DatasetRow.folder)
     return Corpus(report=read_corpus_report(Path(folder)))
@@ -164,7 +164,7 @@ def _scan_held_off(service: Service, name: str, root: str) -> Iterator[Lease]:
 
 
 def _scan_now(service: Service, name: str) -> None:
-    """Read dataset `name` anew from whichever root has it."""
+    """Read dataset `name` again from the root that has it."""
     for root in service.settings.roots:
         if not scan_root(service.engine, root, wait_s=SCAN_WAIT_S, anew=name).done:
             raise TryAgain(f"{root.name}: another scan is running; try again in a moment")

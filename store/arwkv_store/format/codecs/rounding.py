@@ -1,4 +1,4 @@
-"""float32 to bf16, rounded to nearest even, and how far a lossy codec strays from what it was given."""
+"""float32 to bf16, rounded to nearest even, and the error of a lossy codec."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
