@@ -1,4 +1,4 @@
-"""The errors a user can meet: each says what, where, the value and the way out, and owns its exit code."""
+"""The errors that users see: each gives the problem, the place, the value and what to do, and has its exit code."""
 
 import errno
 from typing import ClassVar
@@ -9,12 +9,12 @@ class ArwkvError(Exception):
 
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
-    # How the service's answers name this error where its status does not say enough (RFC 9457, section 3.1.1).
+    # The `type` of this error in the service's answers, if the status is not enough (RFC 9457, section 3.1.1).
     problem_type: ClassVar[str] = "about:blank"
 
 
 class UsageError(ArwkvError):
-    """What was asked for cannot be done: a bad value, a missing file, a model that does not fit."""
+    """The request cannot be fulfilled: a bad value, a missing file, a model that does not fit."""
 
     exit_code = 2
     http_status = 422
@@ -51,7 +51,7 @@ class StorageFault(ArwkvError):
 
 
 class TryAgain(ArwkvError):
-    """A passing fault (a server that is away, a full disk, a stop request): the same command continues later."""
+    """A temporary fault (a server that is away, a full disk, a stop request): run the same command again later."""
 
     exit_code = 75
     http_status = 503
@@ -86,9 +86,9 @@ _FAULTS: dict[int, tuple[type[ArwkvError], str]] = {
 
 
 def storage_error(what: str, error: OSError) -> ArwkvError:
-    """What the operating system says of a file as an error that names the fault and the way out.
+    """An OSError as one of our errors, which names the fault and what to do.
 
-    Only faults that pass by waiting, or by someone freeing space, are TryAgain.
+    Only faults that end by waiting, or by freeing space, are TryAgain.
     """
     unknown = (StorageFault, "nothing was committed: see to the disk or the mount, then run the same command again")
     kind, remedy = _FAULTS.get(error.errno or 0, unknown)

@@ -1,4 +1,4 @@
-"""Reading one Arrow file of a part: nothing is parsed or used before its checksum was compared."""
+"""Reading one Arrow file of a part: nothing is parsed or used before its checksum is compared."""
 
 import hashlib
 import mmap
@@ -22,16 +22,16 @@ from arwkv_store.format.manifest import BatchInfo, FileInfo, Region
 
 REMEDY = 'run "store verify --repair DIR" to set the part aside, then make it again'
 GAP_BYTES = 64 << 10
-"""Regions as near as this are fetched by one request."""
+"""Regions that are at most this far apart are fetched by one request."""
 
 Fetch = Callable[[Sequence[tuple[int, int]]], None]
-"""Puts byte ranges of a file that is there in part into place."""
+"""Fetches byte ranges of a sparse file into place."""
 
 
 class ArrowFile:
     """A memory-mapped Arrow file whose regions are verified before their first use.
 
-    With `fetch`, the file is a copy that has holes: what is asked for and not there yet is fetched first.
+    With `fetch`, the file is a sparse copy: missing ranges are fetched before they are read.
     """
 
     def __init__(self, path: Path, info: FileInfo, *, verify: bool, fetch: Fetch | None = None) -> None:
@@ -55,7 +55,7 @@ class ArrowFile:
     def batch(self, index: int, *, light: bool, heavy: Sequence[str]) -> Batch:
         """A record batch's light columns (or only those that identify a row) and the heavy ones asked for, verified.
 
-        Its values are views on the file. Raises CorruptShard, OSError faults as `storage_error` names them.
+        Its values are views on the file. Raises CorruptShard, and the errors of `storage_error` for an OSError.
         """
         info = self.info.batches[index]
         self.require_whole()
@@ -71,7 +71,7 @@ class ArrowFile:
         layout = batch_layout(self._bytes[info.offset : info.offset + info.length].data)
         if layout.rows != info.rows:
             raise BadCell(f"{layout.rows} rows, not {info.rows}")
-        # A buffer that begins in one region ends in it, so that what is used is what was compared.
+        # A buffer must end in the region in which it begins, so that only compared bytes are used.
         if layout.heavy_starts(len(info.columns)) != [region.offset - info.offset for region in info.column_regions]:
             raise BadCell("columns do not lie where the manifest says")
 
@@ -94,7 +94,7 @@ class ArrowFile:
             raise CorruptShard(f"{self.path}: SHA-256 {found}, committed as {self.info.sha256}; {REMEDY}")
 
     def require_whole(self) -> None:
-        """Raise CorruptShard if the file was cut: reading a mapped page that it no longer has ends the process."""
+        """Raise CorruptShard if the file was truncated: reading a mapped page beyond its end ends the process."""
         found = os.fstat(self._file).st_size
         if found < self.info.size_bytes:
             raise CorruptShard(f"{self.path}: truncated to {found} bytes while it was open; {REMEDY}")
@@ -118,7 +118,7 @@ class ArrowFile:
             self._verified.add(region.offset)
 
     def _checksum(self, region: Region) -> str:
-        """Read, not mapped: a page that the disk cannot give is an error here; a mapping ends the process."""
+        """Read without mapping: a disk error raises here, but would end the process in a mapping."""
         digest, at, end = xxhash.xxh3_64(), region.offset, region.offset + region.length
         buffer = memoryview(bytearray(min(PIECE_BYTES, region.length)))
         try:
@@ -131,7 +131,7 @@ class ArrowFile:
 
 
 def joined(regions: Sequence[Region]) -> list[tuple[int, int]]:
-    """Regions in their order as (start, end) ranges; those that are near each other make one."""
+    """Regions in their order as (start, end) ranges; near ones are joined."""
     ranges: list[tuple[int, int]] = []
     for region in regions:
         end = region.offset + region.length

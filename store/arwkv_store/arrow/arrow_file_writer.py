@@ -1,4 +1,4 @@
-"""One Arrow file of a part, written batch by batch, its hashes taken from the bytes as they pass."""
+"""Writes one Arrow file of a part, batch by batch, and hashes the bytes as they are written."""
 
 import hashlib
 from collections.abc import Iterable
@@ -50,7 +50,7 @@ class _HashingSink:
         return Region(offset=offset, length=length, xxh3=xxhash.xxh3_64_hexdigest(self._end()))
 
     def end_batch(self, rows: int, heavy: int) -> BatchInfo:
-        """What was written since the last region: a record batch, its last `heavy` columns hashed one by one."""
+        """The region written since the last one: a record batch, whose last `heavy` columns are hashed one by one."""
         offset, message = self._region_start, memoryview(self._end())
         starts = batch_layout(message).heavy_starts(heavy) if heavy else []
         head, *columns = (message[start:end] for start, end in pairwise([0, *starts, len(message)]))
@@ -83,8 +83,8 @@ class _HashingSink:
 def write_arrow_file(
     file: IO[bytes], name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], heavy: int
 ) -> FileInfo:
-    """Write an Arrow IPC file and say what it holds. `name` is the file's final name; the last `heavy` columns get
-    checksums of their own. Raises OSError.
+    """Write an Arrow IPC file; returns its entry in the manifest. `name` is its final name; the last `heavy` columns
+    get checksums of their own. Raises OSError.
     """
     sink = _HashingSink(file, len(MAGIC) + schema.serialize().size)
     infos: list[BatchInfo] = []

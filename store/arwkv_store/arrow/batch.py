@@ -1,4 +1,4 @@
-"""A record batch as numpy views, bounds checked once, so that taking a row costs no Python object per value."""
+"""A record batch as numpy views. Bounds are checked once; reading a row creates no Python object per value."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class _Ragged:
 
 
 class Batch:
-    """The rows of one record batch. Raises BadCell when made of lengths or offsets that contradict each other."""
+    """The rows of one record batch. Raises BadCell if lengths or offsets contradict each other."""
 
     def __init__(self, schema: pa.Schema, layout: BatchLayout, take: Take, light: bool, heavy: Sequence[str]) -> None:
         columns = _Columns(schema, layout, take)
@@ -61,7 +61,7 @@ class Batch:
         return self._source[row]
 
     def cell(self, name: str, row: int) -> NDArray[np.uint8] | None:
-        """The bytes of a heavy column, a view on the file; None where the row has none."""
+        """The bytes of a heavy column, a view on the file; None if the row has none."""
         column = self._heavy[name]
         if column.valid is not None and not column.valid[row]:
             return None
@@ -70,7 +70,7 @@ class Batch:
 
 
 class _Columns:
-    """Takes a record batch's columns by name; a column's buffers are looked at when it is taken."""
+    """A record batch's columns by name; the buffers of a column are checked when it is read."""
 
     def __init__(self, schema: pa.Schema, layout: BatchLayout, take: Take) -> None:
         self._layout, self._take = layout, take
@@ -130,7 +130,7 @@ class _Columns:
 
 
 def _extent(type_: pa.DataType) -> tuple[int, int]:
-    """How many nodes and buffers a column of this type has."""
+    """Number of nodes and buffers of a column of this type."""
     if pa.types.is_list(type_):
         nodes, buffers = _extent(type_.value_type)
         return 1 + nodes, 2 + buffers

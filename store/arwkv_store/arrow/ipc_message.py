@@ -1,8 +1,7 @@
 """An Arrow IPC record batch as its metadata lays it out, read without pyarrow.
 
-The metadata is read from the very bytes whose checksum was compared, each buffer is bounded by them, and a compressed
-body is refused: cells are compressed one by one, record batches never, since a compressed body would let a small file
-unpack to any size.
+The metadata is read from the bytes whose checksum was compared, and each buffer must lie within them. A compressed body
+is refused, because it would let a small file unpack to any size: only single cells are compressed.
 """
 
 import struct
@@ -36,7 +35,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Where a record batch's buffers lie, in the order of the schema's fields."""
+    """The places of a record batch's buffers, in the order of the schema's fields."""
 
     rows: int
     nodes: list[Node]
@@ -87,7 +86,7 @@ def _pairs(message: memoryview, table: int, number: int) -> list[tuple[int, int]
 
 
 def _field(message: memoryview, table: int, number: int) -> int | None:
-    """Where a field of a flatbuffers table lies; None where it has its default."""
+    """The place of a field of a flatbuffers table; None if it has its default."""
     vtable = table - int(struct.unpack_from("<i", message, table)[0])
     (size,) = struct.unpack_from("<H", message, vtable)
     if 4 + 2 * number >= size:

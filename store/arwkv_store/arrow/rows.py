@@ -11,7 +11,7 @@ from arwkv_store.format.sample import Sample
 from arwkv_store.format.statistics import sample_stats
 
 TARGET_BATCH_BYTES = 4 << 20
-"""A heavy column of a batch, or all its light ones, is what one hash covers: what a random read verifies at least."""
+"""One hash covers a heavy column of a batch, or all its light columns; a random read verifies at least that much."""
 
 _IDENTITY = [
     pa.field("sample_id", pa.int64(), nullable=False),
@@ -27,7 +27,7 @@ _LIGHT = [
     pa.field("teacher_nll", pa.float32(), metadata={"unit": "nats per true token that counts"}),
 ]
 LIGHT_COLUMNS = {"rows": _LIGHT, "hidden": _IDENTITY}
-"""By kind of file the columns before the heavy ones."""
+"""The columns before the heavy ones, by kind of file."""
 
 
 def arrow_schema(

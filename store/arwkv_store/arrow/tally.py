@@ -38,7 +38,7 @@ class Tally:
         return {name: error.worst() for name, error in self._errors.items()}
 
     def require_faithful(self, part: int) -> None:
-        """Raise UsageError where a lossy column strayed too far to be trained on."""
+        """Raise UsageError if the error of a lossy column is too large for training."""
         for name, error in self.worst_channel_error().items():
             if error > MAX_CHANNEL_ERROR:
                 raise UsageError(

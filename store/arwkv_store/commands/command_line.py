@@ -1,9 +1,9 @@
-"""What every console script shares: flags from dataclasses, TOML defaults, `--json`, exit codes.
+"""The parts that all console scripts share: flags from dataclasses, TOML defaults, `--json`, exit codes.
 
-A command is a function of one dataclass: the docstring is the command's help, the fields are the flags, and the same
-names (with `-` or `_`) are the keys of a `--config FILE.toml`, over which flags win. A value that begins with `~`, from
-either, means the home folder, unless the field is marked VERBATIM. A dataclass that inherits its fields from others
-shows each of those as a titled group of flags.
+A command is a function of one dataclass. The docstring is the command's help, and the fields are the flags. The same
+names (with `-` or `_`) are the keys of a `--config FILE.toml`; flags have priority. A value that begins with `~` means
+the home folder, unless the field is marked VERBATIM. If a dataclass inherits its fields, the help shows each base as a
+titled group of flags.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from arwkv_store.errors import ArwkvError, UsageError
 Command = Callable[[Any], Mapping[str, Any] | None]
 
 VERBATIM = object()
-"""Marks a field, as in Annotated[str, VERBATIM], whose text may begin with `~` and is no path: a prompt, a key."""
+"""Marks a field, as in Annotated[str, VERBATIM], whose text may begin with `~` and is not a path: a prompt, a key."""
 _FILE_URL = re.compile(r"((?:(?:sqlite(?:\+\w+)?|file):///)?)(~.*)", re.DOTALL)
 
 
@@ -79,9 +79,9 @@ def _parse(
 
 
 def _grouped(config_type: type[Any]) -> type[Any]:
-    """What the parser is shown: for a type that inherits all its fields, a dataclass with one field for each base.
+    """The type for the parser: for a type that inherits all its fields, a dataclass with one field for each base.
 
-    The base's name and docstring head a group of flags in the help. A base that itself only inherits stands for its own
+    The base's name and docstring become the title of a group of flags. A base that only inherits is replaced by its own
     bases; a base whose subclass is already a group is left out.
     """
     bases: list[type[Any]] = []
@@ -101,7 +101,7 @@ def _declares_fields(config_type: type[Any]) -> bool:
 
 
 def _flat(shown: Any, config_type: type[Any]) -> Any:
-    """The configuration itself, of what the parser made of `_grouped`."""
+    """The configuration itself, from the parser's result for `_grouped`."""
     if isinstance(shown, config_type):
         return shown
     groups = [getattr(shown, group.name) for group in dataclasses.fields(shown)]
@@ -133,7 +133,7 @@ def _config_type(command: Command) -> type[Any]:
 
 
 def _expand_config_file(words: list[str], config_type: type[Any]) -> list[str]:
-    """Replace `--config FILE` by the flags it stands for, ahead of the flags that were typed, so that those win."""
+    """Replace `--config FILE` by its flags, before the typed flags, so that typed flags have priority."""
     at = next((i for i, word in enumerate(words) if word == "--config" or word.startswith("--config=")), None)
     if at is None:
         return words

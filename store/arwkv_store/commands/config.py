@@ -1,4 +1,4 @@
-"""The flags of `store`: one frozen dataclass a command."""
+"""The flags of `store`: one frozen dataclass per command."""
 
 from dataclasses import dataclass
 from pathlib import Path

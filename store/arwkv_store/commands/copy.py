@@ -1,4 +1,4 @@
-"""Carrying a dataset from one place to another, part by part, each verified on its way."""
+"""Copies a dataset to another place, part by part, and verifies each part."""
 
 import hashlib
 import itertools
@@ -22,7 +22,7 @@ from arwkv_store.places.source import Source, source_of
 from arwkv_store.places.target import Target, target_of
 
 PARTS_TOGETHER = 64
-"""Parts in one commit where the target counts commits."""
+"""Parts per commit, for a target that limits the number of commits."""
 
 
 @dataclass
@@ -38,9 +38,9 @@ class Copied:
 def copy_dataset(source_uri: str, target_uri: str) -> Iterator[Copied]:
     """Copy the committed parts that the target lacks, data first and manifest last; yields after each part.
 
-    The same call continues an interrupted copy, and brings what was committed since. Raises ConfigurationDiffers
-    where the target holds another dataset, CorruptShard (nothing of that part is committed) where bytes at the source
-    are not those that were, NotFound, UsageError, TryAgain.
+    The same call continues an interrupted copy, and copies parts that were committed since. Raises
+    ConfigurationDiffers if the target holds another dataset, CorruptShard if bytes at the source are damaged (that part
+    is not committed), NotFound, UsageError, TryAgain.
     """
     source, target = source_of(source_uri, FileCache.of(None, None)), target_of(target_uri)
     raw = source.dataset_json()
@@ -81,7 +81,7 @@ def _copy_part(source: Source, target: Target, manifest: ShardManifest) -> None:
             try:
                 _copy_file(source.data_path(manifest.part, kind, file), file, data[kind])
             except CorruptShard:
-                # A damaged copy in the cache says nothing of the source.
+                # A damaged copy in the cache does not mean that the source is damaged.
                 if not source.forget(file):
                     raise
                 _copy_file(source.data_path(manifest.part, kind, file), file, data[kind])

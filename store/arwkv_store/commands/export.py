@@ -1,4 +1,4 @@
-"""Datasets as plain Parquet: nested lists of numbers, one file a part, that any tool reads without our codecs."""
+"""Datasets as plain Parquet: nested lists of numbers, one file per part, readable without our codecs."""
 
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -17,7 +17,7 @@ from arwkv_store.format.sample import Sample
 from arwkv_store.places.commit import storage_faults, sync_folder, temporary_file
 
 ROW_GROUP_BYTES = 64 << 20
-"""About what a row group holds, and one sample at least: with all layers' hidden states that can be a gigabyte."""
+"""Approximate size of a row group, at least one sample: with hidden states of all layers that can be a gigabyte."""
 
 
 def export_parquet(uri: str, out: Path, *, columns: Collection[str] | None = None) -> Iterator[Path]:
@@ -54,7 +54,7 @@ def _write_part(path: Path, dataset: Dataset, rows: Sequence[int], token_stats: 
 
 
 def _groups(dataset: Dataset, rows: Sequence[int]) -> Iterator[list[Sample]]:
-    """The samples, so many at a time as make a row group."""
+    """The samples in groups that become row groups."""
     group: list[Sample] = []
     size_bytes = 0
     for row in rows:

@@ -1,4 +1,4 @@
-"""What `store ls` and `store stats` show, as JSON-ready rows."""
+"""The rows of `store ls` and `store stats`, ready for JSON."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from arwkv_store.format.statistics import ShardStats
 
 
 def list_datasets(uri: str) -> list[dict[str, Any]] | None:
-    """One row per dataset in a folder of datasets; None where `uri` is (or may be) a dataset itself."""
+    """One row per dataset in a folder of datasets; None if `uri` is (or may be) a dataset itself."""
     folder = Path(uri)
     if "://" in uri or (folder / DATASET_FILE).exists():
         return None

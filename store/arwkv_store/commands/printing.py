@@ -83,7 +83,7 @@ def print_stats(stats: ShardStats) -> None:
 
 
 def print_verdict(uri: str, verdict: Verdict) -> None:
-    """One line when all is well; one line for each thing that is not."""
+    """One line if nothing is wrong, otherwise one line per problem."""
     console = Console(highlight=False, soft_wrap=True)
     checked = f"{verdict.parts:,} parts, {verdict.tokens:,} tokens, {size_text(verdict.size_bytes)}"
     console.print(f"{uri}: {checked} verified, {len(verdict.damaged)} damaged", markup=False)

@@ -15,7 +15,7 @@ LINE_EVERY_S = 30.0
 
 
 class Report(Protocol):
-    """What long work says of itself as it grows."""
+    """The progress of long work."""
 
     tokens: int
     size_bytes: int
@@ -57,7 +57,7 @@ class Progress:
             self._print_line(note)
 
     def tick(self) -> None:
-        """Show that time passes while nothing advances: `ticking` calls this."""
+        """Update the time while nothing advances; `ticking` calls this."""
         if self._bar is not None:
             self._bar.refresh()
         elif time.monotonic() >= self._next_line:
@@ -99,7 +99,7 @@ class Progress:
 
 @contextmanager
 def ticking(tick: Callable[[], None], every_s: float = 1.0) -> Iterator[None]:
-    """Call `tick` again and again, on a thread of its own, for as long as the block lasts."""
+    """Call `tick` repeatedly on a separate thread until the block ends."""
     over = threading.Event()
 
     def run() -> None:
@@ -117,7 +117,7 @@ def ticking(tick: Callable[[], None], every_s: float = 1.0) -> Iterator[None]:
 
 @contextmanager
 def working(what: str, stream: TextIO | None = None, every_s: float = 1.0) -> Iterator[None]:
-    """Print what is being done, and for how long: on a terminal every second, elsewhere after 10 s and every 30 s."""
+    """Print the current work and its time: on a terminal every second, otherwise after 10 s and every 30 s."""
     shown = stream or sys.stderr
     started = time.monotonic()
     next_line = started + FIRST_LINE_S
@@ -139,7 +139,7 @@ def working(what: str, stream: TextIO | None = None, every_s: float = 1.0) -> It
 
 
 def followed(title: str, reports: Iterator[Growing], note: Callable[[Growing], str]) -> Growing:
-    """The last of one or more growing reports, each shown as it comes, with a note of its own."""
+    """The last of one or more reports; each is shown when it arrives, with its note."""
     tokens = size_bytes = 0
     with Progress(title, None) as progress:
         for report in reports:

@@ -1,7 +1,7 @@
 """The index of a served dataset, rebuilt from its manifests.
 
-A service's database is a cache of what manifests say. It belongs to the service, so the service is asked:
-`POST /v1/datasets/NAME/reindex` forgets the dataset's rows, and the service's next look reads every manifest again.
+The database of a service is a cache of the manifests. It belongs to the service, so the service does the work:
+`POST /v1/datasets/NAME/reindex` deletes the dataset's rows, and the service's next scan reads every manifest again.
 Until then the dataset's state is `indexing`.
 """
 
@@ -16,9 +16,9 @@ POLL_S = 1.0
 
 
 def reindex_served(uri: str) -> dict[str, Any]:
-    """The service's account of the dataset once it is indexed again, however long that takes.
+    """Waits until the dataset is indexed again; returns the service's description of it.
 
-    Raises UsageError for a URI that is not served, or a dataset that turns out not to be readable.
+    Raises UsageError for a URI that is not served, or a dataset that cannot be read.
     """
     if not uri.startswith(("http://", "https://")):
         raise UsageError(f"{uri}: a folder has no index; name a service's dataset: http://host/v1/datasets/NAME")

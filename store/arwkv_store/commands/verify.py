@@ -1,4 +1,4 @@
-"""Checking a whole dataset, part by part, and setting damaged parts aside."""
+"""Checks a whole dataset, part by part, and moves damaged parts aside."""
 
 import contextlib
 import hashlib
@@ -22,14 +22,14 @@ from arwkv_store.places.source import Source, source_of
 
 SET_ASIDE_FOLDER = "damaged"
 MAX_SCRATCH_BYTES = 1 << 40
-"""No bound: the fetched files of one part lie there at a time."""
+"""No limit: only the files of one part are there at a time."""
 
 
 @dataclass
 class Verdict:
-    """What checking found so far. `damaged` maps a part to what is wrong with it, `newer` one of a format version that
-    this release does not read to what it says. What is not there is known at the end: `missing`, planned parts that are
-    not committed, and `unclaimed`, a folder's data files without a manifest.
+    """The results so far. `damaged` maps a part to its problem; `newer` maps a part whose format version this release
+    does not read to its message. Known only at the end: `missing`, planned parts that are not committed, and
+    `unclaimed`, data files of a folder without a manifest.
     """
 
     parts: int = 0
@@ -58,13 +58,13 @@ def verify_dataset(uri: str, *, deep: bool = False, repair: bool = False) -> Ite
     """Check every byte; yields the growing verdict once at the start, after each part, and at the end.
 
     `deep` also compares whole-file SHA-256 and decodes every cell. `repair` moves the files of damaged parts to
-    `damaged/`, next to `shards/`, so that the parts are missing and can be made again. Remote files are fetched again, to
-    the system's temporary folder (TMPDIR). Raises the errors of `open_dataset` for dataset.json, and UsageError for
-    `repair` of a remote dataset.
+    `damaged/`, next to `shards/`, so that the parts can be made again. Remote files are fetched again, to the system's
+    temporary folder (TMPDIR). Raises the errors of `open_dataset` for dataset.json, and UsageError for `repair` of a
+    remote dataset.
     """
     if repair and "://" in uri:
         raise UsageError(f"{uri}: only the parts of a folder can be repaired; repair the dataset at its source")
-    # What is in doubt is the source: copies fetched earlier are left out, and the new ones go when they were checked.
+    # The source is to be checked, so earlier copies are not used, and new copies are removed after the check.
     with tempfile.TemporaryDirectory(prefix="arwkv-verify-") as scratch:
         source = source_of(uri, FileCache(Path(scratch), MAX_SCRATCH_BYTES))
         raw = source.dataset_json()

@@ -1,4 +1,4 @@
-"""The committed parts of a dataset: their manifests, verified, and what of them is kept in memory."""
+"""The committed parts of a dataset: their verified manifests, and a small index in memory."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from arwkv_store.places.source import Source
 
 
 def manifest_of(part: int, raw: bytes, dataset_hash: str, where: str) -> ShardManifest:
-    """A verified manifest. Raises UnsupportedVersion, CorruptShard unless it is of this part of this dataset."""
+    """A verified manifest. Raises UnsupportedVersion; CorruptShard unless it belongs to this part of this dataset."""
     document = unsealed(raw, where)
     refuse_unknown_version(document, where)
     if document.get("part") != part or document.get("dataset_hash") != dataset_hash:
@@ -27,8 +27,8 @@ def manifest_of(part: int, raw: bytes, dataset_hash: str, where: str) -> ShardMa
     return ShardManifest.from_document(document, where)
 
 
-# The scalars our writer puts first. With the bytes verified, matching them costs a seventh of parsing the statistics
-# behind them; a manifest in another order is parsed.
+# Our writer puts these scalars first. Matching them in the verified bytes takes a seventh of the time of parsing the
+# whole manifest; a manifest in another order is parsed.
 _LEADING = re.compile(
     rb'\{"format_version":(?:%s),"part":(\d{1,12}),"rows":(\d{1,12}),"tokens":(\d{1,12}),"first_sample_id":\d+,'
     rb'"last_sample_id":\d+,"dataset_hash":"([0-9a-f]{64})"' % b"|".join(b"%d" % version for version in READ_VERSIONS)
@@ -36,7 +36,7 @@ _LEADING = re.compile(
 
 
 class ManifestIndex:
-    """Which parts are committed and how many rows each has: 24 bytes a part, however large the manifests are."""
+    """The committed parts and their numbers of rows: 24 bytes per part, for manifests of any size."""
 
     def __init__(self, source: Source, dataset_hash: str) -> None:
         self._source, self._dataset_hash = source, dataset_hash
@@ -61,7 +61,7 @@ class ManifestIndex:
         return manifest
 
     def manifests(self) -> Iterator[ShardManifest]:
-        """Every manifest, in order, as the source streams them: a remote one sends many at a time."""
+        """Every manifest in order, streamed: a remote source sends many at a time."""
         known = set(self.parts.tolist())
         for part, raw in self._source.manifests():
             if part in known:

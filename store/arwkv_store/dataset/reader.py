@@ -1,4 +1,4 @@
-"""Reading a dataset by sample index, verified by default, from wherever it lies."""
+"""Reading a dataset by sample index, verified by default, from any place."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
@@ -22,7 +22,7 @@ from arwkv_store.places.cache import FileCache
 from arwkv_store.places.source import Source, source_of
 
 MAX_OPEN_SHARDS = 64
-"""Parts kept mapped at a time; each holds two file descriptors at most."""
+"""Parts that stay mapped; each holds at most two file descriptors."""
 
 
 def open_dataset(
@@ -35,12 +35,12 @@ def open_dataset(
 ) -> "Dataset":
     """Open the dataset at a path, `http(s)://host/v1/datasets/NAME`, `s3://`, `hf://` or another fsspec URI.
 
-    `columns` names the heavy columns to read ("logits", "token_stats", "hidden.attn.007", or "hidden" for all of
-    those); None reads everything; tokens and mask always come. `verify=False` trusts the bytes: a damaged file may
-    then give wrong values or end the process. Files of a remote dataset are kept in `cache_folder` (ARWKV_CACHE, else
-    ~/.cache/arwkv) up to `max_cache_bytes` (ARWKV_CACHE_BYTES, in bytes or as 64G, else 64 GiB; 0 keeps the one in use
-    only), least recently used first out; a copy that turns out damaged is fetched again.
-    Raises NotFound, UsageError, UnsupportedVersion, CorruptShard, TryAgain.
+    `columns` are the heavy columns to read ("logits", "token_stats", "hidden.attn.007", or "hidden" for all hidden
+    columns); None reads all; tokens and mask are always read. `verify=False` trusts the bytes: a damaged file may then
+    give wrong values or end the process. Files of a remote dataset are cached in `cache_folder` (ARWKV_CACHE, default
+    ~/.cache/arwkv) up to `max_cache_bytes` (ARWKV_CACHE_BYTES, in bytes or as 64G, default 64 GiB; 0 keeps only the
+    file in use). The least recently used files are evicted first, and a damaged copy is fetched again. Raises NotFound,
+    UsageError, UnsupportedVersion, CorruptShard, TryAgain.
     """
     source = source_of(uri, FileCache.of(cache_folder, max_cache_bytes))
     raw = source.dataset_json()
@@ -79,17 +79,17 @@ class Dataset(Sequence[Sample]):
         return self._shard(shard).sample(at - int(self._index.ends[shard - 1] if shard else 0))
 
     def __iter__(self) -> Iterator[Sample]:
-        # Sequence's own would take an IndexError in the midst of a sample for the end.
+        # Sequence's own iterator would end at an IndexError raised while reading a sample.
         for index in range(len(self)):
             yield self[index]
 
     def reads(self, column: str) -> bool:
-        """Whether this heavy column was asked for."""
+        """Whether this heavy column is read."""
         return column in self._names
 
     @property
     def shards(self) -> Sequence[ShardManifest]:
-        """The committed parts' manifests, each read when it is asked for."""
+        """The committed parts' manifests, each read on access."""
         return Manifests(self._index)
 
     @property
@@ -114,7 +114,7 @@ class Dataset(Sequence[Sample]):
         )
 
     def _shard(self, at: int) -> Shard:
-        # Single operations of a dict are atomic between threads, which an OrderedDict's are not, and a lock would not
+        # Single operations of a dict are atomic between threads, unlike those of an OrderedDict, and a lock would not
         # survive a fork. Two threads may open one part twice; the later copy stays.
         shard = self._open.pop(at, None)
         if shard is None:

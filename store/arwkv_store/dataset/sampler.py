@@ -1,7 +1,7 @@
 """The order in which training sees samples: a pure function of (seed, epoch), sliced by global step.
 
-Nothing is remembered between steps and nothing is shared between processes, so a resume, another number of workers or
-another world size cannot change which samples a step sees.
+The sampler has no state between steps or processes, so a resume, another number of workers or another world size cannot
+change the samples of a step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from arwkv_store.errors import UsageError
 
 BLOCK_SHARDS = 8
-"""Shards mixed together: large enough to shuffle well, small enough to stay mapped and cached."""
+"""Number of shards that are shuffled together: enough to mix well, and few enough to stay mapped and cached."""
 
 
 class ShardSampler:
-    """Yields, step by step, the sample indices of this rank's share of each global batch.
+    """Yields for each step the sample indices of this rank's share of the global batch.
 
-    The epochs' orders follow one another without a gap, and step s takes the positions s*batch_size up to
-    (s+1)*batch_size of that stream: a batch may straddle two epochs, and every epoch sees every sample once. Usable as
-    a DataLoader's `batch_sampler`; to resume after step s, make it again with `start_step=s`.
+    The epochs form one stream of sample indices, and step s takes positions s*batch_size to (s+1)*batch_size of it. A
+    batch may contain samples of two epochs; every epoch has every sample once. Usable as a DataLoader's
+    `batch_sampler`. To resume after step s, create it again with `start_step=s`.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ShardSampler:
 
     @property
     def steps(self) -> int:
-        """Steps from the very first to the end; samples that fill no whole batch at the end are left out."""
+        """Number of steps from the first to the last; an incomplete batch at the end is left out."""
         return self._epochs * self._samples // self._batch_size
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""One committed part, open for reading: its rows file, and its hidden file once a hidden state is asked for."""
+"""One committed part, open for reading: its rows file, and its hidden file once a hidden state is read."""
 
 import bisect
 import contextlib
@@ -23,9 +23,9 @@ Columns = Mapping[str, tuple[HeavyColumn, ...]]
 Result = TypeVar("Result")
 
 FETCHES = 3
-"""Times a remote file is fetched before its damage counts as the source's."""
+"""Times that a remote file is fetched before the source counts as damaged."""
 EVICTIONS = 30
-"""Times it may be evicted before it is opened: a cache too small for its readers."""
+"""Times that it may be evicted before it is opened: then the cache is too small for its readers."""
 
 
 class Shard:
@@ -37,7 +37,7 @@ class Shard:
         self._hidden = _OpenFile(source, manifest, "hidden", hidden, verify) if hidden else None
 
     def sample(self, row: int) -> Sample:
-        """The sample in this row. Raises CorruptShard, naming file and batch, unless every byte used is verified."""
+        """The sample in this row. Raises CorruptShard, naming file and batch, if a byte that it uses is damaged."""
         batch, at = self._rows.row(row)
         sample_id = batch.sample_id[at]
         hidden: dict[str, Any] = {}
@@ -87,7 +87,7 @@ class _OpenFile:
         return batch, row - (self._ends[index - 1] if index else 0)
 
     def _reading(self, read: Callable[[ArrowFile], Result]) -> Result:
-        """What `read` gives; a fetched copy that is damaged, or was evicted before it was opened, is fetched again."""
+        """The result of `read`; a copy that is damaged, or was evicted before it was opened, is fetched again."""
         damaged = gone = 0
         while True:
             file = self._file
@@ -97,7 +97,7 @@ class _OpenFile:
             except CorruptShard as error:
                 evicted = isinstance(error.__cause__, FileNotFoundError)
                 damaged, gone = damaged + (not evicted), gone + evicted
-                refused = self._fetching and not evicted  # by the source: asking again gives the same
+                refused = self._fetching and not evicted  # by the source: another request would give the same
                 self._fetching = False
                 if refused or damaged == FETCHES or gone == EVICTIONS or not self._source.forget(self._info):
                     raise
@@ -115,7 +115,7 @@ class _OpenFile:
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
-        """While the source is asked; stays marked where it fails."""
+        """Marks that the source is being read; the mark stays if that fails."""
         self._fetching = True
         yield
         self._fetching = False
@@ -124,7 +124,7 @@ class _OpenFile:
         return file.batch(index, light=self._kind == "rows", heavy=[column.name for column in self._columns])
 
     def values(self, row: int) -> dict[str, Any]:
-        """The row's decoded heavy columns by name; columns the row has no value for are left out."""
+        """The row's decoded heavy columns by name; columns without a value are left out."""
         batch, at = self.row(row)
         if self._file is not None:
             self._file.require_whole()
@@ -143,7 +143,7 @@ class _OpenFile:
 
 
 def _is_small(columns: Iterable[HeavyColumn], kind: str, manifest: ShardManifest) -> bool:
-    """Whether these columns, each with checksums of its own, are so little of the file that the rest is not fetched."""
+    """Whether these columns have their own checksums and are a small part of the file: then only they are fetched."""
     file, sizes = manifest.files[kind], manifest.stats.bytes_by_column
     wanted = sum(sizes.get(column.name, 0) for column in columns) + (sizes.get("rows", 0) if kind == "rows" else 0)
     return bool(file.batches) and bool(file.batches[0].columns) and 2 * wanted < file.size_bytes

@@ -1,4 +1,4 @@
-"""Making a dataset: identity first, then parts in any order, from any number of processes."""
+"""Creating a dataset: identity first, then parts in any order, from any number of processes."""
 
 import contextlib
 import hashlib
@@ -25,8 +25,8 @@ from arwkv_store.places.target import Target, target_of
 def create_dataset(uri: str | Path, info: DatasetInfo) -> "Writer":
     """Start or resume the dataset in a folder, or at `s3://`, `hf://` or another fsspec URI.
 
-    Writes dataset.json when there is none. Raises ConfigurationDiffers, naming each differing field, when a dataset of
-    another identity is there; UsageError for a URI that cannot be written; TryAgain when the disk is full.
+    Writes dataset.json if there is none. Raises ConfigurationDiffers, naming each differing field, if a dataset with
+    another identity exists; UsageError for a URI that cannot be written; TryAgain if the disk is full.
     """
     heavy_columns(info)
     target = target_of(uri)
@@ -55,9 +55,9 @@ class Writer:
         return [part for part in range(self.info.corpus.parts) if part not in present]
 
     def write_shard(self, part: int, samples: Sequence[Sample]) -> ShardManifest:
-        """Commit a part and return its manifest; where another process was first, return the one that counts.
+        """Commit a part and return its manifest; if another process was first, return that one's manifest.
 
-        Raises UsageError for samples that do not fit the dataset (nothing is written), TryAgain when the disk fails.
+        Raises UsageError for samples that do not fit the dataset (nothing is written), TryAgain if the disk fails.
         """
         self._require_fitting(part, samples)
         with storage_faults(manifest_uri(self._target.uri, part)), contextlib.ExitStack() as open_files:

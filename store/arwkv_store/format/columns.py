@@ -1,6 +1,7 @@
-"""The heavy columns of a dataset: which there are, and which codec each cell goes through.
+"""The heavy columns of a dataset, and the codec of each.
 
-The codec is chosen by name in dataset.json and repeated in the Arrow field's metadata, so that a shard explains itself.
+The codec is chosen by name in dataset.json and repeated in the Arrow field's metadata, so that a shard is
+self-describing.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,7 @@ _LOGITS = {
     "exact": logits_exact,
     "compact": logits_compact,
     "sampled": logits_sampled,
-    # A top-k head and a sampled tail are ragged entries like any other; rounding suits the estimated tail.
+    # The top k and the draws from the tail are ragged entries; rounding is acceptable for the estimated tail.
     "hybrid": logits_compact,
     "none": logits_raw,
 }
@@ -50,10 +51,10 @@ class HeavyColumn:
     """Cell and token count to the value: SparseLogits, (entropy, true_logprob), or hidden states [T, C]."""
 
     lossy: bool = False
-    """Whether decoded hidden states differ from the given ones."""
+    """Whether decoded hidden states may differ from the originals."""
 
     def metadata(self) -> dict[str, str]:
-        """What the Arrow field says about its cells."""
+        """The metadata of the Arrow field."""
         return {"codec": self.codec, "shape": self.shape, "layout": "docs/format.md"}
 
 
@@ -65,7 +66,7 @@ def heavy_columns(info: DatasetInfo) -> dict[str, tuple[HeavyColumn, ...]]:
 
 
 def max_count(info: DatasetInfo) -> int:
-    """Most entries a position can hold under the dataset's capture settings."""
+    """Maximum number of entries of a position under the dataset's capture settings."""
     capture, vocab_size = info.capture, info.tokenizer.vocab_size
     limits = {
         "top-k": capture.top_k,
@@ -77,7 +78,7 @@ def max_count(info: DatasetInfo) -> int:
 
 
 def require_captured(sample: Sample, info: DatasetInfo) -> None:
-    """Raise UsageError unless the sample holds exactly what the dataset says it captures."""
+    """Raise UsageError unless the sample holds exactly what the dataset captures."""
     where = f"sample {sample.sample_id}"
     if len(sample.tokens) > info.capture.max_length:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Whether a model's files are whole, as interrupted downloads and clones without Git LFS leave them not to be."""
+"""Checks that a model's files are complete: interrupted downloads and clones without Git LFS leave broken files."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 from arwkv_store.errors import NotFound, UsageError
 
 LFS_POINTER = b"version https://git-lfs"
-"""How a file begins that Git LFS has yet to fetch."""
+"""The first bytes of a file that Git LFS has not fetched."""
 INDEX = "model.safetensors.index.json"
 _MOST_HEADER_BYTES = 1 << 27
 
 
 def read_json(what: str, path: Path) -> dict[str, Any]:
-    """A model's JSON file. Raises UsageError for one that is cut, a Git LFS pointer, or no object."""
+    """A model's JSON file. Raises UsageError if it is truncated, a Git LFS pointer, or not an object."""
     try:
         content = path.read_bytes()
         _require_fetched(what, path, content)
@@ -26,10 +26,9 @@ def read_json(what: str, path: Path) -> dict[str, Any]:
 
 
 def require_whole_weights(what: str, folder: Path) -> None:
-    """Look at a folder's safetensors files and their index, not at the weights themselves.
+    """Check a folder's safetensors files and their index, without reading the weights.
 
-    Raises NotFound where a file that the index names is not there, UsageError for one that is a Git LFS pointer or ends
-    too early.
+    Raises NotFound if a file of the index is missing, and UsageError for a Git LFS pointer or a truncated file.
     """
     paths = sorted(folder.glob("*.safetensors"))
     if (folder / INDEX).is_file():
@@ -45,7 +44,7 @@ def require_whole_weights(what: str, folder: Path) -> None:
 
 
 def _require_whole(what: str, path: Path) -> None:
-    """The header says how long the file is: its own length in 8 bytes, itself, then where each tensor ends."""
+    """The header determines the file's size: its own length in 8 bytes, itself, and the end of each tensor."""
     with path.open("rb") as file:
         head = file.read(len(LFS_POINTER))
         _require_fetched(what, path, head)

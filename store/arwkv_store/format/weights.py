@@ -1,4 +1,4 @@
-"""One definition of "the same checkpoint", for the producer that records it and the student that checks it."""
+"""The hash of a checkpoint: the producer records it, and the student compares it."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import xxhash
 from arwkv_store.format.file_hash import pieces_of
 
 CONFIG_NOT_HASHED = ("transformers_version", "_name_or_path")
-"""Says who wrote config.json, not what the model computes."""
+"""Fields of config.json that do not affect what the model computes."""
 
 
 def hash_of_checkpoint(folder: Path, config: Mapping[str, Any]) -> str:
@@ -30,6 +30,6 @@ def hash_of_weights(folder: Path) -> str:
 
 
 def hash_of_config(config: Mapping[str, Any]) -> str:
-    """xxh3-128 over what of a config.json decides what the model computes."""
+    """xxh3-128 over the fields of a config.json that affect what the model computes."""
     decisive = {name: value for name, value in config.items() if name not in CONFIG_NOT_HASHED}
     return xxhash.xxh3_128_hexdigest(json.dumps(decisive, sort_keys=True).encode())

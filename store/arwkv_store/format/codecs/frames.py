@@ -1,6 +1,6 @@
-"""The cell every codec writes: a fixed header, planes kept raw, and one zstd frame over the planes that compress.
+"""The cell that every codec writes: a fixed header, raw planes, and one zstd frame of the planes that compress.
 
-Incompressible planes stay outside the frame: they cost no time to code and nothing to read.
+Planes that do not compress stay outside the frame, where they take no time to encode or decode.
 """
 
 import struct
@@ -76,7 +76,7 @@ def parse_cell(
 ) -> Cell:
     """Split one cell and unpack its frame into at most so many bytes. Raises BadCell.
 
-    Entries that are to be unpacked have a raw byte each, so a small cell cannot claim many of them.
+    Each entry has a raw byte, so a small cell cannot declare many entries.
     """
     if len(cell) < HEADER.size:
         raise BadCell(f"cell of {len(cell)} bytes is shorter than its header")
@@ -112,7 +112,7 @@ def _unpack(frame: NDArray[np.uint8], size_bytes: int) -> NDArray[np.uint8]:
 
 
 class Planes:
-    """Takes planes off the front of a section, in the order they were written. Raises BadCell when it runs out."""
+    """Reads the planes of a section in the order they were written. Raises BadCell at its end."""
 
     def __init__(self, section: NDArray[np.uint8]) -> None:
         self._section = section
@@ -147,7 +147,7 @@ def _compressor(entropy_only: bool) -> zstandard.ZstdCompressor:
 
 
 def _scratch(size_bytes: int) -> NDArray[np.uint8]:
-    """This thread's buffer to unpack into: a fresh one per cell would cost its page faults, a third of the decoding."""
+    """This thread's buffer for unpacking: a new one per cell would cause page faults, a third of the decoding time."""
     if size_bytes > _SCRATCH_BYTES:
         return np.empty(size_bytes, np.uint8)
     if not hasattr(_local, "scratch"):

@@ -1,4 +1,4 @@
-"""`bf16`: hidden states bit for bit. The byte of sign and exponent compresses; the mantissa's is left alone."""
+"""`bf16`: hidden states bit for bit. The byte with sign and exponent is compressed; the byte of the mantissa is not."""
 
 import ml_dtypes
 import numpy as np

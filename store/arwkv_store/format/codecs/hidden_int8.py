@@ -1,7 +1,6 @@
 """`int8`: one scale per token and group of 64 channels: states ~ scale * int8, scale = max|group| / 127.
 
-Groups confine what a massive activation costs to its neighbours; the shard's worst channel error says whether that is
-enough.
+A massive activation raises the error only within its group; the shard's worst channel error shows if that is enough.
 """
 
 import ml_dtypes

@@ -1,4 +1,4 @@
-"""`none`: hidden states as they are, for scratch data that is read in place. Decoded states are read-only views."""
+"""`none`: hidden states without coding, for temporary data. Decoded states are read-only views on the file."""
 
 import ml_dtypes
 import numpy as np

@@ -1,4 +1,4 @@
-"""`compact`: log-probabilities rounded so that the distribution barely moves. Also carries `hybrid` captures.
+"""`compact`: rounded log-probabilities that hardly change the distribution. Also used for `hybrid` captures.
 
 An entry of probability p that is off by d nats adds about p d^2 / 2 to the KL divergence. So the step grows as
 1/sqrt(p): step(l) = min(COARSEST, FINEST e^(l/2)) for l = -log p, which spreads the loss evenly over the entries: at

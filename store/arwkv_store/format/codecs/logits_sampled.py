@@ -1,7 +1,7 @@
 """`sampled`: how often each token id was drawn in S draws from the teacher; its log-probability is log(hits / S).
 
-The draws hold all the mass, so there is no tail: it reads as -inf. Positions in which fewer than S draws were kept
-cannot be told apart from a tail, so they are refused.
+The draws hold all the mass, so the tail is -inf. Positions with fewer than S draws are refused, because the missing
+draws would look like a tail.
 """
 
 import numpy as np

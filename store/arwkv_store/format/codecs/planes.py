@@ -1,4 +1,4 @@
-"""Integers as byte planes: the bytes of equal significance side by side, so that zstd sees what is regular in them."""
+"""Integers as byte planes: bytes of equal significance together, which zstd compresses better."""
 
 from typing import Any
 

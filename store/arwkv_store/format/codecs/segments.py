@@ -1,4 +1,4 @@
-"""Ragged positions: entries lie flat, position after position, each with its own count.
+"""Ragged positions: the entries are flat, position after position, and each position has its own count.
 
 When every position has the same count the same arithmetic runs on a [T, k] view, which is several times faster.
 """
