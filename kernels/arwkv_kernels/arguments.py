@@ -1,4 +1,4 @@
-"""What `wkv7`, `wkv7_step` and `linear_sparse_kl` accept, checked once at the edge.
+"""Checks of the arguments of `wkv7`, `wkv7_step` and `linear_sparse_kl`, done once.
 
 Shape legend: B batch, T time, H heads, D head size (K key side, V value side of a state), N sequences.
 """
@@ -31,7 +31,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def wants_gradient(*tensors: Tensor) -> bool:
-    """Whether a backward can follow. An autograd function's own `needs_input_grad` is true under `no_grad` too."""
+    """Whether a backward pass can follow. An autograd function's `needs_input_grad` is true under `no_grad` too."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
@@ -74,9 +74,9 @@ def sequence_offsets(length: int, cu_seqlens: Tensor | None) -> list[int] | None
 
 
 def require_offsets(length: int, cu_seqlens: Tensor | None) -> None:
-    """What `sequence_offsets` refuses, checked where the offsets are: on a GPU without waiting for it.
+    """The check of `sequence_offsets` on the offsets' device: on a GPU without waiting for it.
 
-    There the error is CUDA's "device-side assert triggered", raised by a later call.
+    On a GPU the error is CUDA's "device-side assert triggered", raised by a later call.
     """
     if cu_seqlens is not None:
         rises = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == length) & (cu_seqlens.diff() >= 0).all()
@@ -84,7 +84,7 @@ def require_offsets(length: int, cu_seqlens: Tensor | None) -> None:
 
 
 def starting_state(inputs: WkvInputs, initial_state: Tensor | None, sequences: int) -> Tensor:
-    """The state [N, H, K, V] before the first token, in the compute dtype; zeros where none was given."""
+    """The state [N, H, K, V] before the first token, in the compute dtype; zeros by default."""
     heads, size = inputs.r.shape[-2:]
     shape = (sequences, heads, size, size)
     dtype = compute_dtype(inputs.r.dtype)

@@ -34,8 +34,8 @@ def backend_for(x: Tensor, *, backend: str = "auto", operation: str = "wkv7") ->
     """The backend that `operation` uses for a tensor like `x`, and why.
 
     `operation`: "wkv7" (x like r: [B, T, H, D]), "wkv7_step" ([B, H, D]), "linear_sparse_kl" (x like hidden) or
-    "topk_logsumexp" (x the logits). With a `backend` other than "auto" the answer is that backend, or a ValueError that
-    says why it cannot run. For "wkv7_step" that is decided by whether `x` wants a gradient: only torch has one.
+    "topk_logsumexp" (x the logits). With a `backend` other than "auto" the result is that backend, or a ValueError with
+    the reason why it cannot run. For "wkv7_step", a gradient of `x` needs torch.
     """
     if backend not in BACKENDS:
         raise ValueError(f'{operation}: backend "{backend}" is not known; choose one of {", ".join(BACKENDS)}')
@@ -57,7 +57,7 @@ def backend_for(x: Tensor, *, backend: str = "auto", operation: str = "wkv7") ->
 
 
 def _path(backend: str, x: Tensor, operation: str) -> str:
-    """How Triton's recurrence goes through the tokens, which depends on the precision."""
+    """How Triton's recurrence processes the tokens; it depends on the precision."""
     if backend != "triton" or operation != "wkv7":
         return ""
     if x.dtype == torch.float32 and x.is_cuda:
@@ -88,7 +88,7 @@ def _obstacle_to_numba(x: Tensor, operation: str) -> str | None:
 
 @functools.cache
 def _obstacle_to_import(package: str) -> str | None:
-    """Why `package` cannot be used, found out once. Being found is not enough: numba refuses a numpy too new for it."""
+    """Why `package` cannot be used, checked once by an import: numba refuses a numpy that is too new."""
     if not importlib.util.find_spec(package):
         return f"{package} is not installed (pip install {package})"
     try:

@@ -1,4 +1,4 @@
-"""The recurrence in chunks of C tokens, in plain torch: matrix products within a chunk, one small step between.
+"""The recurrence in chunks of C tokens, in plain torch: matrix products within a chunk, a small step between chunks.
 
 With g the running sum of log decays inside a chunk, token i reads what token j < i wrote through exp(g_i - g_j). The
 products factor that as exp(g_i - m)·exp(m - g_j), centred on the chunk's middle m so that neither factor overflows. The
@@ -26,14 +26,14 @@ LARGEST_CENTRED_EXPONENT = 30.0
 
 
 def chunk_for(lowest_w: float) -> int | None:
-    """The largest chunk whose centred factors stay finite in fp32, or None: then only the loop is safe."""
+    """The largest chunk whose centred factors stay finite in fp32, or None if only the loop is safe."""
     return next((c for c in (CHUNK, 16) if -lowest_w * c / 2 <= LARGEST_CENTRED_EXPONENT), None)
 
 
 def wkv7_chunked(
     inputs: WkvInputs, state_NHKV: Tensor, offsets: list[int] | None, scale: float, lowest_w: float, chunk: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Chunked where the lowest log decay allows it, else the loop. Inputs and state share one dtype.
+    """Chunked if the lowest log decay allows it, else the loop. Inputs and state have one dtype.
 
     `chunk` forces a chunk size. Returns (o, final state).
     """
@@ -53,7 +53,7 @@ def wkv7_chunked(
 
 
 def _unpack(inputs: WkvInputs, offsets: list[int]) -> tuple[WkvInputs, Tensor]:
-    """Packed [1, T, H, D] to one padded row per sequence. All-zero padding leaves a state as it is."""
+    """Packed [1, T, H, D] to one padded row per sequence. All-zero padding does not change a state."""
     device = inputs.r.device
     bounds = torch.tensor(offsets, device=device)
     lengths_N = bounds.diff()
@@ -65,7 +65,7 @@ def _unpack(inputs: WkvInputs, offsets: list[int]) -> tuple[WkvInputs, Tensor]:
 
 
 class _Chunks(NamedTuple):
-    """What each chunk contributes, given the state S before it: o = own + read·S and S' = keep⊙S + move·S + add."""
+    """The contribution of each chunk, given the state S before it: o = own + read·S and S' = keep⊙S + move·S + add."""
 
     own_MGCV: Tensor
     read_MGCK: Tensor

@@ -1,7 +1,7 @@
 """The compiled CPU path: numba's loops under autograd, spread over as many threads as torch uses.
 
-The loops release the interpreter lock, so plain threads run them side by side; numba's own thread pool would not follow
-torch's thread count and ends the process when two threads enter it at once.
+The loops release the interpreter lock, so plain threads run them in parallel. numba's own thread pool ignores torch's
+thread count, and ends the process if two threads enter it at once.
 N sequences, M tokens in all, H heads, D head size.
 """
 
@@ -23,10 +23,10 @@ from torch.autograd.function import once_differentiable
 from arwkv_kernels.arguments import WkvInputs, wants_gradient
 from arwkv_kernels.compiled_loops import ROWS_AT_ONCE, STEPS_PER_CHECKPOINT, backward_loop, forward_loop
 
-# More parts than threads, so that sequences of unlike lengths spread evenly.
+# More parts than threads, so that sequences of different lengths are distributed evenly.
 PARTS_PER_THREAD = 4
 
-# Below this many state entries a step is done before another thread has woken up.
+# With fewer state entries, a step ends before another thread has started.
 ENTRIES_PER_THREAD = 1 << 18
 
 __all__ = ["ROWS_AT_ONCE", "wkv7_compiled", "wkv7_step_compiled"]
@@ -72,7 +72,7 @@ def _single_tokens(batch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 class _Layout(NamedTuple):
-    """Where each sequence's tokens and checkpoints begin."""
+    """The start of each sequence's tokens and checkpoints."""
 
     offsets: NDArray[np.int64]
     first_checkpoint: NDArray[np.int64]

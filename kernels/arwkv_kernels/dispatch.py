@@ -39,15 +39,14 @@ def wkv7(
         S_t = diag(exp w_t) S_{t-1} + b_t (a_tᵀ S_{t-1}) + k_t v_tᵀ        o_t = scale · r_tᵀ S_t
 
     r, w, k, v, a, b: [B, T, H, D] in fp32, bf16, fp16 or fp64; state and arithmetic are fp32 (fp64 for fp64). `w` is
-    the natural log of the decay, at most 0. RWKV-7's own lie above -0.607; lower ones are correct, but may run slowly.
-    With `cu_seqlens` [N + 1] (integers rising from 0 to T; B must be 1) the sequences lie end to end along T.
-    `initial_state`: [N, H, K, V], N = B without `cu_seqlens`; zeros where absent.
+    the natural log of the decay, at most 0. RWKV-7's own are above -0.607; lower ones are correct, but may be slow.
+    With `cu_seqlens` [N + 1] (integers rising from 0 to T; B must be 1) the sequences are concatenated along T.
+    `initial_state`: [N, H, K, V], N = B without `cu_seqlens`; zeros by default.
 
-    Returns o [B, T, H, D] in v's dtype, and the final state [N, H, K, V] if `output_final_state`, else None.
-    `backend`: see `backend_for`. Raises ValueError for shapes, devices, offsets, decays or a backend that cannot be. On
-    a GPU, which the host does not wait for, bad offsets are a device-side assertion, and a positive or NaN `w` is
-    computed as it stands, token by token.
-    Source: RWKV-7 "Goose", arXiv 2503.14456.
+    Returns o [B, T, H, D] in v's dtype, and the final state [N, H, K, V] if `output_final_state`, else None. `backend`:
+    see `backend_for`. Raises ValueError for invalid shapes, devices, offsets, decays or backends. On a GPU the host
+    does not wait: bad offsets raise a device-side assertion, and a positive or NaN `w` is used unchanged, token by
+    token. Source: RWKV-7 "Goose", arXiv 2503.14456.
     """
     inputs = WkvInputs(r, w, k, v, a, b)
     check_inputs(inputs, "BTHD")
@@ -97,8 +96,8 @@ def wkv7_step(
 ) -> tuple[Tensor, Tensor]:
     """One token of the recurrence, for decoding: inputs [B, H, D], state [B, H, K, V].
 
-    Returns (o [B, H, D] in v's dtype, the new state, fp32); `state` itself is left as it was. Differentiable, in torch.
-    Raises ValueError as `wkv7` does; on a GPU `w` is not read, and any is computed as it stands.
+    Returns (o [B, H, D] in v's dtype, the new state, fp32); `state` itself is not changed. Differentiable in torch.
+    Raises ValueError as `wkv7` does; on a GPU `w` is not checked.
     """
     inputs = WkvInputs(r, w, k, v, a, b)
     check_inputs(inputs, "BHD")

@@ -1,4 +1,4 @@
-"""The three matrix products of a language-model head, with fp32 results whatever the weights' precision.
+"""The three matrix products of a language-model head, with fp32 results for weights of any precision.
 
 A CPU's bf16 product rounds its result to bf16, an error of 0.06 at a logit of 20; so bf16 weights are raised to fp32
 a block of rows at a time. CUDA's product accumulates and returns fp32 by itself. The gradient of the logits never
@@ -36,7 +36,7 @@ def _multiplies_in_half(x: Tensor) -> bool:
 
 
 def gradient_dtype(device: torch.device, weight_dtype: torch.dtype, compute_dtype: torch.dtype) -> torch.dtype:
-    """What the logits' gradient is multiplied in: bf16 for a bf16 head on a GPU, else the compute dtype."""
+    """The dtype of products with the logits' gradient: bf16 for a bf16 head on a GPU, else the compute dtype."""
     return torch.bfloat16 if device.type == "cuda" and weight_dtype == torch.bfloat16 else compute_dtype
 
 

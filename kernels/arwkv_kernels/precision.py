@@ -1,6 +1,6 @@
-"""The one rule for the precision of matrix products, and what a machine is: for teacher, producer, student, evaluation.
+"""The precision of matrix products for teacher, producer, student and evaluation, and a description of the machine.
 
-bf16 where the processor multiplies it natively, else fp32: emulated bf16 is some twenty times slower than fp32.
+bf16 if the processor multiplies it natively, else fp32: emulated bf16 is about twenty times slower than fp32.
 """
 
 import os
@@ -13,9 +13,9 @@ BF16_SETS = ("AVX512_CORE_BF16", "AVX10_1_512", "AMX", "AVX2_VNNI_2", "ALL", "DE
 
 
 def multiplies_bf16(device: torch.device | str | None = None) -> bool:
-    """Whether `device` multiplies bf16 natively; None is the machine's accelerator, or else its processor.
+    """Whether `device` multiplies bf16 natively; None means the accelerator, or the processor if there is none.
 
-    ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY, which limit a processor to an earlier one's instructions, are obeyed.
+    ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY, which limit the processor's instructions, are respected.
     """
     device = torch.device(device) if device is not None else torch.accelerator.current_accelerator()
     if device is not None and device.type != "cpu":
@@ -34,7 +34,7 @@ def compute_dtype(dtype: str = "auto", device: torch.device | str | None = None)
 
 
 def machine() -> dict[str, Any]:
-    """What figures were measured on: `cores` that this process may use, instruction set `isa`, and `dtype`."""
+    """The machine of a measurement: `cores` that this process may use, instruction set `isa`, and `dtype`."""
     accelerator = torch.accelerator.current_accelerator()
     isa = torch.backends.cpu.get_cpu_capability()
     return {

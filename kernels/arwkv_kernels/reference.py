@@ -1,4 +1,4 @@
-"""The RWKV-7 recurrence, one token at a time: what every faster path is compared with.
+"""The RWKV-7 recurrence, one token at a time: the reference for every faster path.
 
     S_t = diag(exp w_t) S_{t-1} + b_t (a_tᵀ S_{t-1}) + k_t v_tᵀ        o_t = scale · r_tᵀ S_t
 
@@ -27,7 +27,7 @@ def wkv7_step_torch(inputs: WkvInputs, state_BHKV: Tensor, scale: float) -> tupl
 def wkv7_recurrence(inputs: WkvInputs, state_BHKV: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The loop over time in the dtype of its inputs [B, T, H, D]. Correct for every log decay; differentiable.
 
-    Autograd keeps one state per token: use it for checking and for decays no chunked form can hold.
+    Autograd keeps one state per token. Use it for checks, and for decays that no chunked form can represent.
     """
     outputs = []
     for step in zip(*(x.unbind(1) for x in inputs), strict=True):

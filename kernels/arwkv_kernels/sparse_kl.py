@@ -53,8 +53,8 @@ def linear_sparse_kl(
 
     tail: "bucket" compares the left-over mass as one more outcome; "renormalize" compares the two distributions
     restricted to the candidates; "drop" is "bucket" without the tail's own term.
-    temperature: softens those outcomes of teacher and student alike (p^(1/τ), normalized); no τ² factor.
-    mask: [T] bool, True where a position counts. reduction: "mean" over the positions that count, "sum", or "none"
+    temperature: softens these outcomes of teacher and student (p^(1/τ), normalized); no τ² factor.
+    mask: [T] bool, True if a position counts. reduction: "mean" over the positions that count, "sum", or "none"
     ([T], zero where masked; the weight must then be frozen). token_chunk: positions whose logits exist at one time.
 
     backend: "torch", or "triton" for the passes over the logits; see `backend_for`.
@@ -164,7 +164,7 @@ def _accumulate(
     d_hidden_TC: Tensor | None,
     d_weight_VC: Tensor | None,
 ) -> None:
-    """Fill the losses, and the gradients of their sum where asked for."""
+    """Fill the losses, and the gradients of their sum if they are needed."""
     if settings.positions.numel() == 0:
         return
     shape = min(settings.token_chunk, settings.positions.numel()), weight_VC.shape[0]
@@ -200,7 +200,7 @@ def _losses_and_logit_gradient(
 
 
 def _rows_in_torch(logits_tV: Tensor, chunk: TeacherChunk, settings: ChunkSettings) -> Tensor:
-    """The losses [t]; turns the logits into their gradient where they lie."""
+    """The losses [t]; replaces the logits by their gradient in place."""
     chosen_tK = logits_tV.gather(1, chunk.ids_tK).masked_fill_(~chunk.real_tK, -torch.inf)
     logits_tV.scatter_(1, chunk.ids_tK, -torch.inf)
     highest_t1 = logits_tV.amax(1, keepdim=True)

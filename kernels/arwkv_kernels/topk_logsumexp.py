@@ -1,4 +1,4 @@
-"""What the producer keeps of a row of logits: the k largest, the normalizer, the entropy, and the mass of the rest."""
+"""The producer's summary of a row of logits: the k largest, the normalizer, the entropy, and the mass of the rest."""
 
 from __future__ import annotations
 

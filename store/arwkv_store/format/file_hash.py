@@ -1,4 +1,4 @@
-"""The SHA-256 of a file, or of bytes that pass by in pieces."""
+"""The SHA-256 of a file, or of a stream of bytes."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def pieces_of(file: IO[bytes]) -> Iterator[memoryview]:
-    """What is left of an open file, piece by piece; each is valid until the next one. Raises OSError."""
+    """The rest of an open file in pieces; each is valid until the next one. Raises OSError."""
     buffer = memoryview(bytearray(PIECE_BYTES))
     # An unbuffered file has `readinto`, which the type of binary files does not name.
     while size_bytes := file.readinto(buffer):  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What hidden states are called: "attn.7", "boundary.7" and "final" in a sample, "hidden.attn.007" as a column."""
+"""The names of hidden states: "attn.7", "boundary.7" and "final" in a sample, "hidden.attn.007" as a column."""
 
 from arwkv_store.errors import UsageError
 

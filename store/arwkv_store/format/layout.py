@@ -1,4 +1,4 @@
-"""What a dataset's files are called."""
+"""The names of a dataset's files."""
 
 import re
 from collections.abc import Iterable
@@ -32,12 +32,12 @@ def manifest_name(part: int) -> str:
 
 
 def manifest_uri(uri: str, part: int) -> str:
-    """Where a part's manifest lies in the dataset at `uri`, for messages."""
+    """The place of a part's manifest in the dataset at `uri`, for messages."""
     return f"{uri}/{SHARDS_FOLDER}/{manifest_name(part)}"
 
 
 def part_of(name: str) -> tuple[int, str] | None:
-    """The part that a file of a shards folder is of, and its ending ("json" or a data file's); None for other files."""
+    """The part of a file in a shards folder, and its ending ("json" or a data file's); None for other files."""
     match = _PART_FILE.fullmatch(name)
     return (int(match[1]), match[2]) if match else None
 

@@ -37,7 +37,7 @@ class Region(BaseModel):
 
 
 class ColumnInfo(BaseModel):
-    """One heavy column of a record batch: how many bytes of the message are its own, and their xxh3-64."""
+    """One heavy column of a record batch: the number of its bytes in the message, and their xxh3-64."""
 
     model_config = _FROZEN
     length: Count
@@ -45,10 +45,10 @@ class ColumnInfo(BaseModel):
 
 
 class BatchInfo(Region):
-    """One record batch: the IPC message's range, and how many rows it holds.
+    """One record batch: the IPC message's range and its number of rows.
 
-    Its heavy `columns` follow one another at the end of the message; `xxh3` covers what is before them. In version 1
-    there are none, and `xxh3` covers the whole message.
+    Its heavy `columns` are the last bytes of the message, and `xxh3` covers the bytes before them. In version 1 there
+    are no columns, and `xxh3` covers the whole message.
     """
 
     rows: Count
@@ -63,7 +63,7 @@ class BatchInfo(Region):
 
     @property
     def head(self) -> Region:
-        """What the heavy columns leave of the message: its metadata and the light columns."""
+        """The message before the heavy columns: its metadata and the light columns."""
         length = self.length - sum(column.length for column in self.columns)
         return Region.model_construct(offset=self.offset, length=length, xxh3=self.xxh3)
 
@@ -90,7 +90,7 @@ class FileInfo(BaseModel):
 
 
 class ShardManifest(BaseModel):
-    """What is committed of one part."""
+    """One committed part."""
 
     model_config = _FROZEN
     format_version: int = FORMAT_VERSION

@@ -1,4 +1,4 @@
-"""One sample: a tokenized sequence and what the teacher said about it.
+"""One sample: a tokenized sequence and the teacher's outputs for it.
 
 Shape legend: T tokens of the sample, N stored entries (the sum of the counts), C model width.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _BF16_EXPONENT = 0x7F80
 ROUNDING_NATS = 1e-3
-"""How far above 0 a log-probability may lie, or an entropy below, by the rounding of a float32 normalizer."""
+"""Allowed rounding of a float32 normalizer: a log-probability may be above 0, or an entropy below 0, by this much."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _expect(where: str, what: str, value: NDArray[np.generic], shape: tuple[int,
 
 
 def _expect_below(where: str, what: str, value: NDArray[np.float32], sign: int = 1) -> None:
-    """Refuse NaN and what is above 0 by more than rounding; `sign` turns the value back for the message."""
+    """Refuse NaN and values above 0 by more than rounding; the message shows the value times `sign`."""
     # -inf passes: in a log-probability it is a probability of zero.
     if value.size and not value.max() <= ROUNDING_NATS:
         worst = sign * float(value.max())

@@ -1,4 +1,4 @@
-"""What a dataset is: the contents of dataset.json, written first and never changed."""
+"""The identity of a dataset: the contents of dataset.json, written first and never changed."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,8 +14,8 @@ FORMAT_VERSION = 2
 """The version of new datasets. A dataset of an earlier version keeps it as it grows, so its readers still work."""
 READ_VERSIONS = (1, 2)
 
-# What made a dataset does not decide what is in it: a newer release or another command line may resume it.
-# Nor do the names of the files that the text came from: the fingerprint is that of the text itself.
+# These fields do not affect content: a newer release or another command line may resume the dataset. Nor do the names
+# of the text's files: the fingerprint is that of the text itself.
 NOT_COMPARED = ("format_version", "command", "versions", "created_by", "corpus.description")
 
 
@@ -45,7 +45,7 @@ class TokenizerInfo(_Frozen):
 
 
 class CaptureInfo(_Frozen):
-    """What was kept of each position, and in which codec."""
+    """What is stored for each position, and in which codec."""
 
     logits: Literal["top-k", "adaptive", "sampled", "hybrid", "none"] = "top-k"
     top_k: int | None = Field(default=None, gt=0)
@@ -72,7 +72,7 @@ class CaptureInfo(_Frozen):
 
 
 class CorpusInfo(_Frozen):
-    """The tokenized text: which sample is in which part follows from these numbers and the corpus alone."""
+    """The tokenized text. These numbers and the corpus determine the samples of each part."""
 
     fingerprint: str
     samples: int = Field(ge=0)
@@ -101,7 +101,7 @@ class DatasetInfo(_Frozen):
 
     @classmethod
     def from_bytes(cls, raw: bytes, where: str) -> Self:
-        """Read dataset.json. Raises UnsupportedVersion before anything else is believed, CorruptShard if damaged."""
+        """Read dataset.json. Raises UnsupportedVersion before anything else is read, CorruptShard if it is damaged."""
         document = unsealed(raw, where)
         refuse_unknown_version(document, where)
         try:
@@ -115,7 +115,7 @@ class DatasetInfo(_Frozen):
 def refuse_unknown_version(document: Mapping[str, Any], where: str) -> None:
     """Raise UnsupportedVersion, naming both versions, unless this release reads the document's format version."""
     found = document.get("format_version")
-    # 1.0 and True equal 1, and are not what a writer puts there.
+    # 1.0 and True equal 1, but no writer stores them.
     if type(found) is not int or found not in READ_VERSIONS:
         read = " and ".join(map(str, READ_VERSIONS))
         raise UnsupportedVersion(
@@ -125,7 +125,7 @@ def refuse_unknown_version(document: Mapping[str, Any], where: str) -> None:
 
 
 def require_same(on_disk: DatasetInfo, asked: DatasetInfo, where: str) -> None:
-    """Raise ConfigurationDiffers listing each field that decides content and differs."""
+    """Raise ConfigurationDiffers, which lists each field that affects content and differs."""
     before, after = dict(_flat(on_disk.model_dump(mode="json"))), dict(_flat(asked.model_dump(mode="json")))
     differences = [
         f"{name}: {_shown(before.get(name))} on disk, {_shown(after.get(name))} asked"

@@ -1,7 +1,7 @@
 """JSON documents that carry a hash of themselves.
 
 A sealed document is compact JSON whose last member is "self_hash": the SHA-256, in hex, of every byte before the comma
-that introduces it. So one comparison over the raw bytes proves the document before it is parsed.
+that introduces it. So one comparison of the raw bytes verifies the document before it is parsed.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def sealed(document: Mapping[str, Any]) -> bytes:
 
 
 def unsealed(raw: bytes, where: str) -> dict[str, Any]:
-    """The verified document, without its seal. Raises CorruptShard when a single bit differs."""
+    """The verified document, without its seal. Raises CorruptShard if a single bit differs."""
     require_intact(raw, where)
     try:
         document: dict[str, Any] = from_json(raw[:-_SEAL_BYTES] + b"}")

@@ -1,6 +1,6 @@
 """Statistics of a shard, computed when it is committed, and their sum over a dataset.
 
-Everything here merges exactly or from histograms, so a dataset's statistics need no look at its data.
+All values merge exactly or from histograms, so a dataset's statistics follow from the manifests alone.
 """
 
 import itertools
@@ -17,14 +17,14 @@ from arwkv_store.format.sample import Sample
 
 ENTROPY_BIN_NATS = 0.25
 ENTROPY_BINS = 52
-"""The last bin also holds what is above 13 nats, the entropy of a uniform choice among 442,413 tokens."""
+"""The last bin also counts values above 13 nats, the entropy of a uniform choice among 442,413 tokens."""
 TAIL_BIN_NATS = 0.125
 TAIL_BINS = 240
-"""Bins of -log(tail mass) from 0; the last also holds what is below e^-30."""
+"""Bins of -log(tail mass) from 0; the last also counts masses below e^-30."""
 
 
 class ShardStats(BaseModel):
-    """What one part holds. Means are over `positions` (logits), `scored_tokens` (true tokens that count)."""
+    """Statistics of one part. Means are over `positions` (logits), or `scored_tokens` (true tokens that count)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

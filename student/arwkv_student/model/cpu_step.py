@@ -1,8 +1,8 @@
-"""One token through a time mixer on a CPU: what decoding repeats, in as few calls as it takes.
+"""One token through a time mixer on a CPU: the step that decoding repeats, in few calls.
 
-The projections are called as modules, so that whatever wraps one (adapter, quantization, offloading, a hook) takes
-part. What lies between them (value residual, rope, removal, the recurrence, bonus and gate) is one loop over heads that
-numba compiles: as single operations, calling them costs many times their arithmetic.
+The projections are called as modules, so that wrappers (adapter, quantization, offloading, a hook) work. Everything
+between them (value residual, rope, removal, the recurrence, bonus and gate) is one loop over heads that numba compiles:
+single operations would take much more time to call than to compute.
 
 Shape legend: B batch, C model width, H receptance heads, G key-value heads, D head size, W = H·D, U = G·D.
 """
@@ -21,7 +21,7 @@ from arwkv_student.model.time_mix_options import TimeMixOptions
 
 
 def can_step(x_BTC: Tensor, options: TimeMixOptions) -> bool:
-    """Whether `step` gives what the whole mixer would: one token on a CPU, and no gradient."""
+    """Whether `step` can replace the whole mixer: one token on a CPU, without a gradient."""
     return (
         x_BTC.shape[1] == 1
         and x_BTC.device.type == "cpu"
@@ -52,7 +52,7 @@ def step(
 ) -> tuple[Tensor, Tensor]:
     """Returns (output [B, W] before its projection, the state after the token), in fp32.
 
-    Takes what the projections give, of which decay, in-context learning rate and value mix are before their sigmoid.
+    Takes the outputs of the projections; decay, in-context learning rate and value mix are before their sigmoid.
     """
     inputs = (
         *(r_BW, k_BU, v_BU),
@@ -80,7 +80,7 @@ def _array(x: Tensor | None) -> Any:  # an array, or None for a part that the mi
 
 @functools.cache
 def _loop(head_dim: int, repeats: int) -> Callable[..., None]:
-    """The loop for one head size. numba compiles it for each set of parts that are there (the others are None)."""
+    """The loop for one head size. numba compiles it for each set of parts that exist (the others are None)."""
     D, half = head_dim, head_dim // 2
     one, tiny = np.float32(1.0), np.float32(1e-12)
 

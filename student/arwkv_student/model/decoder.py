@@ -22,7 +22,7 @@ from arwkv_student.model.time_mix import TimeMix, TimeMixContext
 
 @dataclass
 class ArwkvModelOutput(ModelOutput):  # type: ignore[misc] # transformers is untyped
-    """What the decoder stack returns."""
+    """The result of the decoder stack."""
 
     last_hidden_state: Tensor | None = None
     past_key_values: ArwkvCache | None = None
@@ -81,9 +81,9 @@ class ArwkvModel(ArwkvPreTrainedModel):
         """Run the stack. `cu_seqlens` [n + 1]: documents packed along T, with B = 1.
 
         `teacher_attention`: the teacher's attention outputs, L of [B, T, C] (or one [L, B, T, C]), up to the last layer
-        that mixes time: every time mixer then sees the teacher's own stream, rebuilt by this model's embedding, norms
-        and MLPs, and `time_mix_outputs` holds what each made of it. `teacher_streams`: the same from the residual
-        streams entering each layer, stored.
+        that mixes time. Every time mixer then reads the teacher's residual stream, rebuilt by this model's embedding,
+        norms and MLPs, and `time_mix_outputs` holds their outputs. `teacher_streams`: the same from stored residual
+        streams that enter each layer.
         """
         hidden_BTC = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:

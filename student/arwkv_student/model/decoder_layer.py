@@ -1,4 +1,4 @@
-"""One layer of the student: its base's, with a time mixer in the place of its attention, or with its attention.
+"""One layer of the student: its base's, with a time mixer instead of its attention, or with its attention.
 
 Shape legend: B batch, T time, C model width, U width of all key-value heads.
 """
@@ -16,7 +16,7 @@ from arwkv_student.model.time_mix import TimeMix, TimeMixContext
 
 
 class AttentionContext(NamedTuple):
-    """What the layers that kept their attention share in one forward pass."""
+    """Shared by the attention layers of one forward pass."""
 
     cos_sin_BTD: tuple[Tensor, Tensor]
     causal_masks: Mapping[str, Tensor | None]
@@ -57,9 +57,9 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Returns (stream after the layer, the first mixer's value, its output where a teacher's was given).
 
-        With `teacher_BTC`, the teacher's attention output of this layer, the stream goes on with that instead of the
-        time mixer's own, and carries no gradient: stage 1's teacher forcing. `only_mixes` ends with the time mixer,
-        where nobody reads the stream after it.
+        With `teacher_BTC`, the teacher's attention output of this layer, the residual stream continues with it instead
+        of the time mixer's output, and without a gradient: stage 1's teacher forcing. `only_mixes` ends with the time
+        mixer, if the stream after it is not needed.
         """
         x_BTC = self._normed(self.norms.before_mixer, hidden_BTC)
         mixed_BTC = None
@@ -85,7 +85,7 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
         return self._rest(hidden_BTC, mixed_BTC), v_first_BTU, None
 
     def _rest(self, hidden_BTC: Tensor, mixed_BTC: Tensor) -> Tensor:
-        """The stream after the layer, from what the mixer made of it."""
+        """The residual stream after the layer, from the mixer's output."""
         hidden_BTC = hidden_BTC + self._normed(self.norms.after_mixer, mixed_BTC)
         y_BTC = self.mlp(self._normed(self.norms.before_mlp, hidden_BTC))
         return hidden_BTC + self._normed(self.norms.after_mlp, y_BTC)

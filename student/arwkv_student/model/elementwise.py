@@ -1,8 +1,7 @@
 """The element-wise parts of a time mixer, around the recurrence: pure functions, so that one kernel can do each.
 
-Every tensor here is read and written once or twice and computed with hardly at all: memory's speed is the cost, and
-each eager operation pays it again. `fused` compiles them with torch.compile into one kernel each way; whether that pays
-on a machine is what `benchmarks/kernels.py` prints.
+Memory bandwidth limits these operations, and each eager operation reads and writes its tensors again. `fused` compiles
+them with torch.compile into one kernel for each direction; `benchmarks/kernels.py` measures the gain on a machine.
 
 Shape legend: B batch, T time, H receptance heads, G key-value heads, D head size, W = H·D, U = G·D.
 """
@@ -36,7 +35,7 @@ def recurrence_inputs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """r, w, k̃, v, −κ̂ and κ̂⊙a of RWKV-7 (arXiv 2503.14456), each [B, T, H, D], from the projections.
 
-    Computed in fp32 and handed out in `dtype`, but for the log decay w, which stays fp32. `value_mix_BTU` (before its
+    Computed in fp32 and returned in `dtype`, except the log decay w, which stays fp32. `value_mix_BTU` (before its
     sigmoid) mixes `v_first_BTU` into the value; without it the value stays. Without `iclr_scale_W` the key is balanced
     against the decay (arXiv 2505.03005). Padding (mask 0) decays nothing, removes nothing and adds nothing.
     """
@@ -88,7 +87,7 @@ def mixed_output(
 
 @functools.cache
 def fused(function: Any) -> Any:
-    """One of these functions through torch.compile, once a shape: kernels for any shape are slower than eager."""
+    """One of these functions through torch.compile, once per shape: kernels for all shapes are slower than eager."""
     return torch.compile(function, dynamic=False)
 
 

@@ -1,4 +1,4 @@
-"""Where RWKV-7's data-dependent vectors start, channel by channel. C model width, W width of all heads."""
+"""Initial values of RWKV-7's data-dependent vectors, by channel. C model width, W width of all heads."""
 
 import torch
 from torch import Tensor

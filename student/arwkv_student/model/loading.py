@@ -1,4 +1,4 @@
-"""A trained student from its folder, and what whoever runs one needs to know: where, how precisely, which tokens."""
+"""A trained student from its folder, and its device, precision and padding rows."""
 
 import functools
 import os
@@ -33,7 +33,7 @@ def kept_attention(folder: Path) -> bool:
 def load_student(folder: Path, dtype: torch.dtype | None = None) -> ArwkvForCausalLM:
     """A trained student, in `dtype` or the precision it was saved in; the decay's bias stays fp32 in half precision.
 
-    Raises NotFound or UsageError where there is none.
+    Raises NotFound or UsageError if there is none.
     """
     require_student(folder)
     require_whole_weights(f"model {folder}", folder)
@@ -73,7 +73,7 @@ def accelerator() -> torch.device:
 
 @functools.cache
 def computes_in_bf16(dtype: str) -> bool:
-    """Whether matrix products run in bf16 with `--dtype dtype`; says it on stderr, once a process of the first rank."""
+    """Whether matrix products run in bf16 with `--dtype dtype`; the first rank prints it on stderr once."""
     bf16 = compute_dtype(dtype, accelerator()) == torch.bfloat16
     if os.environ.get("RANK", "0") == "0":
         native = "multiplies bf16 natively" if multiplies_bf16(accelerator()) else "does not multiply bf16 natively"
@@ -85,12 +85,12 @@ def computes_in_bf16(dtype: str) -> bool:
 
 
 def hold_products_in_bf16(model: ArwkvForCausalLM) -> None:
-    """Keep the weights of all matrix products in bf16, for inference: autocast would cast them again at every token."""
+    """Cast the weights of all matrix products to bf16 for inference: autocast would cast them at every token."""
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             module.weight = torch.nn.Parameter(module.weight.to(torch.bfloat16), requires_grad=False)
 
 
 def padding_rows(tokenizer: Any, rows: int) -> list[int] | None:
-    """The head's rows that are no token's, which no loss has taught to be unlikely; None where there are none."""
+    """The head's padding rows, which training did not make unlikely; None if there are none."""
     return list(range(max(tokenizer.get_vocab().values()) + 1, rows)) or None

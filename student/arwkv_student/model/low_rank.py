@@ -26,7 +26,7 @@ class LowRank(nn.Module):
         self.activation = activation
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """[B, T, width_out] in fp32: what follows is an exponential's argument, which bf16 is too coarse for."""
+        """[B, T, width_out] in fp32, because it is the argument of an exponential, for which bf16 is too coarse."""
         inner = self.down(x_BTC)
         if self.activation != "none":
             inner = torch.tanh(inner) if self.activation == "tanh" else torch.sigmoid(inner)

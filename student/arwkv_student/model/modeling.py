@@ -54,9 +54,9 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
     ) -> CausalLMOutputWithPast | ArwkvModelOutput:
         """Logits [B, T, V], and the loss of `labels` (shifted here, once).
 
-        With a teacher's values (see `ArwkvModel.forward`) no logits are made: the stack's own output is returned. With
-        `head_loss` neither: it is called with the final hidden states and the head's weight, inside this forward, where
-        a sharded head is whole.
+        With a teacher's values (see `ArwkvModel.forward`) no logits are computed, and the stack's output is returned.
+        With `head_loss` none are computed either: it is called with the final hidden states and the head's weight. This
+        happens inside this forward, where a sharded head is gathered.
         """
         packed = cu_seqlens if past_key_values is None else None
         outputs = self.model(
@@ -97,8 +97,8 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
     ) -> ArwkvCache:
         """The state after `input_ids` [B, T], read in chunks, so that memory does not grow with T.
 
-        Goes on from `cache` (changed in place) where given; `attention_mask` [B, past + T] then covers its tokens too.
-        `generate(all_ids, past_key_values=cache)` reads only what the cache has not seen.
+        Continues from `cache`, if given, and changes it in place; `attention_mask` [B, past + T] then covers its tokens
+        too. `generate(all_ids, past_key_values=cache)` reads only what the cache has not seen.
         """
         cache = ArwkvCache(self.config) if cache is None else cache
         past = cache.get_seq_length()
@@ -114,14 +114,14 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *arguments: Any, **options: Any
     ) -> None:
-        """`generate`'s own choice would be a key-value cache; the state of this model is another thing."""
+        """`generate` would create a key-value cache, but this model needs its own."""
         cache: Cache | None = model_kwargs.get("past_key_values")
         if cache is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = ArwkvCache(self.config)
 
 
 def plain_weight(head: nn.Module) -> Tensor:
-    """The weight that says all that the head does. Raises UsageError for a head that something wraps."""
+    """The weight of the head. Raises UsageError for a wrapped head."""
     weight = getattr(head, "weight", None)
     if type(head) is not nn.Linear or type(weight) is not nn.Parameter or weight.is_meta:
         kind = "offloaded" if isinstance(weight, Tensor) and weight.is_meta else type(head).__name__

@@ -1,7 +1,7 @@
-"""RWKV-7 time mixing: the module that takes an attention block's place.
+"""RWKV-7 time mixing: the module that replaces an attention block.
 
 Shape legend: B batch, T time, C model width, H receptance heads, G key-value heads, D head size, W = H·D, U = G·D.
-Formulas: arXiv 2503.14456 (RWKV-7), 2501.15570 (ARWKV), 2505.03005 (RADLADS, where the options say so).
+Formulas: arXiv 2503.14456 (RWKV-7), 2501.15570 (ARWKV), 2505.03005 (RADLADS, for some options).
 """
 
 import math
@@ -24,7 +24,7 @@ GROUP_NORM_EPS = 64e-5
 
 
 class TimeMixState(NamedTuple):
-    """All that later tokens need of earlier ones, per sequence."""
+    """The state after a token, per sequence: everything that later tokens need."""
 
     last_input_BC: Tensor
     """The last token's input, for the token shift."""
@@ -33,14 +33,14 @@ class TimeMixState(NamedTuple):
 
 
 class TimeMixContext(NamedTuple):
-    """What every layer of one forward pass shares."""
+    """Shared by all layers of one forward pass."""
 
     cos_sin_BTD: tuple[Tensor, Tensor] | None = None
-    """Rotary embedding of the positions; needed where the options ask for rope."""
+    """Rotary embedding of the positions; needed for rope."""
     mask_BT1: Tensor | None = None
-    """1 for tokens, 0 for padding, which then leaves every state as it was; None: no padding before a token."""
+    """1 for tokens, 0 for padding, which does not change a state; None: no padding before a token."""
     cu_seqlens: Tensor | None = None
-    """Bounds [n + 1] of documents packed along T (with B = 1): nothing passes from one to the next."""
+    """Bounds [n + 1] of documents packed along T (with B = 1). Documents do not affect each other."""
 
     @property
     def is_plain(self) -> bool:
@@ -49,20 +49,20 @@ class TimeMixContext(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """What the projections make of one call's inputs, [B, T, …]; `decay` and what follows before its nonlinearity."""
+    """Outputs of the projections, [B, T, …]; `decay` and the fields after it are before their nonlinearity."""
 
     r: Tensor
     k: Tensor
     v: Tensor
     decay: Tensor
     iclr: Tensor
-    """Of the in-context learning rate, a."""
+    """The in-context learning rate, a."""
     value_mix: Tensor | None
     gate: Tensor | None
 
 
 class HeadNorm(nn.GroupNorm):
-    """Each head's output [B, T, H, D] normalized by itself, in fp32 whatever the weights' precision."""
+    """Each head's output [B, T, H, D] normalized separately, in fp32 for weights of any precision."""
 
     def forward(self, y_BTHD: Tensor) -> Tensor:
         """[B, T, H, D] in fp32."""
@@ -81,7 +81,7 @@ class ProjectionNorm(nn.RMSNorm):
 
 
 class TimeMix(nn.Module):
-    """One time mixer. `forward` takes what the attention block takes: the normed input of the layer."""
+    """One time mixer. `forward` takes the normed input of the layer, as an attention block does."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class TimeMix(nn.Module):
         is_first: bool = False,
         norm_eps: float = 1e-6,
     ) -> None:
-        """`is_first`: no earlier layer mixes time, so that this one's value is the one that later layers mix in.
+        """`is_first`: no earlier layer mixes time, so later layers mix in this one's value.
 
         `norm_eps`: of `qk_norm`.
         """
@@ -134,7 +134,7 @@ class TimeMix(nn.Module):
         `v_first_BTU` is the first mixer's value (None in that mixer), never changed in place.
         """
         if torch.is_autocast_enabled(x_BTC.device.type):
-            # The projections read bf16 anyway; casting once, before the six mixtures, halves what they move.
+            # The projections read bf16 anyway; one cast before the six mixtures halves their memory traffic.
             x_BTC = x_BTC.to(torch.get_autocast_dtype(x_BTC.device.type))
         if context.mask_BT1 is not None:
             x_BTC = x_BTC * context.mask_BT1.to(x_BTC.dtype)
@@ -215,7 +215,7 @@ class TimeMix(nn.Module):
     def _recurrence(
         self, inputs: tuple[Tensor, ...], cu_seqlens: Tensor | None, state: TimeMixState | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The recurrence over [B, T, H, D]; decoding's single token goes the short way."""
+        """The recurrence over [B, T, H, D]; a single token of decoding takes a shorter path."""
         r, w, k, v, a, b = inputs
         scale = self.options.output_scale
         if state is not None and r.shape[1] == 1 and cu_seqlens is None:
@@ -256,9 +256,9 @@ class TimeMix(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """RWKV-7's start for a mixer that learns from nothing: slow and fast channels, an output of zeros.
+        """RWKV-7's initial values of a new mixer: slow and fast channels, an output of zeros.
 
-        Goes through `transformers.initialization`, which leaves weights that were loaded from a file alone.
+        Uses `transformers.initialization`, which does not change weights that were loaded from a file.
         """
         options, depth, C = self.options, self.layer / max(self.num_layers - 1, 1), self.receptance.in_features
         for linear, bound in ((self.receptance, 0.5), (self.key, 0.05), (self.value, 0.5)):
@@ -287,9 +287,9 @@ class TimeMix(nn.Module):
 
 
 def recurrence_dtype(device: torch.device, compute_dtype: torch.dtype) -> torch.dtype:
-    """What the recurrence's inputs, but for its log decay, are handed over in: on a GPU the compute dtype, else fp32.
+    """The dtype of the recurrence's inputs, except its log decay: on a GPU the compute dtype, else fp32.
 
-    Its chunk kernels take half precision only; a CPU's paths compute in fp32, where rounding first gains nothing.
+    The GPU's chunk kernels take only half precision. The CPU's paths compute in fp32, so rounding first gains nothing.
     """
     in_half = device.type == "cuda" and compute_dtype in (torch.bfloat16, torch.float16)
     return compute_dtype if in_half else torch.float32
@@ -303,7 +303,7 @@ def _rows(cos_sin_B1D: tuple[Tensor, Tensor] | None, batch: int) -> tuple[Tensor
 
 
 def _last_input(x_BTC: Tensor, before: TimeMixState, context: TimeMixContext) -> Tensor:
-    """Each sequence's last input that is a token; the one before this call where all is padding."""
+    """Each sequence's last input that is a token; if all is padding, the one before this call."""
     if context.mask_BT1 is None:
         return x_BTC[:, -1]
     mask_BT = context.mask_BT1[..., 0] > 0

@@ -1,4 +1,4 @@
-"""What a time mixer is made of, and the presets that name whole recipes. No torch here: the command line reads it."""
+"""The options of a time mixer, and the presets that name whole recipes. No torch here: the command line imports it."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ class TimeMixOptions:
     rope: bool
     """Rotary position embedding on receptance and key."""
     token_shift: bool
-    """Mix every input with the previous token's."""
+    """Mix every input with the previous token's input."""
     gate: Gate
     """`low-rank`: y ⊙ σ(x g1) g2; `residual`: y ⊙ (1 + σ(x g1) g2), the identity at the start."""
     output_norm: OutputNorm
