@@ -4,12 +4,14 @@ import json
 import multiprocessing
 import pickle
 import random
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from api_eventually import eventually
 from arwkv_store import CorruptShard, NotFound, TryAgain, UsageError, open_dataset
 from arwkv_store.commands.copy import copy_dataset
 from arwkv_store.commands.verify import verify_dataset
@@ -143,8 +145,69 @@ def test_as_long_as_a_busy_server_asks_for_is_waited(
 def test_connection_is_kept(tmp_path: Path) -> None:
     write_example_dataset(tmp_path / "data")
     with served(tmp_path / "data") as service:
-        list(open_dataset(service.uri))
+        dataset = open_dataset(service.uri)
+        assert [dataset[index].sample_id for index in range(10)] == list(range(10))
         assert (service.connections, len(service.requests)) == (1, 12)
+
+
+@pytest.mark.parametrize("columns", [None, ["logits"]], ids=["whole", "by ranges"])
+def test_next_part_is_fetched_while_one_is_read(tmp_path: Path, columns: list[str] | None) -> None:
+    written = write_example_dataset(tmp_path / "data")
+    with served(tmp_path / "data") as service:
+        reading = iter(open_dataset(service.uri, columns=columns))
+        assert next(reading).sample_id == 0
+        eventually(lambda: any("/shards/1/data" in path for path in service.requests))
+        assert not any("/shards/2/data" in path for path in service.requests), "one part ahead, no more"
+        assert [sample.sample_id for sample in reading] == [sample.sample_id for sample in written[1:]]
+        fetched = [path for path in service.requests if "/data?" in path]
+        assert len(fetched) == len(set(fetched))
+
+
+def test_fault_met_ahead_is_the_readers_when_it_comes_there(tmp_path: Path) -> None:
+    written = write_example_dataset(tmp_path / "data")
+    away = [True]
+
+    def fault(path: str, body: bytes) -> tuple[int, bytes]:
+        if "/shards/1/data" in path and away:
+            return 503, b"{}"
+        return 200, _flipped(body) if "/shards/2/data" in path else body
+
+    with served(tmp_path / "data") as service:
+        service.fault = fault
+        dataset = open_dataset(service.uri)
+        with pytest.raises(TryAgain, match="HTTP 503"):
+            list(dataset)
+        reading = iter(dataset)
+        assert [next(reading).sample_id for _ in range(4)] == [0, 1, 2, 3]
+        eventually(lambda: sum("/shards/1/data" in path for path in service.requests) >= 3 * retry.ATTEMPTS)
+        away.clear()
+        assert_same_sample(next(reading), written[4])
+        with pytest.raises(CorruptShard, match="fetched twice"):
+            list(reading)
+
+
+def test_reader_that_stops_stops_what_it_fetches_ahead(tmp_path: Path) -> None:
+    write_example_dataset(tmp_path / "data")
+    came, goes_on = threading.Event(), threading.Event()
+
+    def slow(path: str, body: bytes) -> tuple[int, bytes]:
+        if "/shards/1/data" in path:
+            came.set()
+            assert goes_on.wait(60)
+        return 200, body
+
+    with served(tmp_path / "data") as service:
+        service.fault = slow
+        reading = iter(open_dataset(service.uri))
+        next(reading)
+        assert came.wait(60)
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "fetch ahead")
+        reading.close()
+        goes_on.set()
+        thread.join(60)
+        assert not thread.is_alive()
+    kept = list((tmp_path / "cache").glob("*/*.arrow"))
+    assert len(kept) == 2, "rows and hidden states of the first part alone"
 
 
 @pytest.mark.parametrize("length", [1000, 1_000_000])

@@ -1,6 +1,7 @@
 """Reading a dataset by sample index, verified by default, from any place."""
 
 import hashlib
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -8,6 +9,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from arwkv_store.dataset.ahead import FetchAhead
 from arwkv_store.dataset.index import ManifestIndex, Manifests
 from arwkv_store.dataset.shard import Shard
 from arwkv_store.errors import UsageError
@@ -79,9 +81,25 @@ class Dataset(Sequence[Sample]):
         return self._shard(shard).sample(at - int(self._index.ends[shard - 1] if shard else 0))
 
     def __iter__(self) -> Iterator[Sample]:
-        # Sequence's own iterator would end at an IndexError raised while reading a sample.
-        for index in range(len(self)):
-            yield self[index]
+        """All samples in order; of a remote dataset, the next part is fetched while one is read."""
+        stop = threading.Event()
+        source = self._source.ahead(stop)
+        if source is None:
+            # Sequence's own iterator would end at an IndexError raised while reading a sample.
+            for index in range(len(self)):
+                yield self[index]
+            return
+
+        def fetch(shard: int) -> None:
+            Shard(source, self._index.manifest(shard), self._columns, verify=self._verify).fetch()
+
+        with FetchAhead(fetch, stop) as ahead:
+            for shard, rows in enumerate(self.shard_rows.tolist()):
+                ahead.wait(shard)
+                if shard + 1 < len(self._index.ends):
+                    ahead.ask(shard + 1)
+                for row in range(rows):
+                    yield self._shard(shard).sample(row)
 
     def reads(self, column: str) -> bool:
         """Whether this heavy column is read."""

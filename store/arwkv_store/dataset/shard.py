@@ -59,6 +59,11 @@ class Shard:
             hidden=hidden,
         )
 
+    def fetch(self) -> None:
+        """Have all that its samples are read from in the cache. Raises as `sample` does."""
+        for file in filter(None, (self._rows, self._hidden)):
+            file.fetch()
+
 
 class _OpenFile:
     """A file of the part with its parsed batches."""
@@ -77,6 +82,11 @@ class _OpenFile:
         self._file: ArrowFile | None = None
         self._fetching = False
         self.path = self._reading(lambda file: file.path)
+
+    def fetch(self) -> None:
+        """Fetch what is not fetched at opening: of a file with holes, each batch's columns."""
+        for end in self._ends if self._in_part else ():
+            self.row(end - 1)
 
     def row(self, row: int) -> tuple[Batch, int]:
         """The batch that holds the row, and the row's place in it."""

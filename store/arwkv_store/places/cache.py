@@ -8,13 +8,14 @@ import contextlib
 import fcntl
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from arwkv_store.errors import CorruptShard, NotFound, UsageError, storage_error
+from arwkv_store.errors import CorruptShard, NotFound, TryAgain, UsageError, storage_error
 from arwkv_store.format.file_hash import pieces_of, sha256_of
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.places.commit import write_all
@@ -23,6 +24,8 @@ from arwkv_store.places.room import require_room
 
 DEFAULT_FOLDER = Path("~/.cache/arwkv")
 DEFAULT_MAX_BYTES = 64 << 30
+AHEAD_SHARE = 4
+"""A file is fetched ahead of its reader where the cache keeps so many of its size."""
 _PARTIAL, _RANGED = ".partial", ".ranged"
 _OTHER_FOLDER = "or name another folder: ARWKV_CACHE, or for store verify TMPDIR"
 _SIZE = re.compile(r"(\d{1,15})([KMGT]?)i?B?", re.IGNORECASE)
@@ -45,6 +48,8 @@ class FileCache:
 
     folder: Path
     max_bytes: int
+    stop: threading.Event | None = None
+    """Where this fetches ahead of a reader: ends it."""
 
     @classmethod
     def of(cls, folder: Path | None, max_bytes: int | None) -> "FileCache":
@@ -57,7 +62,7 @@ class FileCache:
         """The local path of a copy that was verified when it was made. Raises CorruptShard if the remote file is gone
         or its bytes are wrong twice, TryAgain.
         """
-        path = self._path(file)
+        path, stream = self._path(file), self._stoppable(stream, file)
         with self._faults(where):
             if _touched(path, file):
                 return path
@@ -75,7 +80,7 @@ class FileCache:
 
     def ranged(self, file: FileInfo, stream: Stream, where: str) -> RangedFile | None:
         """A copy that is fetched range by range; None where the whole file is kept already. Raises as `fetch` does."""
-        path = self._path(file).with_suffix(_RANGED)
+        path, stream = self._path(file).with_suffix(_RANGED), self._stoppable(stream, file)
         with self._faults(where):
             if _touched(self._path(file), file):
                 return None
@@ -90,6 +95,22 @@ class FileCache:
                 self._evict(path)
 
         return RangedFile(path, fetch)
+
+    def _stoppable(self, stream: Stream, file: FileInfo) -> Stream:
+        """The stream; ahead of a reader one that ends with `stop`, and does not push out what is being read."""
+        if self.stop is None:
+            return stream
+        stop = self.stop
+        if AHEAD_SHARE * file.size_bytes > self.max_bytes:
+            raise TryAgain(f"{file.name}: no room for it in the cache beside what is being read")
+
+        def pieces(offset: int, end: int | None) -> Iterator[bytes]:
+            for piece in stream(offset, end):
+                if stop.is_set():
+                    raise TryAgain(f"{file.name}: its reader has stopped")
+                yield piece
+
+        return pieces
 
     @contextlib.contextmanager
     def _faults(self, where: str) -> Iterator[None]:

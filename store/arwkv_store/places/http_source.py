@@ -1,7 +1,9 @@
 """A dataset served by `api serve`: `http(s)://host/v1/datasets/NAME`."""
 
+import dataclasses
 import json
 import re
+import threading
 import urllib.parse
 from collections.abc import Iterator
 from functools import partial
@@ -79,6 +81,10 @@ class HttpSource:
         """Remove the copy in the cache."""
         self._cache.forget(file)
         return True
+
+    def ahead(self, stop: threading.Event) -> "HttpSource":
+        """A source whose cache stops fetching when it is told to."""
+        return HttpSource(self.uri, dataclasses.replace(self._cache, stop=stop))
 
     def _get_json(self, path: str) -> dict[str, Any]:
         return self._document(self._get(path, MAX_PAGE_BYTES), path)

@@ -1,6 +1,8 @@
 """Reading a dataset from an object store or the Hub."""
 
 import contextlib
+import dataclasses
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -79,6 +81,10 @@ class ObjectSource:
         """Remove the copy in the cache."""
         self._cache.forget(file)
         return True
+
+    def ahead(self, stop: threading.Event) -> "ObjectSource":
+        """A source whose cache stops fetching when it is told to."""
+        return ObjectSource(self.uri, dataclasses.replace(self._cache, stop=stop))
 
     def _read_many(self, names: list[str]) -> list[bytes]:
         """The content of each document; asked for all at once, and again one by one where that failed."""

@@ -1,6 +1,7 @@
 """Where a dataset's files come from."""
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -41,6 +42,10 @@ class Source(Protocol):
 
     def forget(self, file: FileInfo) -> bool:
         """Drop a fetched copy that turned out damaged or gone; False where the file itself is what is read."""
+
+    def ahead(self, stop: threading.Event) -> "Source | None":
+        """This source for a thread that fetches what is read next, and ends when `stop` is set; None where data files
+        are not fetched."""
 
 
 class LocalSource:
@@ -87,6 +92,9 @@ class LocalSource:
     def forget(self, file: FileInfo) -> bool:
         """Nothing: the file is the dataset's own."""
         return False
+
+    def ahead(self, stop: threading.Event) -> None:
+        """None: the files are there."""
 
 
 def _read_document(path: str) -> bytes:

@@ -1,0 +1,52 @@
+"""Fetching the parts that a reader comes to next while it is still busy with the present one."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from arwkv_store.errors import ArwkvError
+
+
+class FetchAhead:
+    """A thread that fetches the parts asked for, one after another, until the end of the block.
+
+    Their bytes go to the cache on the disk, a few pieces at a time through memory. A fault is passed over here: whoever
+    reads the part meets it again, and names it.
+    """
+
+    def __init__(self, fetch: Callable[[int], None], stop: threading.Event) -> None:
+        """`fetch` ends soon after `stop` is set."""
+        self._fetch, self._stop = fetch, stop
+        self._asked: queue.SimpleQueue[tuple[int, threading.Event] | None] = queue.SimpleQueue()
+        self._ended: dict[int, threading.Event] = {}
+        # A daemon: a server that does not answer must not hold up the end of the process.
+        self._thread = threading.Thread(target=self._run, name="fetch ahead", daemon=True)
+
+    def ask(self, part: int) -> None:
+        """Have this part fetched."""
+        ended = self._ended[part] = threading.Event()
+        self._asked.put((part, ended))
+
+    def wait(self, part: int) -> None:
+        """Return when the part is fetched or given up; at once if it was not asked for."""
+        if ended := self._ended.pop(part, None):
+            ended.wait()
+
+    def _run(self) -> None:
+        while (asked := self._asked.get()) is not None and not self._stop.is_set():
+            part, ended = asked
+            try:
+                with contextlib.suppress(ArwkvError):
+                    self._fetch(part)
+            finally:
+                ended.set()
+
+    def __enter__(self) -> "FetchAhead":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop.set()
+        self._asked.put(None)
