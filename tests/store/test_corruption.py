@@ -1,6 +1,7 @@
 """No damaged byte is ever handed on: each fault is a CorruptShard that names the file."""
 
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -117,23 +118,37 @@ def test_missing_data_file_is_refused(written: tuple[Path, list[Sample]], tmp_pa
 
 CUT = """
 import os, sys
+from pathlib import Path
 from arwkv_store import CorruptShard, open_dataset
 dataset = open_dataset(sys.argv[1])
-dataset[0]
-os.truncate(sys.argv[1] + "/shards/part-000000.arrow", 4096)
-try:
-    list(dataset)
-except CorruptShard as error:
-    print(error)
+held = dataset[0]
+print("part-" in Path("/proc/self/maps").read_text())
+for file in Path(sys.argv[1], "shards").glob("*.arrow"):
+    os.truncate(file, int(sys.argv[2]))
+print(held.logits.logprobs.sum() < 0, [float(states.sum()) for states in held.hidden.values()])
+for index in range(40):
+    try:
+        dataset[index]
+    except CorruptShard as error:
+        print(error)
 """
 
 
-def test_file_cut_while_it_is_open_does_not_end_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("left", [0, 4096])
+@pytest.mark.parametrize("codec", ["exact", "none"])
+def test_file_cut_while_it_is_open_does_not_end_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int, codec: str
+) -> None:
+    """Nothing is mapped: what was read before stays, and what is read then is refused by name."""
     monkeypatch.setattr(rows, "TARGET_BATCH_BYTES", 20_000)
-    info = example_dataset_info(samples=40, samples_per_part=40, top_k=64)
+    info = example_dataset_info(samples=40, samples_per_part=40, top_k=64, logits_codec=codec)
     write_example_dataset(tmp_path, info=info, length=60)
-    reader = subprocess.run([sys.executable, "-c", CUT, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert "part-000000.arrow: truncated to 4096 bytes while it was open" in reader.stdout
+    command = [sys.executable, "-c", CUT, str(tmp_path), str(left)]
+    mapped, held, *refused = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert mapped == "False"
+    assert held.startswith("True [")
+    assert len(refused) == 40
+    assert all(re.search(rf"part-000000\S*arrow: cut to {left} bytes while it was open", line) for line in refused)
 
 
 def test_manifest_of_another_dataset_is_refused(written: tuple[Path, list[Sample]], tmp_path: Path) -> None:

@@ -91,14 +91,14 @@ def test_a_page_that_the_disk_cannot_give_is_a_typed_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, way_out: str
 ) -> None:
     write_example_dataset(tmp_path)
-    plain = os.preadv
+    plain = os.pread
 
-    def failing(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+    def failing(descriptor: int, length: int, offset: int) -> bytes:
         if offset > 4000:
             raise OSError(number, os.strerror(number))
-        return plain(descriptor, buffers, offset)
+        return plain(descriptor, length, offset)
 
-    monkeypatch.setattr(arrow_file.os, "preadv", failing)
+    monkeypatch.setattr(arrow_file.os, "pread", failing)
     with pytest.raises(ArwkvError, match=rf"part-000000\S*\.arrow: {os.strerror(number)}; .*{way_out}") as refused:
         list(open_dataset(tmp_path))
     assert refused.value.exit_code == 1

@@ -1,10 +1,8 @@
 """Reading one Arrow file of a part: nothing is parsed or used before its checksum is compared."""
 
-import hashlib
-import mmap
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +12,10 @@ from numpy.typing import NDArray
 
 from arwkv_store.arrow.arrow_file_writer import MAGIC
 from arwkv_store.arrow.batch import Batch
-from arwkv_store.arrow.ipc_message import Span, batch_layout
+from arwkv_store.arrow.ipc_message import PREFIX_BYTES, Span, batch_layout, metadata_bytes
 from arwkv_store.errors import CorruptShard, storage_error
 from arwkv_store.format.codecs.frames import BadCell
-from arwkv_store.format.file_hash import PIECE_BYTES
+from arwkv_store.format.file_hash import PIECE_BYTES, sha256_of
 from arwkv_store.format.manifest import BatchInfo, FileInfo, Region
 
 REMEDY = 'run "store verify --repair DIR" to set the part aside, then make it again'
@@ -29,7 +27,10 @@ Fetch = Callable[[Sequence[tuple[int, int]]], None]
 
 
 class ArrowFile:
-    """A memory-mapped Arrow file whose regions are verified before their first use.
+    """An open Arrow file whose regions are verified before their first use.
+
+    It is read, never mapped: a page that the file no longer has, or the disk cannot give, is an error here, where a
+    mapping would end the process.
 
     With `fetch`, the file is a sparse copy: missing ranges are fetched before they are read.
     """
@@ -39,13 +40,12 @@ class ArrowFile:
         self._verify, self._fetch = verify, fetch
         self._file = _opened(path, info.size_bytes)
         weakref.finalize(self, os.close, self._file)
-        self._bytes = np.frombuffer(mmap.mmap(self._file, 0, access=mmap.ACCESS_READ), np.uint8)
         self._verified = set[int]()
         self._require([info.head], "schema")
         if fetch is None:
             self._require([info.footer], "footer")
         try:
-            schema = self._bytes[len(MAGIC) : info.head.length]
+            schema = self._read(len(MAGIC), info.head.length - len(MAGIC))
             self.schema: pa.Schema = pa.ipc.read_schema(pa.py_buffer(schema))
         except (pa.ArrowException, OSError) as error:
             raise CorruptShard(f"{path}: schema: {error}; {REMEDY}") from error
@@ -55,10 +55,10 @@ class ArrowFile:
     def batch(self, index: int, *, light: bool, heavy: Sequence[str]) -> Batch:
         """A record batch's light columns (or only those that identify a row) and the heavy ones asked for, verified.
 
-        Its values are views on the file. Raises CorruptShard, and the errors of `storage_error` for an OSError.
+        Tokens and heavy values are read when they are taken. Raises CorruptShard, OSError faults as `storage_error`
+        names them.
         """
         info = self.info.batches[index]
-        self.require_whole()
         names = self.schema.names[len(self.schema.names) - len(info.columns) :]
         chosen = [region for name, region in zip(names, info.column_regions, strict=True) if name in heavy]
         self._require([info.head, *chosen], f"record batch {index}")
@@ -68,7 +68,9 @@ class ArrowFile:
             raise CorruptShard(f"{self.path}: record batch {index}: {error}; {REMEDY}") from error
 
     def _parsed(self, info: BatchInfo, light: bool, heavy: Sequence[str]) -> Batch:
-        layout = batch_layout(self._bytes[info.offset : info.offset + info.length].data)
+        prefix = self._read(info.offset, min(PREFIX_BYTES, info.length))
+        metadata = self._read(info.offset, min(metadata_bytes(prefix), info.length))
+        layout = batch_layout(memoryview(metadata), info.length)
         if layout.rows != info.rows:
             raise BadCell(f"{layout.rows} rows, not {info.rows}")
         # A buffer must end in the region in which it begins, so that only compared bytes are used.
@@ -76,8 +78,7 @@ class ArrowFile:
             raise BadCell("columns do not lie where the manifest says")
 
         def take(span: Span) -> NDArray[np.uint8]:
-            start = info.offset + span.start
-            return self._bytes[start : start + span.length]
+            return np.frombuffer(self._read(info.offset + span.start, span.length), np.uint8)
 
         return Batch(self.schema, layout, take, light, heavy)
 
@@ -88,16 +89,9 @@ class ArrowFile:
 
     def verify_sha256(self) -> None:
         """Compare the whole file's SHA-256 with the committed one. Raises CorruptShard."""
-        self.require_whole()
-        found = hashlib.sha256(self._bytes.data).hexdigest()
+        found = sha256_of(self._pieces(0, self.info.size_bytes))
         if found != self.info.sha256:
             raise CorruptShard(f"{self.path}: SHA-256 {found}, committed as {self.info.sha256}; {REMEDY}")
-
-    def require_whole(self) -> None:
-        """Raise CorruptShard if the file was truncated: reading a mapped page beyond its end ends the process."""
-        found = os.fstat(self._file).st_size
-        if found < self.info.size_bytes:
-            raise CorruptShard(f"{self.path}: truncated to {found} bytes while it was open; {REMEDY}")
 
     def _require(self, regions: Sequence[Region], name: str) -> None:
         """Compare regions that were not compared yet. Raises CorruptShard."""
@@ -118,16 +112,27 @@ class ArrowFile:
             self._verified.add(region.offset)
 
     def _checksum(self, region: Region) -> str:
-        """Read without mapping: a disk error raises here, but would end the process in a mapping."""
-        digest, at, end = xxhash.xxh3_64(), region.offset, region.offset + region.length
-        buffer = memoryview(bytearray(min(PIECE_BYTES, region.length)))
-        try:
-            while at < end and (read := os.preadv(self._file, [buffer[: end - at]], at)):
-                digest.update(buffer[:read])
-                at += read
-        except OSError as error:
-            raise storage_error(str(self.path), error) from error
+        digest = xxhash.xxh3_64()
+        for piece in self._pieces(region.offset, region.length):
+            digest.update(piece)
         return digest.hexdigest()
+
+    def _read(self, offset: int, length: int) -> bytes:
+        """Bytes of the file. Raises CorruptShard where it was cut, and what `storage_error` names."""
+        return b"".join(self._pieces(offset, length, piece_bytes=length))
+
+    def _pieces(self, offset: int, length: int, piece_bytes: int = PIECE_BYTES) -> Iterator[bytes]:
+        at, end = offset, offset + length
+        while at < end:
+            try:
+                piece = os.pread(self._file, min(piece_bytes, end - at), at)
+            except OSError as error:
+                raise storage_error(str(self.path), error) from error
+            if not piece:
+                found = os.fstat(self._file).st_size
+                raise CorruptShard(f"{self.path}: cut to {found} bytes while it was open; {REMEDY}")
+            yield piece
+            at += len(piece)
 
 
 def joined(regions: Sequence[Region]) -> list[tuple[int, int]]:

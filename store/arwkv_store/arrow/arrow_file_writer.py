@@ -52,7 +52,7 @@ class _HashingSink:
     def end_batch(self, rows: int, heavy: int) -> BatchInfo:
         """The region written since the last one: a record batch, whose last `heavy` columns are hashed one by one."""
         offset, message = self._region_start, memoryview(self._end())
-        starts = batch_layout(message).heavy_starts(heavy) if heavy else []
+        starts = batch_layout(message, len(message)).heavy_starts(heavy) if heavy else []
         head, *columns = (message[start:end] for start, end in pairwise([0, *starts, len(message)]))
         return BatchInfo(
             offset=offset,

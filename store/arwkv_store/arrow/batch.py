@@ -13,7 +13,7 @@ from arwkv_store.arrow.ipc_message import BUFFERS_OF_BINARY, BatchLayout, Span
 from arwkv_store.format.codecs.frames import BadCell
 
 Take = Callable[[Span], NDArray[np.uint8]]
-"""The bytes of a buffer, a view on the file."""
+"""Reads bytes of the record batch, given where they lie in it."""
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,35 @@ class _Ragged:
     """Variable-length values: row i is values[offsets[i]:offsets[i+1]]."""
 
     offsets: list[int]
-    values: NDArray[Any]
+    values: "NDArray[Any] | _Stored"
     valid: NDArray[np.bool_] | None = None
 
-    def __getitem__(self, row: int) -> Any:  # a numpy view whose type depends on the column
+    def __getitem__(self, row: int) -> Any:  # a numpy array whose type depends on the column
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
     def lengths(self) -> list[int]:
         return [end - start for start, end in itertools.pairwise(self.offsets)]
 
 
+class _Stored:
+    """The values of a buffer that stays in the file until some are taken."""
+
+    def __init__(self, take: Take, span: Span, dtype: type[np.generic]) -> None:
+        self._take, self._start, self._dtype = take, span.start, np.dtype(dtype)
+        self._count = span.length // self._dtype.itemsize
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        size = self._dtype.itemsize
+        return self._take(Span(self._start + part.start * size, (part.stop - part.start) * size)).view(self._dtype)
+
+
 class Batch:
-    """The rows of one record batch. Raises BadCell if lengths or offsets contradict each other."""
+    """The rows of one record batch, light but for tokens and heavy columns, which are read as rows are asked for.
+
+    Raises BadCell when made of lengths or offsets that contradict each other."""
 
     def __init__(self, schema: pa.Schema, layout: BatchLayout, take: Take, light: bool, heavy: Sequence[str]) -> None:
         columns = _Columns(schema, layout, take)
@@ -61,7 +78,7 @@ class Batch:
         return self._source[row]
 
     def cell(self, name: str, row: int) -> NDArray[np.uint8] | None:
-        """The bytes of a heavy column, a view on the file; None if the row has none."""
+        """The bytes of a heavy column; None where the row has none."""
         column = self._heavy[name]
         if column.valid is not None and not column.valid[row]:
             return None
@@ -90,7 +107,7 @@ class _Columns:
         return list(values[: self._layout.rows].tolist())
 
     def number_list(self, name: str, dtype: type[np.generic]) -> _Ragged:
-        values = self._buffer(name, 3, dtype)
+        values = _Stored(self._take, self._span(name, 3), dtype)
         return _Ragged(self._offsets(name, len(values)), values)
 
     def bool_list(self, name: str) -> _Ragged:
@@ -99,13 +116,14 @@ class _Columns:
         return _Ragged(self._offsets(name, len(values)), values)
 
     def binary(self, name: str) -> _Ragged:
-        values = self._buffer(name, 2, np.uint8)
+        values = _Stored(self._take, self._span(name, 2), np.uint8)
         nulls = self._layout.nodes[self._places[name][0]].nulls
         valid = self._bits(name, 0, self._layout.rows) if nulls else None
         return _Ragged(self._offsets(name, len(values)), values, valid)
 
     def texts(self, name: str) -> list[str]:
-        texts = self.binary(name)
+        values = self._buffer(name, 2, np.uint8)
+        texts = _Ragged(self._offsets(name, len(values)), values)
         try:
             return [bytes(texts[row]).decode() for row in range(self._layout.rows)]
         except UnicodeDecodeError as error:
@@ -124,8 +142,11 @@ class _Columns:
             raise BadCell(f"column {name}: {count} values in a buffer of {len(bits)} bytes")
         return np.unpackbits(bits, count=count, bitorder="little").view(np.bool_)
 
+    def _span(self, name: str, number: int) -> Span:
+        return self._layout.buffers[self._places[name][1] + number]
+
     def _buffer(self, name: str, number: int, dtype: type[np.generic]) -> NDArray[Any]:
-        taken = self._take(self._layout.buffers[self._places[name][1] + number])
+        taken = self._take(self._span(name, number))
         return taken[: len(taken) // np.dtype(dtype).itemsize * np.dtype(dtype).itemsize].view(dtype)
 
 

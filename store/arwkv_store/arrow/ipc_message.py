@@ -11,7 +11,8 @@ from typing import NamedTuple
 from arwkv_store.format.codecs.frames import BadCell
 
 _CONTINUATION = 0xFFFFFFFF
-_PREFIX_BYTES = 8
+PREFIX_BYTES = 8
+"""Of a message: tells how many bytes of metadata follow."""
 # Field numbers in Arrow's Message.fbs: Message.header; RecordBatch's length, nodes, buffers, compression.
 _MESSAGE_HEADER = 2
 _ROWS, _NODES, _BUFFERS, _COMPRESSION = 0, 1, 2, 3
@@ -46,15 +47,24 @@ class BatchLayout:
         return [span.start for span in self.buffers[len(self.buffers) - BUFFERS_OF_BINARY * heavy :: BUFFERS_OF_BINARY]]
 
 
-def batch_layout(message: memoryview) -> BatchLayout:
-    """The layout of an encapsulated record batch. Raises BadCell for another message, a compressed body, or buffers
-    that overlap or leave the message."""
+def metadata_bytes(message: bytes | memoryview) -> int:
+    """How many bytes of a message come before its body, from its first PREFIX_BYTES. Raises BadCell."""
+    if len(message) < PREFIX_BYTES:
+        raise BadCell("an Arrow message that ends early")
+    continuation, length = struct.unpack_from("<II", message, 0)
+    if continuation != _CONTINUATION:
+        raise BadCell("no Arrow message where the manifest says one begins")
+    return PREFIX_BYTES + int(length)
+
+
+def batch_layout(message: memoryview, message_bytes: int) -> BatchLayout:
+    """The layout of an encapsulated record batch of so many bytes, of which `message` holds the metadata at least.
+
+    Raises BadCell for another message, a compressed body, or buffers that overlap or leave the message.
+    """
     try:
-        continuation, metadata_bytes = struct.unpack_from("<II", message, 0)
-        if continuation != _CONTINUATION:
-            raise BadCell("no Arrow message where the manifest says one begins")
-        metadata = message[: _PREFIX_BYTES + metadata_bytes]
-        header = _field(metadata, _PREFIX_BYTES + _u32(metadata, _PREFIX_BYTES), _MESSAGE_HEADER)
+        metadata = message[: metadata_bytes(message)]
+        header = _field(metadata, PREFIX_BYTES + _u32(metadata, PREFIX_BYTES), _MESSAGE_HEADER)
         if header is None:
             raise BadCell("the Arrow message has no header")
         batch = header + _u32(metadata, header)
@@ -71,8 +81,8 @@ def batch_layout(message: memoryview) -> BatchLayout:
         if span.start < end or span.length < 0:
             raise BadCell("buffers of a record batch overlap")
         end = span.start + span.length
-    if end > len(message):
-        raise BadCell(f"buffers of a record batch end at byte {end} of its {len(message)}")
+    if end > message_bytes:
+        raise BadCell(f"buffers of a record batch end at byte {end} of its {message_bytes}")
     return BatchLayout(rows, nodes, spans)
 
 

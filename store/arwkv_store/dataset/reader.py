@@ -24,7 +24,7 @@ from arwkv_store.places.cache import FileCache
 from arwkv_store.places.source import Source, source_of
 
 MAX_OPEN_SHARDS = 64
-"""Parts that stay mapped; each holds at most two file descriptors."""
+"""Parts kept open at a time; each holds two file descriptors at most."""
 
 
 def open_dataset(
@@ -144,7 +144,7 @@ class Dataset(Sequence[Sample]):
         return shard
 
     def __getstate__(self) -> dict[str, Any]:
-        # Mapped files and codecs belong to a process; the worker opens its own.
+        # Open files and codecs belong to a process; the worker opens its own.
         return {**self.__dict__, "_open": {}, "_columns": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -136,8 +136,6 @@ class _OpenFile:
     def values(self, row: int) -> dict[str, Any]:
         """The row's decoded heavy columns by name; columns without a value are left out."""
         batch, at = self.row(row)
-        if self._file is not None:
-            self._file.require_whole()
         tokens = batch.n_tokens[at]
         decoded: dict[str, Any] = {}
         for column in self._columns:

@@ -135,7 +135,7 @@ class FileCache:
         return self.folder / file.sha256[:2] / f"{file.sha256}.arrow"
 
     def _evict(self, keep: Path) -> None:
-        """Remove the least recently used files until the rest fit; a mapped file lives on until it is closed."""
+        """Remove the least recently used files until the rest fit; an open file lives on until it is closed."""
         entries = []
         for path in self.folder.glob("??/*"):
             with contextlib.suppress(FileNotFoundError):

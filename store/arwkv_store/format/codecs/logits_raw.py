@@ -1,4 +1,4 @@
-"""`none`: plain arrays, for temporary data that is read in place. Decoded arrays are read-only views on the file."""
+"""`none`: plain arrays, for scratch data that is not decoded. Decoded arrays are read-only views on the cell."""
 
 import numpy as np
 from numpy.typing import NDArray
