@@ -148,7 +148,9 @@ def test_file_cut_while_it_is_open_does_not_end_the_process(
     assert mapped == "False"
     assert held.startswith("True [")
     assert len(refused) == 40
-    assert all(re.search(rf"part-000000\S*arrow: cut to {left} bytes while it was open", line) for line in refused)
+    assert all(
+        re.search(rf"part-000000\S*arrow: truncated to {left} bytes while it was open", line) for line in refused
+    )
 
 
 def test_manifest_of_another_dataset_is_refused(written: tuple[Path, list[Sample]], tmp_path: Path) -> None:

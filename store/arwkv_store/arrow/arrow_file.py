@@ -29,8 +29,7 @@ Fetch = Callable[[Sequence[tuple[int, int]]], None]
 class ArrowFile:
     """An open Arrow file whose regions are verified before their first use.
 
-    It is read, never mapped: a page that the file no longer has, or the disk cannot give, is an error here, where a
-    mapping would end the process.
+    It is read, never mapped: a truncated file or a disk error raises here, but would end the process in a mapping.
 
     With `fetch`, the file is a sparse copy: missing ranges are fetched before they are read.
     """
@@ -118,7 +117,7 @@ class ArrowFile:
         return digest.hexdigest()
 
     def _read(self, offset: int, length: int) -> bytes:
-        """Bytes of the file. Raises CorruptShard where it was cut, and what `storage_error` names."""
+        """Bytes of the file. Raises CorruptShard if it was truncated, and what `storage_error` names."""
         return b"".join(self._pieces(offset, length, piece_bytes=length))
 
     def _pieces(self, offset: int, length: int, piece_bytes: int = PIECE_BYTES) -> Iterator[bytes]:
@@ -130,7 +129,7 @@ class ArrowFile:
                 raise storage_error(str(self.path), error) from error
             if not piece:
                 found = os.fstat(self._file).st_size
-                raise CorruptShard(f"{self.path}: cut to {found} bytes while it was open; {REMEDY}")
+                raise CorruptShard(f"{self.path}: truncated to {found} bytes while it was open; {REMEDY}")
             yield piece
             at += len(piece)
 

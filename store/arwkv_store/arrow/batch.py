@@ -32,7 +32,7 @@ class _Ragged:
 
 
 class _Stored:
-    """The values of a buffer that stays in the file until some are taken."""
+    """The values of a buffer; a slice is read from the file when it is taken."""
 
     def __init__(self, take: Take, span: Span, dtype: type[np.generic]) -> None:
         self._take, self._start, self._dtype = take, span.start, np.dtype(dtype)
@@ -47,9 +47,10 @@ class _Stored:
 
 
 class Batch:
-    """The rows of one record batch, light but for tokens and heavy columns, which are read as rows are asked for.
+    """The rows of one record batch; tokens and heavy cells are read from the file row by row.
 
-    Raises BadCell when made of lengths or offsets that contradict each other."""
+    Raises BadCell if lengths or offsets contradict each other.
+    """
 
     def __init__(self, schema: pa.Schema, layout: BatchLayout, take: Take, light: bool, heavy: Sequence[str]) -> None:
         columns = _Columns(schema, layout, take)
@@ -78,7 +79,7 @@ class Batch:
         return self._source[row]
 
     def cell(self, name: str, row: int) -> NDArray[np.uint8] | None:
-        """The bytes of a heavy column; None where the row has none."""
+        """The bytes of a heavy column; None if the row has none."""
         column = self._heavy[name]
         if column.valid is not None and not column.valid[row]:
             return None

@@ -1,4 +1,4 @@
-"""Fetching the parts that a reader comes to next while it is still busy with the present one."""
+"""Fetches the next part of a remote dataset in a thread while the reader uses the current one."""
 
 import contextlib
 import queue
@@ -12,8 +12,8 @@ from arwkv_store.errors import ArwkvError
 class FetchAhead:
     """A thread that fetches the parts asked for, one after another, until the end of the block.
 
-    Their bytes go to the cache on the disk, a few pieces at a time through memory. A fault is passed over here: whoever
-    reads the part meets it again, and names it.
+    Their bytes go to the cache on disk; memory holds a few pieces at a time. Errors are ignored here: the reader meets
+    them again when it opens the part.
     """
 
     def __init__(self, fetch: Callable[[int], None], stop: threading.Event) -> None:
@@ -21,7 +21,7 @@ class FetchAhead:
         self._fetch, self._stop = fetch, stop
         self._asked: queue.SimpleQueue[tuple[int, threading.Event] | None] = queue.SimpleQueue()
         self._ended: dict[int, threading.Event] = {}
-        # A daemon: a server that does not answer must not hold up the end of the process.
+        # A daemon thread: a server that does not answer must not delay the end of the process.
         self._thread = threading.Thread(target=self._run, name="fetch ahead", daemon=True)
 
     def ask(self, part: int) -> None:
@@ -30,7 +30,7 @@ class FetchAhead:
         self._asked.put((part, ended))
 
     def wait(self, part: int) -> None:
-        """Return when the part is fetched or given up; at once if it was not asked for."""
+        """Return when the part is fetched or has failed; at once if it was not asked for."""
         if ended := self._ended.pop(part, None):
             ended.wait()
 

@@ -24,7 +24,7 @@ from arwkv_store.places.cache import FileCache
 from arwkv_store.places.source import Source, source_of
 
 MAX_OPEN_SHARDS = 64
-"""Parts kept open at a time; each holds two file descriptors at most."""
+"""Parts that stay open; each holds at most two file descriptors."""
 
 
 def open_dataset(

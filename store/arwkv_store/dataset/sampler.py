@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from arwkv_store.errors import UsageError
 
 BLOCK_SHARDS = 8
-"""Shards mixed together: large enough to shuffle well, small enough to stay open and cached."""
+"""Number of shards that are shuffled together: enough to mix well, and few enough to stay open and cached."""
 
 
 class ShardSampler:

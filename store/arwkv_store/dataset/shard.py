@@ -60,7 +60,7 @@ class Shard:
         )
 
     def fetch(self) -> None:
-        """Have all that its samples are read from in the cache. Raises as `sample` does."""
+        """Fetch everything that its samples need into the cache. Raises as `sample` does."""
         for file in filter(None, (self._rows, self._hidden)):
             file.fetch()
 
@@ -84,7 +84,7 @@ class _OpenFile:
         self.path = self._reading(lambda file: file.path)
 
     def fetch(self) -> None:
-        """Fetch what is not fetched at opening: of a file with holes, each batch's columns."""
+        """Fetch what opening did not fetch: the columns of each batch of a sparse copy."""
         for end in self._ends if self._in_part else ():
             self.row(end - 1)
 

@@ -25,7 +25,7 @@ from arwkv_store.places.room import require_room
 DEFAULT_FOLDER = Path("~/.cache/arwkv")
 DEFAULT_MAX_BYTES = 64 << 30
 AHEAD_SHARE = 4
-"""A file is fetched ahead of its reader where the cache keeps so many of its size."""
+"""A file is fetched ahead of its reader only if the cache can hold this many of its size."""
 _PARTIAL, _RANGED = ".partial", ".ranged"
 _OTHER_FOLDER = "or name another folder: ARWKV_CACHE, or for store verify TMPDIR"
 _SIZE = re.compile(r"(\d{1,15})([KMGT]?)i?B?", re.IGNORECASE)
@@ -49,7 +49,7 @@ class FileCache:
     folder: Path
     max_bytes: int
     stop: threading.Event | None = None
-    """Where this fetches ahead of a reader: ends it."""
+    """Set to end fetching ahead of a reader; None for the reader's own fetches."""
 
     @classmethod
     def of(cls, folder: Path | None, max_bytes: int | None) -> "FileCache":
@@ -97,7 +97,7 @@ class FileCache:
         return RangedFile(path, fetch)
 
     def _stoppable(self, stream: Stream, file: FileInfo) -> Stream:
-        """The stream; ahead of a reader one that ends with `stop`, and does not push out what is being read."""
+        """The stream; ahead of a reader, one that ends with `stop` and never evicts what is being read."""
         if self.stop is None:
             return stream
         stop = self.stop

@@ -44,8 +44,7 @@ class Source(Protocol):
         """Drop a fetched copy that turned out damaged or gone; False where the file itself is what is read."""
 
     def ahead(self, stop: threading.Event) -> "Source | None":
-        """This source for a thread that fetches what is read next, and ends when `stop` is set; None where data files
-        are not fetched."""
+        """This source for a thread that fetches the next part until `stop` is set; None if data files are local."""
 
 
 class LocalSource:
@@ -94,7 +93,7 @@ class LocalSource:
         return False
 
     def ahead(self, stop: threading.Event) -> None:
-        """None: the files are there."""
+        """None: the files are local."""
 
 
 def _read_document(path: str) -> bytes:

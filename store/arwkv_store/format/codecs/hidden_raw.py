@@ -1,4 +1,4 @@
-"""`none`: hidden states as they are, for scratch data that is not decoded. Decoded states are read-only."""
+"""`none`: hidden states without coding, for temporary data. Decoded states are read-only views on the cell."""
 
 import ml_dtypes
 import numpy as np

@@ -1,4 +1,4 @@
-"""`none`: plain arrays, for scratch data that is not decoded. Decoded arrays are read-only views on the cell."""
+"""`none`: plain arrays, for temporary data. Decoded arrays are read-only views on the cell."""
 
 import numpy as np
 from numpy.typing import NDArray
