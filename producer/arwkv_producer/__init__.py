@@ -1,1 +1,1 @@
-"""Runs a teacher once over a corpus and keeps what it said of every token, as shards of the store."""
+"""Runs a teacher once over a corpus and stores its outputs for every token as shards."""

@@ -1,4 +1,4 @@
-"""The student: RWKV-7 time mixing in the place of attention, trained from shards without the teacher.
+"""The student: RWKV-7 time mixing instead of attention, trained from shards without the teacher.
 
 `import arwkv_student` registers `ArwkvConfig` and `ArwkvForCausalLM` with transformers' Auto classes.
 """
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:  # the type differs by name
     raise AttributeError(f"module 'arwkv_student' has no attribute {name!r}")
 
 
-# The console script answers `--help` in under a second, which torch alone would take twice: its commands import the
-# model, and so register it, when they use it. Everyone else gets the registration with the import.
+# torch alone takes two seconds to import, but `--help` must answer in under a second. So the console script's commands
+# import the model, which registers it, when they use it. All other imports register it at once.
 if Path(sys.argv[0]).name != "student":
     import arwkv_student.model.modeling as _registered  # noqa: F401 -- for the registration

@@ -1,4 +1,4 @@
-"""The `student` command: each function parses nothing itself, calls one function, prints."""
+"""The `student` command: each function calls one function and prints its result."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from arwkv_student.settings import EvalSettings, ExportSettings, GenerateSetting
 
 
 def train(settings: TrainSettings) -> dict[str, Any] | None:
-    """Train a student from shards: `align`, then `distill`. Of several processes, the first speaks."""
+    """Train a student from shards: `align`, then `distill`. Of several processes, only the first prints."""
     _prepare()
     from arwkv_student.training.pipeline import train as run
 

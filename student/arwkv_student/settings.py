@@ -230,7 +230,7 @@ class TrainSettings(Run, Length, Rates, Evaluation, Align, Distill, SftAndDpo, H
     """Train a student: `align` its time mixers, then `distill` the logits, both from shards; then `sft` and `dpo`."""
 
     def __post_init__(self) -> None:
-        """Raise UsageError for a number that no run can have."""
+        """Raise UsageError for a number out of range."""
         for names, allowed, wanted in RANGES:
             for name in names:
                 values = getattr(self, name)
@@ -251,11 +251,11 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("rest_lr", "weight_decay", "max_grad_norm", "workers"), lambda value: value >= 0, "0 or more"),
     (("ce_weight", "lr_floor", "warmup"), lambda value: 0 <= value <= 1, "a share from 0 to 1"),
 )
-"""Flags of `student train`, what their numbers may be, and how that is said."""
+"""Flags of `student train`, the allowed numbers, and their description in errors."""
 
 
 ONLY_TUNING = frozenset({"max_length", "sft_lr", "dpo_lr", "dpo_beta"})
-"""Flags of stages sft and dpo alone, which compare them when a run continues."""
+"""Flags that only stages sft and dpo use and compare when a run continues."""
 
 # What may differ when a run continues: places, how often figures are reported, and how a step's samples are split
 # between processes and batches (their number is compared).

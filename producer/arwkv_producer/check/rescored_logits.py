@@ -1,7 +1,7 @@
-"""What is stored of next-token distributions, compared with the distributions themselves.
+"""Compares stored next-token distributions with the teacher's full distributions.
 
-Shapes: T positions, V the tokenizer's vocabulary, N the most entries of a position, K the most of a head. A position's
-head are its top-k entries, by descending log-probability; drawn entries follow.
+Shapes: T positions, V the tokenizer's vocabulary, N the maximum number of entries of a position, K that of a head. The
+head of a position are its top-k entries, by descending log-probability; drawn entries follow.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from arwkv_store import SparseLogits
 from arwkv_store.format.schema import CaptureInfo
 
 NEVER_DRAWN = -40.0
-"""A log-probability that no draw of a run will meet: e^-40 is 4e-18."""
+"""A log-probability too low for any draw of a run: e^-40 is 4e-18."""
 LOWEST = -1e4
-"""Stands for the logarithm of 0 where it is multiplied by 0."""
+"""Replaces the logarithm of 0 in products with 0."""
 
 
 @dataclass(frozen=True)
 class Entries:
-    """Stored entries, one row a position; places that a position does not fill are in neither mask."""
+    """Stored entries, one row per position; unused places are in neither mask."""
 
     ids_TN: Tensor
     logprobs_TN: Tensor
@@ -35,7 +35,7 @@ class Entries:
 
 
 def entries(stored: SparseLogits, capture: CaptureInfo) -> Entries:
-    """A sample's entries, the head's and the drawn ones told apart."""
+    """A sample's entries, those of the head and the drawn ones marked."""
     counts_T = torch.from_numpy(stored.counts.astype(np.int64))[:, None]
     places_N = torch.arange(int(counts_T.max()))
     present_TN = places_N < counts_T
@@ -64,9 +64,10 @@ def outside_head(full_TV: Tensor, stored: Entries) -> Tensor:
 def differences(full_TV: Tensor, stored: Entries, least_mass: float) -> dict[str, float]:
     """The largest difference of each stored quantity from the true log-probabilities, in nats.
 
-    `logprobs`: of the head's tokens. `top k`: of the head from the largest values, rank by rank, so that equal ones may
-    stand in either order. `tail_logprob`: of what is outside the head, stored as such or spread over drawn entries;
-    masses that differ by less than `least_mass` count as equal. `mass`: of everything, tail included, from one.
+    `logprobs`: those of the head's tokens. `top k`: the head compared with the largest values, rank by rank, so that
+    equal ones may be in either order. `tail_logprob`: the mass outside the head, stored as such or spread over drawn
+    entries; masses that differ by less than `least_mass` count as equal. `mass`: the total mass with the tail, compared
+    with one.
     """
     found: dict[str, float] = {}
     head_TN, drawn_TN = stored.head_TN, stored.drawn_TN
@@ -85,8 +86,8 @@ def differences(full_TV: Tensor, stored: Entries, least_mass: float) -> dict[str
 
 
 def surprise(full_TV: Tensor, stored: Entries, draws: int) -> tuple[Tensor, Tensor, int | None]:
-    """How much rarer, in nats, drawn tokens are than expected, and the variance of that: [T] each, 0 where none were
-    drawn; and a token that cannot have been drawn.
+    """How much rarer than expected the drawn tokens are, in nats, and its variance: [T] each, 0 without draws; and a
+    token that cannot have been drawn.
 
     The expectation of -log p over draws from p is p's entropy; S independent draws vary by Var(log p) / S.
     """

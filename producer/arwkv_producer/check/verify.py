@@ -1,4 +1,4 @@
-"""Score some stored samples again with transformers, and name what differs.
+"""Scores some stored samples again with transformers, and names the differences.
 
 Shapes: T tokens (of a sample, or of a chunk of it), V head rows (padding included), C model width.
 """
@@ -21,17 +21,17 @@ from arwkv_store.errors import CorruptShard, UsageError
 from arwkv_store.format.vocabulary import vocabulary_hash
 
 TOLERANCE_NATS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3, "quantized": 1.0}
-"""Largest difference of a log-probability that another kernel order explains, by the teacher's arithmetic.
+"""Largest difference of a log-probability that another order of operations explains, by the teacher's arithmetic.
 
-A quantized teacher's is its own: transformers multiplies its weights otherwise than vLLM, and may leave its activations
-whole.
+A quantized teacher has its own: transformers multiplies its weights differently from vLLM, and may not round
+activations.
 """
 CODEC_NATS = {"compact": 0.126, "hybrid": 0.126}
-"""What a rounding codec may add."""
+"""Further tolerance for a codec that rounds."""
 STOCK_TAIL_MASS = 1e-5
-"""What rounding may make of the tail that vLLM's own prompt_logprobs leave: 1 - P."""
+"""Rounding of the tail of vLLM's own prompt_logprobs, which is 1 - P."""
 LEAST_TAIL_MASS = 1e-12
-"""A tail below this is none."""
+"""A tail below this counts as zero."""
 STANDARD_ERRORS = 6.0
 """How far from their expectation a sample's draws may lie."""
 HIDDEN_TOLERANCE = {"float32": 0.01, "float16": 0.03, "bfloat16": 0.08, "quantized": 0.2}
@@ -43,7 +43,7 @@ CHUNK_TOKENS = 128
 
 @dataclass
 class Findings:
-    """The largest difference seen of each quantity, and what is wrong in words."""
+    """The largest difference of each quantity, and the problems in words."""
 
     differences: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -134,7 +134,7 @@ class _Rescorer:
 
 
 def _quantization(teacher: Teacher) -> dict[str, Any]:
-    """How transformers is to load it: compressed tensors have to be expanded, or its linear layers refuse them."""
+    """Options for transformers: it must expand compressed tensors, because its linear layers refuse them."""
     if teacher.quantization.get("quant_method") != "compressed-tensors":
         return {}
     from transformers import CompressedTensorsConfig
@@ -160,7 +160,7 @@ def _check_sample(dataset: Dataset, sample: Sample, model: _Rescorer, findings: 
 
 @dataclass
 class _Rescored:
-    """What the teacher says of a sample's distributions, a chunk of positions after another."""
+    """The teacher's values for a sample's distributions, one chunk of positions after another."""
 
     true: list[Tensor] = field(default_factory=list)
     """Log-probability of each next token; [T - 1] in all."""
@@ -236,8 +236,8 @@ def _check_hidden(
 
 
 def _explanations(sample: Sample, true: Tensor, padded: Tensor, difference: float) -> Iterator[str]:
-    """Which of the usual mistakes would make the stored true-token log-probabilities fit; `true` and `padded` [T - 1]:
-    over the tokenizer's vocabulary, and over every head row."""
+    """The usual mistakes that would explain the stored log-probabilities of the true tokens; `true` and `padded` [T -
+    1]: over the tokenizer's vocabulary, and over every head row."""
     assert sample.true_logprob is not None
     stored = torch.from_numpy(sample.true_logprob)
     if len(stored) > 2:

@@ -1,9 +1,9 @@
-"""The summary of a row of logits as loops that numba compiles for a CPU: the likeliest columns, and the masses, in two
-passes over the row, the second of which finds it in the cache.
+"""The summary of a row of logits as loops that numba compiles for a CPU: the likeliest columns and the masses, in two
+passes over the row; the second pass reads it from the cache.
 
-The k largest are at or above a threshold that k of the row's group maxima reach. Then the kept columns are struck out,
-so that the tail is summed over the others alone. exp is the polynomial of Cephes (Moshier 1992, expf), within 2 units
-in the last place, because a call of the C library would keep the loop from using vector instructions.
+The k largest are at or above a threshold that k of the row's group maxima reach. The kept columns are then set to 0, so
+that the tail is summed only over the others. exp is the polynomial of Cephes (Moshier 1992, expf), within 2 units in
+the last place, because a call of the C library would prevent vector instructions.
 
 T rows, V columns, K kept; a row is a contiguous slice of `flat`, `stride` after the one before.
 """
@@ -53,7 +53,8 @@ def summarize_rows(logits_TV: Tensor, k: int) -> RowSummary:
     """With m the row's maximum: Σ exp(x - m), Σ exp(x - m)(x - m), the same first sum over what is not kept, and the k
     largest in descending order (the lower column first where equal).
 
-    `logits_TV` is fp32 on the CPU with contiguous rows, and its memory is used up. A row that holds NaN sums to NaN.
+    `logits_TV` is fp32 on the CPU with contiguous rows, and its memory is overwritten. The sums of a row with NaN are
+    NaN.
     """
     T, V = logits_TV.shape
     flat = torch.as_strided(logits_TV, (max((T - 1) * logits_TV.stride(0) + V, 0),), (1,)).numpy()
@@ -105,7 +106,7 @@ def _masses(row: NDArray[np.float32], maximum: np.float32) -> tuple[np.float32, 
 
 
 def _group_maxima(row: NDArray[np.float32], group: int, maxima: NDArray[np.float32]) -> None:
-    """Group g holds columns g, g + G, g + 2G, … so that eight stretches of the row are compared side by side."""
+    """Group g holds columns g, g + G, g + 2G, … so that eight ranges of the row are compared at the same time."""
     G = len(maxima)
     maxima[:] = row[:G]
     for first in range(0, group * G, 8 * G):
@@ -113,7 +114,7 @@ def _group_maxima(row: NDArray[np.float32], group: int, maxima: NDArray[np.float
         later = row[first + 4 * G :]
         r4, r5, r6, r7 = later[:G], later[G:][:G], later[2 * G :][:G], later[3 * G :][:G]
         for g in range(G):
-            # Plain comparisons: max() would mind NaN and keep the loop from vector instructions.
+            # Plain comparisons: max() would check for NaN and prevent vector instructions.
             a, b, c, d = r0[g], r2[g], r4[g], r6[g]
             a = r1[g] if r1[g] > a else a
             b = r3[g] if r3[g] > b else b
@@ -126,7 +127,7 @@ def _group_maxima(row: NDArray[np.float32], group: int, maxima: NDArray[np.float
 
 
 def _threshold(maxima: NDArray[np.float32], k: int) -> Any:
-    """A value that at least k of them reach, and hardly more: by bisection, which counts without a branch to guess."""
+    """A value that at least k of them reach, and hardly more: by bisection, which counts without branches."""
     low, high = maxima[0], maxima[0]
     for g in range(len(maxima)):
         low = maxima[g] if maxima[g] < low else low
@@ -153,7 +154,7 @@ def _candidates(
     values: NDArray[np.float32],
     columns: NDArray[np.int32],
 ) -> int:
-    """Gather what reaches the threshold; answers how many. Every candidate is written, few advance the place."""
+    """Gather the columns that reach the threshold; returns their number. Every column is written, without branches."""
     found, G = 0, len(maxima)
     for g in range(G):
         if maxima[g] >= threshold:
@@ -173,7 +174,7 @@ def _rank(
     top: NDArray[np.float32],
     top_columns: NDArray[np.int32],
 ) -> None:
-    """Put each candidate where the number of better ones says: quadratic, but without a branch to guess wrong."""
+    """Put each candidate at the place given by the number of better ones: quadratic, but without branches."""
     top[:] = np.nan
     top_columns[:] = 0
     for i in range(len(values)):
@@ -185,7 +186,7 @@ def _rank(
 
 
 def _narrow(values: NDArray[np.float32], columns: NDArray[np.int32], k: int) -> int:
-    """Where ties left many candidates: keep those above the k-th value, then equal ones, lowest columns first."""
+    """If ties leave many candidates: keep those above the k-th value, then equal ones, lowest columns first."""
     order = np.argsort(columns)
     in_order_values, in_order_columns = values[order], columns[order]
     limit = np.partition(values, len(values) - k)[len(values) - k]

@@ -1,4 +1,4 @@
-"""What is kept of a next-token distribution, computed from its logits on the device.
+"""The summary of a next-token distribution, computed from its logits on the device.
 
 Shapes: T rows (token positions), V vocabulary columns of this rank, K kept candidates, S draws, R tensor-parallel
 ranks.
@@ -18,7 +18,7 @@ from arwkv_producer.numerics.sampling import draw, split
 GatherColumns = Callable[[Tensor], Tensor]
 
 OUTSIDE_VOCABULARY = -1e30
-"""A logit that is no token's: so low that its probability is 0 in fp32, finite so that 0 · logit stays 0."""
+"""The logit of a padding row: so low that its probability is 0 in fp32, and finite so that 0 · logit is 0."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Distribution:
     entropy_T: Tensor
     """Of the full distribution."""
     true_logprob_T: Tensor
-    """Of the token that follows in the text; 0 where `next_ids` is -1 (nothing follows)."""
+    """Of the token that follows in the text; 0 if `next_ids` is -1 (nothing follows)."""
     drawn_TS: Tensor
-    """int32 ids drawn at random, S = 0 where none were asked for."""
+    """int32 ids drawn at random; S = 0 without draws."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Draws:
     uniforms_TS: Tensor
     """float64 in [0, 1): see `sampling.uniforms`."""
     outside_top_k: bool
-    """From the tail only, given that it is the tail."""
+    """Draw from the tail only, with probabilities normalized over it."""
 
 
 def summarize(
@@ -58,11 +58,11 @@ def summarize(
 ) -> Distribution:
     """Keep the top `k`, the exact tail, the entropy and the next token's log-probability of each row of `logits_TV`.
 
-    `logits_TV` fp32 holds real tokens' columns only: ids `first_id ..`; its memory is reused. Under tensor parallelism
-    each rank passes its own columns and the same `draws` and `gather`, all get the same answer, and only 2k + 4 numbers
-    per row and rank travel, with S draws S + 1 more. With x the logits, m their maximum and s = Σ exp(x - m):
-    log Z = m + log s and H = log s - Σ exp(x - m)(x - m) / s; the tail's mass is Σ over the tokens outside the top k
-    of exp(x - m).
+    `logits_TV` fp32 holds only columns of real tokens: ids `first_id ..`; its memory is reused. Under tensor
+    parallelism each rank passes its own columns and the same `draws` and `gather`. All get the same result, and only 2k
+    + 4 numbers per row and rank are exchanged, S + 1 more with S draws. With x the logits, m their maximum and s = Σ
+    exp(x - m): log Z = m + log s and H = log s - Σ exp(x - m)(x - m) / s; the tail's mass is Σ over the tokens outside
+    the top k of exp(x - m).
     """
     next_T = _next(logits_TV, next_ids_T, first_id)
     if draws is not None:
@@ -104,7 +104,7 @@ class _Columns(NamedTuple):
     """Logits."""
     ids_TK: Tensor
     weights_TV: Tensor
-    """exp(x - m) of this rank's columns, V = 0 where nothing is drawn."""
+    """exp(x - m) of this rank's columns; V = 0 without draws."""
 
     @classmethod
     def of_sums(
@@ -118,7 +118,7 @@ class _Columns(NamedTuple):
 
 
 def _next(logits_TV: Tensor, next_ids_T: Tensor, first_id: int) -> Tensor:
-    """[T] logit of the token that follows, OUTSIDE_VOCABULARY where it is not among these columns."""
+    """[T] logit of the token that follows, OUTSIDE_VOCABULARY if it is not among these columns."""
     at_T = next_ids_T - first_id
     inside_T = at_T.clamp(0, logits_TV.shape[1] - 1)
     return torch.where(at_T == inside_T, logits_TV.gather(1, inside_T[:, None]).squeeze(1), OUTSIDE_VOCABULARY)
@@ -153,7 +153,8 @@ def _in_torch(logits_TV: Tensor, k: int) -> _Columns:
 def _merge_ranks(
     own: _Columns, own_next_T: Tensor, k: int, first_id: int, gather: GatherColumns
 ) -> tuple[_Columns, Tensor]:
-    """Combine the ranks' summaries; ids travel bit-cast as fp32 because vLLM's CPU all-gather takes floats only.
+    """Combine the ranks' summaries; ids are exchanged bit-cast as fp32, because vLLM's CPU all-gather takes floats
+    only.
 
     With w the ranks' shares of the mass, H = Σ w (H_rank - log w).
     """
@@ -183,7 +184,7 @@ def _merge_ranks(
 
 
 def _strike_out(weights_TV: Tensor, columns_TK: Tensor) -> None:
-    """Set these columns to 0, those apart that are another rank's."""
+    """Set these columns to 0, except columns of other ranks."""
     inside_TK = columns_TK.long().clamp(0, weights_TV.shape[1] - 1)
     struck_TK = torch.where(columns_TK == inside_TK, 0.0, torch.inf).to(weights_TV.dtype)
     weights_TV.scatter_reduce_(1, inside_TK, struck_TK, "amin")
@@ -192,9 +193,9 @@ def _strike_out(weights_TV: Tensor, columns_TK: Tensor) -> None:
 def _draw_over_ranks(
     own: _Columns, log_z_T: Tensor, uniforms_TS: Tensor, first_id: int, gather: GatherColumns
 ) -> tuple[Tensor, Tensor]:
-    """[T, S] ids, each from the rank whose mass holds its number, and [T, R] these masses: of exp(x) / Z.
+    """[T, S] ids, each from the rank that holds its number, and [T, R] the ranks' masses of exp(x) / Z.
 
-    Every rank makes every draw, with the same numbers, and the right one's counts.
+    Every rank makes every draw with the same numbers; the result of the rank that holds it is used.
     """
     scale_T = (own.top_TK[:, 0].double() - log_z_T).exp()
     masses_TR = gather((own.weights_TV.sum(-1) * scale_T).float()[:, None])

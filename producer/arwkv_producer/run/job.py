@@ -163,7 +163,7 @@ def _description(config: GenerateConfig, shares: Sequence[Share], tokenizer: Any
 
 
 def report_corpus(job: Job) -> None:
-    """Say on stderr what was read, what was cut and what was left out."""
+    """Print on stderr what was read, split and left out."""
     report = job.corpus.report
     notes = [
         f", {count:,} {what}"

@@ -60,7 +60,7 @@ def _agreed(question: str) -> bool:
 
 
 def require_writable(out: str) -> None:
-    """Raise UsageError unless a folder can be made, or written in, at `out`, or it is a URI that can be written."""
+    """Raise UsageError unless `out` is a folder that can be made or written, or a URI that can be written."""
     if "://" in out:
         target_of(out)
         return

@@ -1,5 +1,4 @@
-"""One dataset's share of a run: which parts are to be made, made one after another, each written while the next is
-captured."""
+"""One dataset's share of a run: its missing parts; each is written while the next is captured."""
 
 import time
 from collections.abc import Callable
@@ -37,7 +36,7 @@ class Work:
 
 
 def share(config: GenerateConfig, job: Job) -> Work:
-    """Open the job's dataset and see which of its missing parts are this rank's."""
+    """Open the job's dataset and find this rank's share of its missing parts."""
     writer = create_dataset(job.out, job.info)
     if writer.info.created_by != job.info.created_by:
         raise ConfigurationDiffers(
@@ -58,7 +57,7 @@ def capture_parts(work: Work, engine: Engine, account: Account, stopping: Callab
 
 
 def commit_parts(work: Work, teacher_pass: TeacherPass, account: Account, stopping: Callable[[], bool]) -> None:
-    """The same with a pass that has made other parts of the job before."""
+    """The same with a pass that has already made other parts of the job."""
     began = time.monotonic()
 
     def committed(manifest: ShardManifest) -> None:
@@ -88,7 +87,7 @@ def require_complete(work: Work) -> None:
 
 
 def summary_of(work: Work) -> dict[str, Any]:
-    """What was done for one dataset."""
+    """The summary of one dataset."""
     columns: dict[str, int] = {}
     for manifest in work.committed:
         for column, size_bytes in manifest.stats.bytes_by_column.items():

@@ -1,4 +1,4 @@
-"""What a capture will cost, before anything is captured."""
+"""The cost of a capture, computed before it starts."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,13 +16,13 @@ from arwkv_store.format.hidden_names import is_hidden_column
 from arwkv_store.format.schema import CaptureInfo
 
 FULL_HIDDEN_TOKENS = 20_000_000
-"""Hidden states of every layer are worth their bytes for about this many tokens; more call for fewer layers."""
+"""Hidden states of every layer are practical up to about this many tokens; use fewer layers for more."""
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:
     """Bytes per token by column, total, shards and time, for a corpus of `config.tokens` full-length samples.
 
-    Where `config.data` names text, its tokens are counted instead; see `plan_of_text`.
+    If `config.data` names text, its tokens are counted instead; see `plan_of_text`.
     """
     if config.data:
         return plan_of_text(config)
@@ -81,13 +81,13 @@ def extra_device_bytes(capture: CaptureInfo, teacher: Teacher, step_tokens: int)
 
 
 def host_bytes(capture: CaptureInfo, teacher: Teacher, samples_per_part: int, writers: int) -> int:
-    """Memory of what is captured and not yet written, at most: parts of full-length samples."""
+    """Maximum memory of captured parts that are not yet written, with full-length samples."""
     parts = PARTS_BEFORE_WRITING + writers
     return parts * samples_per_part * capture.max_length * row_bytes(capture, teacher.width)
 
 
 def advice(capture: CaptureInfo, columns: dict[str, float], tokens: int) -> str:
-    """A cheaper choice if full hidden states cost more than they are worth; empty otherwise."""
+    """A cheaper choice if hidden states of all layers are too large; empty otherwise."""
     hidden = sum(size for name, size in columns.items() if is_hidden_column(name))
     if hidden * tokens <= FULL_HIDDEN_TOKENS * 60_000 or len(capture.layers) <= 1:
         return ""

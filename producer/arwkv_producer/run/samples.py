@@ -1,4 +1,4 @@
-"""From a captured prompt's rows to the store's Sample, checked: what is not finite or not complete goes no further."""
+"""Builds the store's Sample from a captured prompt's rows, and refuses incomplete or infinite values."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ class BadCapture(ArwkvError):
 
 
 class GaveUp(BadCapture):
-    """Too many samples in a row were bad; the remaining ones are expected to fail, too."""
+    """Too many samples in a row were bad; the remaining ones will probably fail too."""
 
 
 def to_sample(
@@ -30,9 +30,9 @@ def to_sample(
     expected: Sequence[str],
     capture: CaptureInfo,
 ) -> Sample:
-    """Build the Sample of T `tokens` from its rows, as `capture` says to keep them.
+    """Build the Sample of T `tokens` from its rows, by the settings of `capture`.
 
-    Raises BadCapture where one of the `expected` rows is missing, of another length or not finite.
+    Raises BadCapture if one of the `expected` rows is missing, has another length or is not finite.
     """
     where = f"sample {sample_id} ({source})"
     arrays = {name: _as_numpy(tensor) for name, tensor in rows.items()}
@@ -92,7 +92,7 @@ def hybrid_logits(
 
 
 def _hits(drawn_TS: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
-    """Per position how many different tokens were drawn; then flat, most frequent first: the tokens and their hits."""
+    """The number of different drawn tokens per position; then flat, most frequent first: the tokens and their hits."""
     T = len(drawn_TS)
     flat = np.arange(T, dtype=np.int64)[:, None] << 32 | drawn_TS
     found, hits = np.unique(flat, return_counts=True)
@@ -109,7 +109,7 @@ def sparse_logits(
 ) -> SparseLogits:
     """All K candidates of each position or, with `top_p`, the fewest likeliest that hold that mass (at most K).
 
-    The tail takes in what is not kept: log(Σ unkept p + tail), summed from the smallest.
+    The tail includes candidates that are not kept: log(Σ p + tail), summed from the smallest.
     """
     T, K = ids_TK.shape
     if top_p is None:

@@ -1,4 +1,4 @@
-"""Encodes and writes parts on threads of their own, while the engine captures the next."""
+"""Encodes and writes parts on separate threads, while the engine captures the next."""
 
 import queue
 import threading
@@ -13,9 +13,9 @@ PARTS_WAITING = 1
 
 
 class ShardQueue:
-    """Hand parts over with `put`; `committed` is called (on a writer's thread, one at a time) after each one's commit.
+    """Takes parts with `put`; `committed` is called (on a writer's thread, one at a time) after each commit.
 
-    Each of `writers` threads has a part in hand; compression and files leave Python's lock free most of the time. A
+    Each of `writers` threads processes one part; compression and files rarely hold Python's lock. A
     failed write is raised by the next `put`, or on leaving the `with` block, which waits for the parts that were put,
     unless KeyboardInterrupt ends it.
     """
@@ -33,7 +33,7 @@ class ShardQueue:
             thread.start()
 
     def put(self, part: int, samples: Sequence[Sample]) -> None:
-        """Wait for room, then hand over one part."""
+        """Wait for a free place, then add one part."""
         self._raise_failure()
         self._parts.put((part, samples))
 

@@ -1,7 +1,7 @@
-"""How large what is captured becomes: stored bytes by column, and bytes in memory before they are stored.
+"""The size of a capture: stored bytes by column, and bytes in memory before they are stored.
 
-Stored bytes follow measurements of a made-up teacher of 152,064 tokens (the store's part of docs/benchmarks.md) and of
-captures of small ones; a real capture's `bytes_by_column` says what they are for a text and a teacher.
+Stored bytes follow measurements with a synthetic teacher of 152,064 tokens (section Store of docs/benchmarks.md) and of
+captures of small teachers; `bytes_by_column` of a real capture has the values for its text and teacher.
 """
 
 import math
@@ -12,7 +12,7 @@ from arwkv_store.format.schema import CaptureInfo
 SHARD_TARGET_BYTES = 256 << 20
 SHARD_LIMIT_BYTES = 2 << 30
 FEWEST_SAMPLES, MOST_SAMPLES = 8, 4096
-"""Samples in a part, as long as a part of the fewest stays below SHARD_LIMIT_BYTES."""
+"""Minimum and maximum samples in a part; fewer if a part of the minimum would exceed SHARD_LIMIT_BYTES."""
 HIDDEN_BYTES = {"bf16": 1.4, "fp8": 0.87, "int8": 1.0}
 """Stored bytes per hidden value, about (byte planes and zstd)."""
 ENTRY_BYTES = {"exact": (2.5, 12.0), "compact": (0.45, 6.5), "hybrid": (0.45, 6.5), "sampled": (0.2, 2.0)}
@@ -22,7 +22,7 @@ STATISTICS_BYTES = 7.0
 TOKEN_BYTES, SAMPLE_BYTES, SHARD_BYTES = 4.2, 64, 4096
 """Bytes of a row's token and mask; the other bytes of a row, and of a file."""
 PARTS_BEFORE_WRITING = 2
-"""In memory: one being captured, one waiting, and those being written."""
+"""Parts in memory besides those being written: one is captured, one waits."""
 
 
 def stored_bytes(capture: CaptureInfo, width: int, vocab_size: int) -> dict[str, float]:
@@ -41,9 +41,9 @@ def logits_bytes(capture: CaptureInfo, entries: float, vocab_size: int) -> float
 
 
 def expected_entries(capture: CaptureInfo) -> float:
-    """Entries a position keeps, on natural text (1.6 nats of entropy).
+    """Number of entries of a position on natural text (1.6 nats of entropy).
 
-    Draws repeat: S of them from the whole distribution meet about S^0.57 different tokens, S from the tail alone about
+    Draws repeat: S of them from the whole distribution give about S^0.57 different tokens, S from the tail alone about
     S / (1 + S / 70).
     """
     k, draws = capture.top_k or 0, capture.samples or 0
@@ -64,7 +64,7 @@ def row_bytes(capture: CaptureInfo, width: int) -> int:
 def samples_per_part(config: GenerateConfig, capture: CaptureInfo, width: int) -> int:
     """As asked, or as many full-length samples as keep a part's files near SHARD_TARGET_BYTES.
 
-    It is part of a dataset's identity: what a token weighs here is settled once for all, `stored_bytes` may learn.
+    The result is part of a dataset's identity, so the bytes per token used here never change; `stored_bytes` may.
     """
     if config.samples_per_shard:
         return config.samples_per_shard

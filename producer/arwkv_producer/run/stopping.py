@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first lets the part in hand be committed, the second stops at once."""
+"""SIGTERM and Ctrl-C: after the first, the current part is committed; the second stops at once."""
 
 import os
 import signal

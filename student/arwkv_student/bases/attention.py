@@ -1,6 +1,6 @@
-"""The base's attention blocks and their norms alone, to say what attention makes of a stored residual stream.
+"""The base's attention blocks and their norms, to compute attention outputs from a stored residual stream.
 
-Only stage align from `boundaries` needs them: shards of attention outputs hold what they say.
+Only stage align from `boundaries` needs them: other shards hold the attention outputs.
 Shape legend: B batch, T time, C model width, L layers.
 """
 
@@ -38,7 +38,7 @@ class BaseAttention(nn.Module):
 
         Causal, and within the base's sliding window where the layer has one.
 
-        `cu_seqlens` [n + 1]: documents packed along T, with B = 1, which do not see each other.
+        `cu_seqlens` [n + 1]: documents packed along T, with B = 1, which do not affect each other.
         """
         x_BTC = self.norms[str(layer)](stream_BTC)
         if cu_seqlens is None:

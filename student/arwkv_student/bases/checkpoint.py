@@ -60,16 +60,16 @@ class BaseCheckpoint:
 
     @cached_property
     def weights_hash(self) -> str:
-        """The hash of the weight files that shards captured from this folder carry: xxh3-128, names and contents."""
+        """The hash of the weights, as in shards captured from this folder: xxh3-128 over names and contents."""
         return hash_of_weights(self.folder)
 
     @property
     def config_hash(self) -> str:
-        """The hash of the configuration that follows it there, after a hyphen."""
+        """The hash of the configuration, as in these shards after a hyphen."""
         return hash_of_config(self.config)
 
     def identity(self) -> dict[str, Any]:
-        """What a run records of it, and compares by `checkpoint`."""
+        """The record of it in a run, which compares `checkpoint`."""
         return {"name": self.name, "revision": self.revision, "checkpoint": self.weights_hash}
 
     @property

@@ -1,4 +1,4 @@
-"""From shards to batches: samples padded to one length, or packed into one row.
+"""Batches from shards: samples padded to one length, or packed into one row.
 
 Shape legend: B batch, T time, L layers, C model width, N stored entries of the batch.
 """
@@ -18,10 +18,10 @@ from arwkv_student.data.mixture import Pick, truncated
 
 
 class OrderSampler(torch.utils.data.Sampler[int]):
-    """The first `count` indices of the store's endless order, one by one, as transformers' Trainer wants them.
+    """The first `count` indices of the store's endless order, one by one, as transformers' Trainer needs them.
 
-    The order is a pure function of (seed, epoch), so worker count, world size and restarts change nothing; epochs
-    follow one another without a gap.
+    The order is a pure function of (seed, epoch): worker count, world size and restarts do not change it. Epochs follow
+    one another without a gap.
     """
 
     def __init__(self, shard_rows: Sequence[int] | NDArray[np.int64], count: int, seed: int) -> None:
@@ -52,12 +52,12 @@ class ShardSamples(torch.utils.data.Dataset[Sample]):
 def collate(samples: Sequence[Sample], packing: bool = False) -> dict[str, Tensor]:
     """Pad to the longest sample, on the right; or pack all into one row (B = 1), which adds cu_seqlens [n + 1].
 
-    input_ids, attention_mask [B, T]; predicts [B, T]: whether entry t counts, that is, whether predicting token t+1
-    does. Where captured: attention, boundaries [L, B, T, C] bf16 (layers in order), final [B, T, C]; counts,
-    tail_logprob [B·T] (0 where padded), ids, logprobs [N] in the order of positions; true_logprob [B, T].
+    input_ids, attention_mask [B, T]; predicts [B, T]: whether entry t counts, that is, the prediction of token t+1.
+    Where captured: attention, boundaries [L, B, T, C] bf16 (layers in order), final [B, T, C]; counts, tail_logprob
+    [B·T] (0 where padded), ids, logprobs [N] in the order of positions; true_logprob [B, T].
 
-    entropy_gap [B·T], where draws stand for the teacher (no tail) and its entropy is known: the entropy of the draws
-    minus the teacher's. KL(draws ‖ student) plus this is an unbiased estimate of KL(teacher ‖ student).
+    entropy_gap [B·T], for shards of draws (no tail) with a known teacher entropy: the entropy of the draws minus the
+    teacher's. KL(draws ‖ student) plus this is an unbiased estimate of KL(teacher ‖ student).
     """
     grid = _Grid(samples, packing)
     batch = {
@@ -78,7 +78,7 @@ def collate_packed(samples: Sequence[Sample]) -> dict[str, Tensor]:
 
 
 class _Grid:
-    """Where each sample lies in the batch: a row of its own from its start, or a stretch of the one row."""
+    """The place of each sample in the batch: its own row, or a range of the single row."""
 
     def __init__(self, samples: Sequence[Sample], packing: bool) -> None:
         self.lengths = [len(sample.tokens) for sample in samples]

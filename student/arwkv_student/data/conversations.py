@@ -1,7 +1,7 @@
-"""What stages sft and dpo read: JSONL records, as token ids with the reply's tokens told from the rest.
+"""The data of stages sft and dpo: JSONL records as token ids, with the reply's tokens marked.
 
-A text is cut where a reply begins and ends, and each piece is tokenized by itself: the student then learns from exactly
-the ids that it is given when it is asked to reply, whatever the tokenizer would merge across that border.
+A text is split where a reply begins and ends, and each piece is tokenized separately. The student then learns from the
+same ids as in generation, because the tokenizer cannot merge characters across that border.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,13 +14,13 @@ from arwkv_store.text.chat_template import ChatTemplate
 from arwkv_store.text.json_lines import decompressed, json_lines, require_characters
 from arwkv_store.text.turns import FIELDS, HALVES, Turn, conversation, preference, tools_of
 
-# What a loss leaves out, in torch's and transformers' terms.
+# The label that losses ignore, in torch and transformers.
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a text, and whether the student is to predict it."""
+    """A part of a text, and whether the student learns to predict it."""
 
     text: str
     counted: bool
@@ -28,7 +28,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation: token ids [T], and the same as labels, IGNORED where a token is no reply's. Not shifted."""
+    """One conversation: token ids [T], and the same as labels, IGNORED for tokens outside replies. Not shifted."""
 
     input_ids: list[int]
     labels: list[int]
@@ -45,17 +45,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Record:
-    """One line of a JSONL file, and where it stands."""
+    """One line of a JSONL file, and its place."""
 
     fields: Mapping[str, Any]
     where: str
 
     def has_texts(self, *names: str) -> bool:
-        """Whether all of these fields are there, and none holds turns."""
+        """Whether all of these fields exist, and none holds turns."""
         return set(names) <= self.fields.keys() and not any(isinstance(self.fields[name], list) for name in names)
 
     def text(self, name: str) -> str:
-        """The string in a field. Raises UsageError where it is none."""
+        """The string in a field. Raises UsageError if it is not a string."""
         text = self.fields[name]
         if not isinstance(text, str):
             raise UsageError(f"{self.where}: `{name}` is {type(text).__name__}, not text like the fields beside it")
@@ -65,7 +65,7 @@ class Record:
 def read_records(file: Path, flag: str = "--data") -> Iterator[Record]:
     """Yield the objects of a JSONL file, compressed or not.
 
-    Raises NotFound without the file, UsageError for a line that is no object.
+    Raises NotFound without the file, UsageError for a line that is not an object.
     """
     try:
         with file.open("rb") as stored, decompressed(stored, file.name) as lines:
@@ -76,10 +76,10 @@ def read_records(file: Path, flag: str = "--data") -> Iterator[Record]:
 
 
 def examples(records: Iterator[Record], tokenizer: Any, max_length: int) -> Iterator[Example]:
-    """Conversations (`messages`) or `prompt` and `completion`, cut to their first `max_length` tokens.
+    """Conversations (`messages`) or `prompt` and `completion`, truncated to their first `max_length` tokens.
 
-    Assistant turns count, to their end; a plain completion is ended by the end-of-text token. Those are left out of
-    which no counted token remains.
+    Assistant turns count, to their end; a plain completion gets the end-of-text token. A conversation without a counted
+    token is left out.
     """
     for record in records:
         ids: list[int] = []
@@ -88,7 +88,7 @@ def examples(records: Iterator[Record], tokenizer: Any, max_length: int) -> Iter
             own = _ids(piece.text, tokenizer)
             ids += own
             labels += own if piece.counted else [IGNORED] * len(own)
-        # The first token is predicted from nothing, so it never counts.
+        # No token before the first one predicts it, so it never counts.
         labels = [IGNORED, *labels[1:max_length]]
         if any(label != IGNORED for label in labels):
             yield Example(ids[:max_length], labels)
@@ -97,8 +97,8 @@ def examples(records: Iterator[Record], tokenizer: Any, max_length: int) -> Iter
 def pairs(records: Iterator[Record], tokenizer: Any, max_length: int) -> Iterator[Pair]:
     """Preferences: `prompt`, `chosen` and `rejected`, as texts or as turns; without `prompt`, the shared first turns.
 
-    Left out where the prompt alone fills `max_length`, or a null stands for one of them. The replies are cut where they
-    are used: see `arwkv_student.training.dpo`.
+    A pair is left out if the prompt alone fills `max_length`, or if one of them is null. The replies are truncated
+    where they are used: see `arwkv_student.training.dpo`.
     """
     for record in records:
         texts = _prompt_and_replies(record, tokenizer)
@@ -115,7 +115,7 @@ def _ids(text: str, tokenizer: Any) -> list[int]:
 
 
 def _pieces(record: Record, tokenizer: Any) -> list[Piece]:
-    """No pieces where a null stands for the text."""
+    """No pieces if the text is null."""
     if not record.fields.keys() & set(FIELDS) and record.has_texts("prompt", "completion"):
         if record.fields["prompt"] is None or record.fields["completion"] is None:
             return []
@@ -127,7 +127,8 @@ def _pieces(record: Record, tokenizer: Any) -> list[Piece]:
 def _chat_pieces(record: Record, turns: list[Turn], first_counted: int, tokenizer: Any) -> list[Piece]:
     """Replies from turn `first_counted` on count.
 
-    A first turn is no reply, whoever speaks: it has no text before it, nor has the system prompt that a template adds.
+    A first turn is not a reply, for any role: there is no text before it. The same holds for a template's system
+    prompt.
     """
     text, spans = _template(record, tokenizer).render(turns)
     pieces, at = [], 0
@@ -139,7 +140,7 @@ def _chat_pieces(record: Record, turns: list[Turn], first_counted: int, tokenize
 
 
 def _prompt_and_replies(record: Record, tokenizer: Any) -> tuple[str, str, str] | None:
-    """None where a null stands for one of them."""
+    """None if one of them is null."""
     missing = set(HALVES) - record.fields.keys()
     if missing:
         raise UsageError(f"{record.where}: no `{min(missing)}`; a preference has prompt, chosen and rejected")

@@ -1,7 +1,7 @@
-"""Which sample each step sees, and how much of it: several shard sets by weight, contexts that grow over the steps.
+"""The samples of each step and their lengths: several shard sets by weight, contexts that grow over the steps.
 
-Everything is a pure function of seed, weights, schedule and position in the run, so that worker count, world size and
-restarts change nothing.
+Everything is a pure function of seed, weights, schedule and position in the run: worker count, world size and restarts
+do not change it.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from arwkv_store.errors import UsageError
 
 
 class Pick(NamedTuple):
-    """One sample of a batch: which shard set, which of its samples, and how many tokens of it (None: all)."""
+    """One sample of a batch: its shard set, its index there, and the number of its tokens (None: all)."""
 
     shard_set: int
     sample: int
@@ -36,7 +36,7 @@ class ContextSchedule:
 
     @classmethod
     def of(cls, contexts: Sequence[int], shares: Sequence[float] | None) -> "ContextSchedule":
-        """Equal shares where none are given. Raises UsageError for lengths or shares that cannot be."""
+        """Equal shares by default. Raises UsageError for invalid lengths or shares."""
         if any(context < 2 for context in contexts):
             raise UsageError(f"--context {' '.join(map(str, contexts))}: too short; give at least 2 tokens")
         given = tuple(shares) if shares is not None else (1.0,) * len(contexts)
@@ -47,7 +47,7 @@ class ContextSchedule:
         return cls(tuple(contexts), tuple(share / sum(given) for share in given))
 
     def at(self, step: int, steps: int) -> int | None:
-        """Most tokens of a sample at this step of so many; None: no bound."""
+        """Maximum number of tokens of a sample at this step; None: no limit."""
         ends = itertools.accumulate(self.shares)
         for context, end in zip(self.contexts, ends, strict=True):
             if step < round(end * steps):
@@ -55,18 +55,18 @@ class ContextSchedule:
         return self.contexts[-1] if self.contexts else None
 
     def mean_tokens(self, tokens: float) -> float:
-        """What samples of `tokens` tokens are cut to, on average over the steps."""
+        """Mean length of samples of `tokens` tokens after truncation, over the steps."""
         if not self.contexts:
             return tokens
         return sum(share * min(context, tokens) for context, share in zip(self.contexts, self.shares, strict=True))
 
 
 class MixtureSampler(torch.utils.data.Sampler[Pick]):
-    """`steps` times `per_step` picks, one by one, as transformers' Trainer wants them.
+    """`steps` times `per_step` picks, one by one, as transformers' Trainer needs them.
 
-    Each set is read in the store's endless order of its own. Position p goes to the set that lags most behind its
-    share of the p picks so far: no window of the run is far from the weights, and with the numbers of samples as
-    weights an epoch sees every sample once.
+    Each set has its own endless order. Position p is given to the set that is furthest behind its share of the p picks
+    so far, so every part of the run is close to the weights. With the numbers of samples as weights, an epoch has every
+    sample once.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class MixtureSampler(torch.utils.data.Sampler[Pick]):
 
 
 def truncated(sample: Sample, tokens: int | None) -> Sample:
-    """The sample's first tokens and what the teacher said at them: as it would have said without the rest."""
+    """The sample's first tokens with the teacher's outputs, which do not depend on the later tokens."""
     if tokens is None or len(sample.tokens) <= tokens:
         return sample
     logits = sample.logits

@@ -17,7 +17,7 @@ from arwkv_student.bases.tokenizer import tokenizer_hash
 
 
 def open_shards(uri: str, columns: Collection[str], *, flag: str = "--shards") -> Dataset:
-    """Open a dataset that has committed samples. Raises NotFound where there is none or it is empty."""
+    """Open a dataset that has committed samples. Raises NotFound if there is none or it is empty."""
     if not uri:
         raise UsageError(f"{flag} is missing; name a dataset folder or http(s)://host/v1/datasets/NAME")
     dataset = open_dataset(uri, columns=columns)
@@ -27,14 +27,14 @@ def open_shards(uri: str, columns: Collection[str], *, flag: str = "--shards") -
 
 
 def require_counted(uri: str) -> None:
-    """Raise UsageError where no position of the shards counts: a loss over nothing is 0 and teaches nothing."""
+    """Raise UsageError if no position of the shards counts: the loss would always be 0."""
     dataset = open_shards(uri, [])
     if not any(dataset[index].loss_mask[1:].any() for index in range(len(dataset))):
         raise UsageError(f"--shards {uri}: every loss mask is False, so no position counts; train on other shards")
 
 
 def require_same_tokenizer(what: str, folder: Path, info: DatasetInfo, uri: str) -> None:
-    """Raise UsageError unless the shards' token ids mean what the tokenizer of a model's folder means by them."""
+    """Raise UsageError unless the shards have the same tokenizer as the model's folder."""
     own = tokenizer_hash(what, folder)
     if own != info.tokenizer.hash:
         raise UsageError(
@@ -61,7 +61,7 @@ def require_fitting_head(flag: str, head: BaseCheckpoint, info: DatasetInfo, uri
 
 
 def require_teacher(flag: str, checkpoint: BaseCheckpoint, info: DatasetInfo, uri: str) -> None:
-    """Raise UsageError where the shards were captured from other weights; warn where something else may differ."""
+    """Raise UsageError if the shards were captured from other weights; warn if something else may differ."""
     teacher, own = info.teacher, f"{flag} {checkpoint.name}"
     if teacher.weights_hash is not None:
         weights, _, config = teacher.weights_hash.partition("-")  # datasets of the first release have no second part
@@ -84,7 +84,7 @@ def require_teacher(flag: str, checkpoint: BaseCheckpoint, info: DatasetInfo, ur
 
 
 def _warn(message: str) -> None:
-    """Once, though there be several processes."""
+    """Once, also with several processes."""
     if os.environ.get("RANK", "0") == "0":
         print(message, file=sys.stderr)
 
@@ -115,7 +115,7 @@ def require_fitting_hidden_states(base: BaseCheckpoint, info: DatasetInfo, uri: 
 def layers_read(info: DatasetInfo, mixed: Sequence[int]) -> list[int]:
     """The layers whose hidden states stage align needs, to train those that mix time.
 
-    Each boundary stands for itself; attention outputs rebuild the stream from the first layer on.
+    Each boundary is enough for its layer; attention outputs rebuild the residual stream from the first layer on.
     """
     return sorted(mixed) if info.capture.hidden_states == "boundaries" else list(range(max(mixed) + 1))
 
@@ -141,7 +141,7 @@ class ShardSet:
     """Its share of the samples, relative to the other sets of its stage."""
 
     def content(self) -> dict[str, Any]:
-        """What it is, wherever it lies."""
+        """Its identity, independent of its place."""
         return {
             "teacher": self.info.teacher.model_dump(mode="json"),
             "corpus": self.info.corpus.fingerprint,
@@ -151,7 +151,7 @@ class ShardSet:
         }
 
     def serves(self, stage: str) -> bool:
-        """Whether it holds what the stage reads."""
+        """Whether it holds the data of the stage."""
         hidden_states = self.info.capture.hidden_states
         if stage == "align":
             return hidden_states in ("attention", "boundaries")
@@ -159,7 +159,7 @@ class ShardSet:
 
 
 def open_shard_sets(uris: Sequence[str], weights: Sequence[float] | None) -> list[ShardSet]:
-    """What each URI holds. Raises UsageError where none is named, or the weights do not go with them."""
+    """The set of each URI. Raises UsageError if there is none, or the weights do not match them."""
     if weights is not None and (len(weights) != len(uris) or any(weight <= 0 for weight in weights)):
         raise UsageError(f"--shard-weights {weights}: give a positive weight for each of the {len(uris)} --shards")
     datasets = [open_shards(uri, []) for uri in uris or ("",)]

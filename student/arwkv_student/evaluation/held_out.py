@@ -1,4 +1,4 @@
-"""Held-out shards during training: figures for RUN/metrics.jsonl, and texts to read in RUN/samples.jsonl."""
+"""Held-out shards during training: figures for RUN/metrics.jsonl, and texts for RUN/samples.jsonl."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ TEXTS, TEXT_TOKENS = 3, 96
 
 @dataclass(frozen=True)
 class HeldOutShards:
-    """A held-out dataset with logits, and how a student is put to it."""
+    """A held-out dataset with logits, and the settings of its evaluation."""
 
     dataset: Dataset
     tokenizer_folder: Path
@@ -29,10 +29,11 @@ class HeldOutShards:
 
     @torch.no_grad()
     def texts(self, model: PreTrainedModel) -> list[dict[str, str]]:
-        """What teacher and student say to the first samples: `prompt`, half of the text, then `teacher` and `student`.
+        """Outputs of teacher and student for the first samples: `prompt`, half of the text, then `teacher` and
+        `student`.
 
-        Each says its likeliest token at each place of the other half, given the stored text up to there. So nothing
-        need run the teacher, and the two do not drift apart.
+        Each is the model's likeliest token at each position of the other half, given the stored text before it. So the
+        teacher need not run, and both models always have the same text before them.
         """
         tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_folder)
         was_training = model.training

@@ -31,7 +31,7 @@ class Sums:
     teacher_known: bool = field(default=True)
 
     def figures(self) -> dict[str, float]:
-        """KL in nats, perplexities on the true tokens, their ratio, and how often both would say the same token."""
+        """KL in nats, perplexities on the true tokens, their ratio, and the share of equal top tokens."""
         student = math.exp(self.student_nll / self.positions)
         figures = {
             "kl": self.kl / self.positions,
@@ -51,8 +51,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Figures of `model` over the positions whose prediction counts (see `Sums.figures`).
 
-    KL(teacher ‖ student) counts the mass outside the stored tokens as one more outcome. Raises UsageError where the
-    shards hold no logits, or no sample has a position that counts.
+    KL(teacher ‖ student) counts the mass outside the stored tokens as one more outcome. Raises UsageError if the
+    shards hold no logits, or no position counts.
     """
     was_training = model.training
     model.eval()
@@ -77,7 +77,7 @@ def batches(dataset: Dataset, batch_size: int, samples: int | None = None) -> It
 
 
 def _adding(sums: Sums, batch: dict[str, Tensor], vocab_size: int) -> HeadLoss:
-    """Adds the batch inside the model's forward, where a sharded head is whole."""
+    """Adds the batch inside the model's forward, where a sharded head is gathered."""
 
     def add(hidden_BTC: Tensor, weight_VC: Tensor) -> Tensor:
         with torch.autocast(hidden_BTC.device.type, enabled=False):

@@ -16,7 +16,7 @@ from arwkv_student.settings import EvalSettings
 
 @dataclass(frozen=True)
 class Suite:
-    """Benchmarks by the name they are reported under, and the context they are given."""
+    """Benchmarks by their reported names, and their context."""
 
     tasks: dict[str, str]
     """Reported name -> lm-eval's task."""
@@ -39,14 +39,14 @@ SUITES = {
         max_length=2048,
     )
 }
-# Without a suite, and where the model names no length of its own.
+# Without a suite, if the model's configuration has no length.
 DEFAULT_MAX_LENGTH = 2048
 
 
 def evaluate_tasks(settings: EvalSettings) -> dict[str, Any]:
     """Run lm-eval; returns {"tasks": {name: {metric: value}}, "max_length", …}, with a suite's names for its tasks.
 
-    Raises UsageError where lm-eval is missing or knows no such task, NotFound where a task's data cannot be had.
+    Raises UsageError if lm-eval is missing or does not know a task, NotFound if a task's data cannot be fetched.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise UsageError("--tasks and --suite need lm-eval, which is not installed; pip install 'arwkv[train]'")
@@ -56,7 +56,7 @@ def evaluate_tasks(settings: EvalSettings) -> dict[str, Any]:
     named = [task.strip() for task in (settings.tasks or "").split(",") if task.strip()]
     reported = {task: name for name, task in suite.tasks.items()} if suite else {}
     tasks = [*reported, *(task for task in named if task not in reported)]
-    # lm-eval says what it does in dozens of lines; figures and errors are what a user waits for.
+    # lm-eval prints dozens of lines; users need only figures and errors.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = _task_manager(tasks, settings.task_folder)
     model, tokenizer = _open(settings.model)
@@ -68,7 +68,7 @@ def evaluate_tasks(settings: EvalSettings) -> dict[str, Any]:
 
 
 def _task_manager(tasks: Sequence[str], folder: Path | None) -> Any:  # lm-eval is untyped
-    """An index that knows all of `tasks`; lm-eval's own 14,000, which take seconds to list, only where needed."""
+    """An index with all of `tasks`; lm-eval's own 14,000 tasks, which take seconds to list, only if needed."""
     from lm_eval.tasks import TaskManager
 
     if folder is not None and not folder.is_dir():

@@ -1,4 +1,4 @@
-"""`student export`: a folder others can use: weights, tokenizer, model card, and with `self_contained` the code too."""
+"""`student export`: a folder for others: weights, tokenizer, model card, and with `self_contained` the code."""
 
 import importlib
 import inspect
@@ -28,7 +28,7 @@ TYPE_CHECKING_BLOCK = re.compile(r"^if TYPE_CHECKING:\n(?:    .*\n|\n)+?(?=\S)",
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:
-    """Write the folder; returns its path and files. Raises UsageError where `out` is the student's own folder."""
+    """Write the folder; returns its path and files. Raises UsageError if `out` is the student's own folder."""
     source, out = Path(settings.model), settings.out
     student = load_student(source, None if settings.dtype is None else DTYPES[settings.dtype])
     if source.resolve() == out.resolve():
@@ -53,7 +53,10 @@ def _write_code(out: Path) -> None:
 
 
 def _sources() -> dict[str, str]:
-    """The model's module and all of ours that it imports, by name, as sources that import the files beside them."""
+    """The model's module and all of our modules that it imports, by name, with relative imports.
+
+    transformers loads a model's code from one folder without subfolders, and follows only relative imports.
+    """
     sources: dict[str, str] = {}
     waiting = [model.__name__]
     while waiting:
@@ -73,12 +76,12 @@ def _instead(module: str) -> str:
 
 
 def _file_name(module: str) -> str:
-    """transformers wants `modeling_…` for the model, and all files in one folder."""
+    """transformers expects `modeling_…` for the model, and all files in one folder."""
     return "modeling_arwkv" if module == model.__name__ else "arwkv_" + module.rpartition(".")[2]
 
 
 def _suppress_padding_rows(out: Path, rows: int) -> None:
-    """Tell `generate`, for everyone who loads the folder, which rows of the head are no token's."""
+    """Let `generate` suppress the head's padding rows, for all who load the folder."""
     if not any((out / name).is_file() for name in TOKENIZER_FILES[:2]):
         return
     padding = padding_rows(AutoTokenizer.from_pretrained(out), rows)

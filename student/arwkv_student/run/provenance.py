@@ -8,7 +8,7 @@ from arwkv_student.run.run_folder import DONE, STAGES
 
 
 def origin(student: Path, checkpoint: str) -> dict[str, Any]:
-    """What a run records of the student that it starts from: its hash `checkpoint`, its run, and that run's stages."""
+    """The record of the student that a run starts from: its hash `checkpoint`, its run, and that run's stages."""
     run = _run_of(student)
     return {
         "checkpoint": checkpoint,
@@ -29,12 +29,12 @@ def runs_behind(student: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def _run_of(student: Path) -> Path | None:
-    """The run whose folder, or whose stage's folder, this is."""
+    """The run that this folder, or this stage's folder, belongs to."""
     return next((folder for folder in (student, student.parent) if (folder / "run.json").is_file()), None)
 
 
 def _summaries(run: Path, student: Path) -> dict[str, Any]:
-    """What each finished stage says of itself, up to the one whose student this is."""
+    """The summaries of the finished stages, up to the one of this student."""
     name = student.resolve().name
     stages = STAGES[: STAGES.index(name) + 1] if run != student and name in STAGES else STAGES
     files = {stage: run / stage / DONE for stage in stages}

@@ -1,4 +1,4 @@
-"""A run's folder: what it is a run of, which stages are done, and which checkpoints are whole.
+"""A run's folder: its identity, its finished stages, and its complete checkpoints.
 
 RUN/run.json              settings and dataset, compared when the run continues
 RUN/run.lock              locked while a process works here
@@ -55,10 +55,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claimed(self, identity: Mapping[str, Any], processes: PartialState) -> Iterator[None]:
-        """Make the folder this run's, or continue it, and keep every other run out meanwhile.
+        """Claim the folder for this run, or continue its run, and keep all other runs out.
 
-        Raises ConfigurationDiffers, naming each field, where it holds a run of another configuration, TryAgain where a
-        run is working in it, and UsageError where it cannot be written.
+        Raises ConfigurationDiffers, naming each field, if it holds a run with another configuration, TryAgain if
+        another run is using it, and UsageError if it cannot be written.
         """
         with contextlib.ExitStack() as held:
             with processes.main_process_first():
@@ -76,7 +76,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """Hold the folder. The lock ends with this process, and processes that it forks do not have it."""
+        """Lock the folder. The lock ends with this process; forked processes do not have it."""
         with (self.path / "run.lock").open("w") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,20 +101,20 @@ class RunFolder:
             )
 
     def finished(self, stage: str) -> dict[str, Any] | None:
-        """The summary of a stage that is done, or None."""
+        """The summary of a finished stage, or None."""
         file = self.stage(stage) / DONE
         summary: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
         return summary
 
     def finish(self, stage: str, summary: Mapping[str, Any]) -> None:
-        """Mark a stage done, its student being in place and on the disk, and drop its checkpoints."""
+        """Mark a stage as finished after its student is on the disk, and remove its checkpoints."""
         sync_files(self.stage(stage))
         write_json(self.stage(stage) / DONE, summary)
         for checkpoint in self.stage(stage).glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
 
     def publish(self, stage: str) -> None:
-        """Make the stage's student the run's own: RUN/config.json, RUN/model.safetensors, the tokenizer."""
+        """Copy the stage's student to the run: RUN/config.json, RUN/model.safetensors, the tokenizer."""
         for file in self.stage(stage).iterdir():
             if file.is_file() and file.name != DONE:
                 target, fresh = self.path / file.name, self.path / (file.name + ".new")
@@ -126,7 +126,7 @@ class RunFolder:
                 put_in_place(fresh, target)
 
     def last_checkpoint(self, stage: str) -> Path | None:
-        """The newest checkpoint that was written to its end; unfinished ones are removed."""
+        """The newest complete checkpoint; incomplete ones are removed."""
         whole: list[tuple[int, Path]] = []
         for path in self.stage(stage).glob("checkpoint-*"):
             if (path / WHOLE).is_file():
@@ -136,7 +136,7 @@ class RunFolder:
         return max(whole)[1] if whole else None
 
     def forget_after(self, stage: str, step: int) -> None:
-        """Drop the stage's lines past `step`, which a continued run writes again, and a line cut short by a kill."""
+        """Remove the stage's lines after `step`, which a continued run writes again, and a line truncated by a kill."""
         for file in filter(Path.exists, (self.metrics, self.samples)):
             kept = []
             for line in file.read_text().splitlines():
@@ -150,7 +150,7 @@ class RunFolder:
 
 
 def compared(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an identity that must not change: of a checkpoint its hash, of shards what they hold.
+    """The part of an identity that must not change: the hash of a checkpoint, the content of shards.
 
     `recorded` may be of an older release: a hash that it lacks, or a SHA-256 of `start`, cannot be compared.
     """

@@ -1,4 +1,4 @@
-"""Stage 1: each time mixer learns to say what the attention it replaces said, from stored hidden states alone."""
+"""Stage 1: each time mixer learns the outputs of the attention it replaces, from stored hidden states alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +13,12 @@ from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.training.stage_trainer import StageTrainer
 
 LEAST_FALL = 0.01
-"""A loss that has not fallen by this share stands still."""
+"""A loss that has fallen by less than this share counts as constant."""
 
 
 class AlignTrainer(StageTrainer):
-    """L = mean over layers and tokens of ‖a_l − TimeMix_l(LN1_l(h_l))‖₂ / √C (arXiv 2501.15570), or what is asked.
+    """L = mean over layers and tokens of ‖a_l − TimeMix_l(LN1_l(h_l))‖₂ / √C (arXiv 2501.15570), or another loss by the
+    settings.
 
     The residual stream h_l is the teacher's: h_{l+1} = h_l + a_l + MLP_l(LN2_l(h_l + a_l)), rebuilt by the student's
     own frozen embedding, norms and MLPs. No attention weights are needed.
@@ -42,14 +43,14 @@ class AlignTrainer(StageTrainer):
         return (loss, mixed) if return_outputs else loss
 
     def _run_epoch(self, *arguments: Any, **named: Any) -> None:
-        """No step more where the checkpoint's log already says that the stage has ended."""
+        """No further step if the checkpoint's log shows that the stage has ended."""
         if not self.control.should_training_stop:
             super()._run_epoch(*arguments, **named)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each layer's relative error in the latest batch: ‖a_l − TimeMix_l‖ / ‖a_l‖, 1 for a zero-output mixer."""
         if self.error_and_size_2L is not None and "loss" in logs:
-            # Every process: the stop that follows from it must be the same everywhere.
+            # In every process, because all must stop at the same step.
             error_L, size_L = self.accelerator.reduce(self.error_and_size_2L, reduction="sum")
             layers, relative_L = self.model.config.time_mix_layers, (error_L / size_L.clamp_min(1e-24)).sqrt()
             errors = zip(layers, relative_L.tolist(), strict=True)
@@ -59,7 +60,7 @@ class AlignTrainer(StageTrainer):
 
 
 class EarlyStop(TrainerCallback):  # type: ignore[misc] # transformers is untyped
-    """Ends the stage by what its log says, so that a continued run ends at the same step."""
+    """Ends the stage by its log, so that a continued run ends at the same step."""
 
     def __init__(self, most_error: float | None, plateau_steps: int | None) -> None:
         self.most_error, self.plateau_steps = most_error, plateau_steps
@@ -81,7 +82,7 @@ def reached(history: Sequence[dict[str, float]], most_error: float | None) -> bo
 
 
 def stands_still(history: Sequence[dict[str, float]], steps: int | None) -> bool:
-    """Whether the loss has not fallen by `LEAST_FALL` for so many steps."""
+    """Whether the loss has not fallen by `LEAST_FALL` in this many steps."""
     best, best_step, step = float("inf"), 0.0, 0.0
     for entry in history:
         if "loss" not in entry:
@@ -95,7 +96,7 @@ def stands_still(history: Sequence[dict[str, float]], steps: int | None) -> bool
 def align_outputs(
     model: Any, batch: dict[str, Tensor], base_attention: BaseAttention | None = None
 ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """What each time mixer makes of the teacher's stream, and what its attention made of it, layer by layer.
+    """The output of each time mixer on the teacher's residual stream, and of the teacher's attention, layer by layer.
 
     From `attention` outputs of the layers up to the last that mixes time; or from `boundaries` of the layers that do
     (or of all), whose attention outputs `base_attention` recomputes.
@@ -108,7 +109,7 @@ def align_outputs(
         return mixed, [batch["attention"][layer] for layer in layers]
     stored = batch["boundaries"].float()
     of_layer = dict(zip(layers, stored, strict=True)) if len(stored) == len(layers) else dict(enumerate(stored))
-    # A layer that keeps its attention reads nothing: any stream may stand in its place.
+    # A layer that keeps its attention is not used, so any stream may take its place.
     streams = [of_layer.get(layer, stored[0]) for layer in range(inner.config.num_hidden_layers)]
     mixed = model(**common, teacher_streams=streams).time_mix_outputs
     return mixed, [base_attention(layer, of_layer[layer], batch.get("cu_seqlens")) for layer in layers]

@@ -18,7 +18,7 @@ def training_arguments(
     kind: type[TrainingArguments] = TrainingArguments,
     **more: Any,
 ) -> TrainingArguments:
-    """The arguments of a stage's trainer; `kind` and `more` where it has its own."""
+    """The arguments of a stage's trainer; `kind` and `more` for its own fields."""
     on_cpu = not torch.accelerator.is_available()
     arguments = kind(
         output_dir=str(out),

@@ -15,7 +15,7 @@ from arwkv_student.training.stage_trainer import StageTrainer
 
 
 class DistillTrainer(StageTrainer):
-    """KL(teacher ‖ student) over the stored tokens and one bucket for the rest of the vocabulary, or what is asked."""
+    """KL(teacher ‖ student) over the stored tokens and the tail, or another objective by the settings."""
 
     objective: Objective
 
@@ -35,9 +35,9 @@ class DistillTrainer(StageTrainer):
 def distill_objective(
     settings: TrainSettings, infos: Sequence[DatasetInfo], base: BaseCheckpoint, device: torch.device, bf16: bool
 ) -> Objective:
-    """The settings' objective for these shards: exact from final hidden states, where there are no logits.
+    """The settings' objective for these shards: the exact KL from final hidden states if there are no logits.
 
-    Raises UsageError for an objective that the shards cannot give.
+    Raises UsageError for an objective that the shards do not allow.
     """
     head = None
     for info in infos:
@@ -55,7 +55,7 @@ def distill_objective(
 
 
 def _require_unbiased(settings: TrainSettings, info: DatasetInfo) -> None:
-    """Draws stand for the teacher in expectation, and only what is linear in its probabilities keeps that."""
+    """With draws, only a loss that is linear in the teacher's probabilities is unbiased."""
     drawn = info.capture.logits in ("sampled", "hybrid")
     if drawn and (settings.divergence != "forward" or settings.temperature != 1.0):
         raise UsageError(

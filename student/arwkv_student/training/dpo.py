@@ -1,7 +1,7 @@
 """Stage `dpo`: TRL's DPOTrainer on the student, whose reference is the student that the stage starts from.
 
-The reference's log-probabilities are computed once and kept in a file named for all that decides them, so another run
-from the same student on the same pairs (other rates, another beta) reads them.
+The reference's log-probabilities are computed once and stored in a file whose name depends on everything that affects
+them, so another run from the same student on the same pairs (other rates, another beta) reads them.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class ReferenceKey:
     template: str
     """Hash of the chat template."""
     truncation: str
-    """What is left of a pair that is too long."""
+    """How a pair that is too long is truncated."""
     precision: str
     """Of the matrix products."""
     tokens: str = ""
@@ -64,13 +64,13 @@ class ReferenceKey:
 
 @dataclass(frozen=True)
 class ReferenceFolder:
-    """Where reference log-probabilities are kept, and the part of their key that the pairs do not say."""
+    """The folder of reference log-probabilities, and the part of their key that does not depend on the pairs."""
 
     path: Path
     key: ReferenceKey
 
     def read(self, pairs: Dataset) -> tuple[Tensor, Tensor] | None:
-        """Log-probabilities [N] of the chosen and the rejected replies, fp32, or None where they are not there yet.
+        """Log-probabilities [N] of the chosen and the rejected replies, fp32, or None if they are not there yet.
 
         Raises CorruptShard for a file that cannot be read.
         """
@@ -87,7 +87,7 @@ class ReferenceFolder:
         return chosen, rejected
 
     def write(self, pairs: Dataset, chosen_N: Tensor, rejected_N: Tensor) -> None:
-        """Keep them. Raises UsageError where the folder cannot be written."""
+        """Store them. Raises UsageError if the folder cannot be written."""
         key = self.key.of(pairs)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ class ReferenceFolder:
 
 
 def as_rows(pairs: Sequence[Pair]) -> Dataset:
-    """Pairs as TRL takes them once they are tokens."""
+    """Tokenized pairs in TRL's form."""
     return Dataset.from_dict({name: [getattr(pair, name) for pair in pairs] for name in COLUMNS})
 
 

@@ -1,7 +1,6 @@
-"""FSDP2: parameters, gradients and optimizer state spread over the processes, checkpoints in one piece.
+"""FSDP2: parameters, gradients and optimizer state sharded over the processes; checkpoints are full state dicts.
 
-A checkpoint holds whole tensors by name, whatever wrote it: a run may go on with another number of processes, sharded
-or not.
+So a run may continue with another number of processes, sharded or not.
 """
 
 from pathlib import Path
@@ -26,10 +25,10 @@ from arwkv_student.model.loading import kept_attention, load_any_student
 
 
 def shard(model: PreTrainedModel, device: torch.device) -> None:
-    """Spread a model on the CPU over the processes, a layer at a time; embedding, last norm and head with the root.
+    """Shard a model on the CPU over the processes, layer by layer; embedding, last norm and head with the root.
 
-    No device holds more than its share and one layer (or embedding and head) meanwhile. Parameters stay fp32 while they
-    travel: in bf16 the decay would lose what it needs. Raises UsageError where there are no processes to spread over.
+    No device holds more than its share and one layer (or embedding and head). Parameters are gathered in fp32: in bf16
+    the decay would lose precision. Raises UsageError without torchrun.
     """
     if not torch.distributed.is_initialized():
         raise UsageError("--fsdp: only one process; start with torchrun --nproc-per-node N -m arwkv_student.cli")
@@ -43,17 +42,17 @@ def shard(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard` spread it."""
+    """Whether `shard` sharded it."""
     return isinstance(model, FSDPModule)
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Any]:
-    """Every weight in one piece, on the CPU; in process 0 only, and to be called by all."""
+    """The full state dict on the CPU, in process 0 only; all processes must call it."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Give the model the weights in a checkpoint's folder, which process 0 alone reads."""
+    """Load the weights of a checkpoint's folder, which only process 0 reads."""
     weights: dict[str, Any] = {}
     if torch.distributed.get_rank() == 0:
         if kept_attention(checkpoint):
@@ -65,7 +64,7 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
 
 
 def full_optimizer_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state by parameter name; in process 0 only where the model is sharded."""
+    """The optimizer's state by parameter name; in process 0 only if the model is sharded."""
     options = StateDictOptions(full_state_dict=is_sharded(model), cpu_offload=is_sharded(model))
     return get_optimizer_state_dict(model, optimizer, options=options)
 

@@ -9,12 +9,12 @@ from arwkv_store.errors import UsageError
 from arwkv_student.model.time_mix_options import TRANSFORMER, active_mlp
 from arwkv_student.training.plan import StagePlan
 
-# Of two dimensions, and no matrices: the token shift's mix [6, C] and the bonus [H, D].
+# These have two dimensions but are not matrices: the token shift's mix [6, C] and the bonus [H, D].
 STACKED_VECTORS = (".shift_mix", ".bonus")
 
 
 def choose_trained(model: PreTrainedModel, trained: str) -> None:
-    """Freeze what a stage leaves alone: nothing ("all"), the MLPs ("frozen-mlp"), or all but the time mixers.
+    """Freeze parameters: none ("all"), the MLPs ("frozen-mlp"), or all except the time mixers.
 
     "preset" is what stage distill trains by the model's preset. Raises UsageError for parts that the model lacks.
     """

@@ -15,7 +15,7 @@ from arwkv_student.training.shard_stages import open_shard_stages
 
 
 class Stages(Protocol):
-    """What a run is of: stages 1 and 2 on shards, or stage 3 on conversations."""
+    """The stages of a run: stages 1 and 2 on shards, or stage 3 on conversations."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -23,7 +23,7 @@ class Stages(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes a continued run the same run."""
+        """Everything that must not change when a run continues."""
 
     def trainer(self, stage: str, run: RunFolder) -> ResumableTrainer:
         """The stage's trainer, over its starting student and its data."""
@@ -75,7 +75,7 @@ def _run_stage(stage: str, stages: Stages, run: RunFolder, seed: int) -> dict[st
 
 
 def _train_to_the_end(trainer: ResumableTrainer, run: RunFolder, stage: str) -> float:
-    """Train from the newest whole checkpoint on, and leave the student in the stage's folder; the mean loss."""
+    """Train from the newest complete checkpoint, and save the student in the stage's folder; returns the mean loss."""
     processes = PartialState()
     with processes.main_process_first():
         checkpoint = run.last_checkpoint(stage)

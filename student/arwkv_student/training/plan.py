@@ -31,7 +31,7 @@ def world_size() -> int:
 
 
 def samples_per_step(settings: TrainSettings) -> int:
-    """Of all processes and their batches together."""
+    """Samples per optimizer step, over all processes and batches."""
     return settings.batch_size * settings.gradient_accumulation * world_size()
 
 

@@ -1,4 +1,4 @@
-"""What every stage's Trainer does alike: rates by parameter, checkpoints that say when they are whole."""
+"""Common to all stages' trainers: rates by parameter, and checkpoints that are marked when complete."""
 
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,16 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
     optimizer: torch.optim.Optimizer | None = None
 
     def findings(self) -> dict[str, Any]:
-        """What a finished stage's summary adds to its steps, tokens and loss."""
+        """Further figures of a finished stage's summary, besides steps, tokens and loss."""
         raise NotImplementedError("a stage says what it found")
 
     def _move_model_to_device(self, model: torch.nn.Module, device: torch.device) -> None:
-        """Not with --fsdp: the whole of it need not fit there, and `shard` places it a layer at a time."""
+        """Not with --fsdp: the whole model need not fit there, and `shard` places it layer by layer."""
         if not self.args.spread:
             super()._move_model_to_device(model, device)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW over time mixers and the rest, each with its rate; vectors do not decay."""
+        """AdamW over time mixers and other parameters, each with its rate; vectors do not decay."""
         optimizer: torch.optim.Optimizer | None = self.optimizer
         if optimizer is None:
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
@@ -55,7 +55,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
         if is_sharded(self.model):
             load_weights(self.model, Path(resume_from_checkpoint))
         elif kept_attention(Path(resume_from_checkpoint)):
-            # By transformers' own way, which knows the names that weights have in a file.
+            # By transformers' own function, which knows the names of weights in a file.
             self.model.load_state_dict(load_any_student(Path(resume_from_checkpoint)).state_dict())
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: RUN/metrics.jsonl, a bar, held-out evaluations, TensorBoard, other trackers."""
+"""Reports of a running training: RUN/metrics.jsonl, a bar, held-out evaluations, TensorBoard, other trackers."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import TrainSettings
 from arwkv_student.training.plan import StagePlan
 
-# Figures of a stage's own that go to the metrics: stage 1's errors, and what TRL says of SFT and DPO.
+# Further figures for the metrics: stage 1's errors, and TRL's figures of SFT and DPO.
 LOGGED = ("relative_error", "mean_token_accuracy", "rewards/", "logps/")
 
 
@@ -95,7 +95,7 @@ def tensorboard_writer(folder: Path) -> Any:
 
 
 def reporters(run: Path, stage: str, settings: TrainSettings) -> list[TrainerCallback]:
-    """Where figures go besides metrics.jsonl. Raises UsageError for a tracker whose package is missing."""
+    """Further places for figures, besides metrics.jsonl. Raises UsageError for a tracker whose package is missing."""
     return [_reporter(kind, run, stage) for kind in settings.report_to]
 
 

@@ -9,13 +9,13 @@ from trl import SFTConfig, SFTTrainer
 from arwkv_student.data.conversations import Example
 from arwkv_student.training.tuned_trainer import TunedTrainer
 
-# Rows hold `input_ids` and `labels`, so TRL neither tokenizes nor cuts, and the loss shifts the labels, once.
+# Rows hold `input_ids` and `labels`, so TRL neither tokenizes nor truncates, and the loss shifts the labels, once.
 CONFIG = SFTConfig
 OPTIONS: dict[str, Any] = {"max_length": None, "completion_only_loss": False}
 
 
 def as_rows(examples: Sequence[Example]) -> Dataset:
-    """Examples as TRL takes them once they are tokens: columns `input_ids` and `labels`."""
+    """Tokenized examples in TRL's form: columns `input_ids` and `labels`."""
     columns = {name: [getattr(example, name) for example in examples] for name in ("input_ids", "labels")}
     return Dataset.from_dict(columns)
 
@@ -24,7 +24,7 @@ class SftTrainer(TunedTrainer, SFTTrainer):  # type: ignore[misc] # TRL is untyp
     """TRL's trainer in the store's order, with this project's checkpoints."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        """TRL's, given packed conversations by the name that the student knows their bounds by."""
+        """TRL's loss; the bounds of packed conversations get the student's name for them."""
         if "cu_seq_lens_q" in inputs:
             packed = {name: inputs[name] for name in ("input_ids", "labels", "position_ids")}
             inputs = packed | {"cu_seqlens": inputs["cu_seq_lens_q"]}

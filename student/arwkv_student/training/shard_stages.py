@@ -1,4 +1,4 @@
-"""Stages 1 and 2: which of them the shards allow, what each starts from, and the trainer of each."""
+"""Stages 1 and 2: the stages that the shards allow, their starting students, and their trainers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ class ShardStages:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes a continued run the same run: settings, and what it starts from, by content and not by place."""
+        """Everything that must not change when a run continues: settings, and all inputs by content, not by place."""
         settings = self.settings
         ignored = NOT_COMPARED | ONLY_TUNING
         start = None if settings.start_from is None else Path(settings.start_from)
@@ -154,7 +154,7 @@ def _names(
 ) -> list[str]:
     """The stages to run; `head` is the checkpoint whose head reads final hidden states, `mixed` the mixing layers.
 
-    Raises UsageError where the shards do not allow what is asked, or a set would go unread.
+    Raises UsageError if the shards do not allow a requested stage, or a set would not be read.
     """
     possible = [stage for stage in ("align", "distill") if any(shards.serves(stage) for shards in sets)]
     if not mixed:
@@ -181,7 +181,7 @@ def _names(
 
 
 def serving(sets: Sequence[ShardSet], stage: str, settings: TrainSettings) -> list[ShardSet]:
-    """The sets that a stage reads, at least one, which fit together."""
+    """The sets that a stage reads, at least one, which are compatible."""
     chosen = [shards for shards in sets if shards.serves(stage)]
     if not chosen:
         uris = ", ".join(settings.shards)
@@ -201,12 +201,12 @@ def _held_out(settings: TrainSettings, base: BaseCheckpoint) -> HeldOutShards | 
 
 
 def _take_preset(student: ArwkvForCausalLM, settings: TrainSettings, base: BaseCheckpoint) -> None:
-    """Make the preset the student's: what trains. Raises UsageError where it asks for another time mixer."""
+    """Set the student's preset, which decides what trains. Raises UsageError if it has another time mixer."""
     if settings.preset is None:
         return
     options = (student.config.time_mix_options, config_of(base, settings).time_mix_options)
     own, asked = map(dataclasses.asdict, options)
-    # How a mixer began is no part of what it is.
+    # The initial values of a mixer are not part of its structure.
     differences = [
         f"{name}: {own[name]!r} there, {asked[name]!r} asked"
         for name in own
@@ -229,7 +229,7 @@ def make_trainer(
     base: BaseCheckpoint,
     held_out: HeldOutShards | None = None,
 ) -> AlignTrainer | DistillTrainer:
-    """The trainer of one stage, with the parameters frozen that the stage leaves alone."""
+    """The trainer of one stage; parameters that the stage does not train are frozen."""
     bf16 = computes_in_bf16(settings.dtype)
     common = (model, ShardSamples(*datasets), run, plan, settings, bf16, held_out)
     infos = [dataset.info for dataset in datasets]

@@ -1,4 +1,4 @@
-"""What stages 1 and 2 share: `transformers.Trainer` over shards, in an order that a restart does not change."""
+"""Common to stages 1 and 2: `transformers.Trainer` over shards, in an order that a restart does not change."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ class StageTrainer(ResumableTrainer):
         self.loss_is_scaled_for_ga = True
         if settings.fsdp:
             shard(model, self.args.device)
-            # Trainer's word for a model that looks after its own placement and gradients.
+            # Trainer's flag for a model that manages its own placement and gradients.
             self.is_distributed_loading_by_transformers = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MixtureSampler:
@@ -64,10 +64,10 @@ class StageTrainer(ResumableTrainer):
         return total
 
     def weighed(self, loss: Tensor, batch: dict[str, Tensor], total: Tensor | None) -> Tensor:
-        """A mean over the batch's positions that counts for its share of the step's `total`.
+        """The mean over the batch's positions, weighted by its share of the step's `total`.
 
-        Batches add up, and processes are averaged: however a step's samples are split, the step's loss is the mean
-        over all of their positions.
+        Batches are added, and processes are averaged. So the step's loss is the mean over all of its positions, however
+        they are split.
         """
         if total is None:
             return loss
@@ -75,7 +75,7 @@ class StageTrainer(ResumableTrainer):
         return weighed
 
     def findings(self) -> dict[str, Any]:
-        """Figures on held-out shards, where there are any."""
+        """Figures on held-out shards, if there are any."""
         if self.log_of_run.held_out is None:
             return {}
         step, tokens = self.state.global_step, self.state.num_input_tokens_seen

@@ -1,4 +1,4 @@
-"""What stages sft and dpo add to TRL's trainers: the project's order, checkpoints and silence."""
+"""Common to stages sft and dpo, on top of TRL's trainers: the project's order and checkpoints, no telemetry."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ FIGURES = ("eval_loss", "eval_mean_token_accuracy", "eval_rewards/")
 
 
 class HeldOut(TrainerCallback):  # type: ignore[misc] # transformers is untyped
-    """Held-out figures to RUN/metrics.jsonl, at the last step in any case; keeps the last ones."""
+    """Writes held-out figures to RUN/metrics.jsonl, always at the last step; keeps the last ones."""
 
     def __init__(self, log: RunLog, evaluates: bool) -> None:
         self.log, self.evaluates, self.step = log, evaluates, 0
@@ -32,12 +32,12 @@ class HeldOut(TrainerCallback):  # type: ignore[misc] # transformers is untyped
 
 
 class TunedTrainer(ResumableTrainer):
-    """Goes before a TRL trainer among the bases: rows in the store's order, no card, no call to anybody."""
+    """A base before a TRL trainer: rows in the store's order, no model card, no telemetry."""
 
     held_out: HeldOut
 
     def findings(self) -> dict[str, Any]:
-        """How many rows there were, and the figures on held-out rows, where there are any."""
+        """The number of rows, and the figures on held-out rows, if there are any."""
         found: dict[str, Any] = {"samples": len(self.train_dataset)}
         if self.held_out.evaluates:
             if self.held_out.step != self.plan.steps:

@@ -27,14 +27,14 @@ from arwkv_student.training.plan import StagePlan, samples_per_step, steps_and_t
 from arwkv_student.training.run_log import RunLog, reporters
 from arwkv_student.training.tuned_trainer import HeldOut, TunedTrainer
 
-# Of the settings of stages 1 and 2, those that say something here.
+# Settings of stages 1 and 2 that are used here too.
 SHARED = {"stage", "steps", "tokens", "epochs", "rest_lr", "lr_floor", "warmup", "weight_decay", "max_grad_norm"}
 SHARED |= {"trained", "dtype", "packing", "seed"}
 
 
 @dataclass(frozen=True)
 class Start:
-    """What the stage starts from."""
+    """The starting student of the stage."""
 
     folder: Path
     checkpoint: str
@@ -159,7 +159,7 @@ def make_tuner(
 
 
 def read_rows(settings: TrainSettings, start: Start, file: str, flag: str) -> Dataset:
-    """The file as TRL's rows. Raises UsageError where nothing is left to learn from."""
+    """The file as TRL's rows. Raises UsageError if no row remains."""
     records = read_records(Path(file), flag)
     if settings.stage == "sft":
         from arwkv_student.training import sft
