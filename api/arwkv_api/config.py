@@ -166,7 +166,7 @@ class ServeConfig(Content, Network, Keys, Index, Limits):
             log_format=self.log_format,
             request_limit_bytes=self.request_limit_bytes,
             range_limit=self.range_limit,
-            # Each worker counts what it sees; together they admit no more than the flag says.
+            # Each worker counts its own requests; together they allow no more than the flag.
             requests_per_s=self.requests_per_s / self.workers,
             verify_mb_per_s=self.verify_mb_per_s,
         )

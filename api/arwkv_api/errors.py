@@ -1,10 +1,10 @@
-"""The errors that the service adds to the store's: each owns its HTTP status."""
+"""The service's own errors, in addition to the store's; each has its HTTP status."""
 
 from arwkv_store.errors import UsageError
 
 
 class BadCursor(UsageError):
-    """A cursor that this service did not give out for this listing."""
+    """A cursor that is not from this list of this service."""
 
     http_status = 400
 
@@ -22,13 +22,13 @@ class Forbidden(UsageError):
 
 
 class PreconditionFailed(UsageError):
-    """An If-Match that names no present version of what was asked for."""
+    """An If-Match that does not name the present version."""
 
     http_status = 412
 
 
 class RangeNotSatisfiable(UsageError):
-    """A Range outside the file, or more ranges than one request may ask for."""
+    """A Range outside the file, or more ranges than are allowed."""
 
     http_status = 416
 

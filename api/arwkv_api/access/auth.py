@@ -1,4 +1,4 @@
-"""Who may do what: bearer keys with scopes, where any key is set."""
+"""Access rights: bearer keys with scopes, if any key is set."""
 
 from fastapi import Request, Security
 from fastapi.security import HTTPBearer

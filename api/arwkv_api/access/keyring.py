@@ -1,4 +1,4 @@
-"""The keys in force: the operator's own, and those of the key file as it is now."""
+"""The current keys: the operator's own, and those of the key file."""
 
 import logging
 import time
@@ -9,12 +9,12 @@ from arwkv_store.errors import UsageError
 
 log = logging.getLogger("arwkv_api.keys")
 
-# How long a key that was deleted from the file may still work.
+# How long a key may still work after it was deleted from the file.
 LOOK_EVERY_S = 1.0
 
 
 class Keyring:
-    """Follows the key file, so that keys come and go without a restart."""
+    """Follows the key file, so that keys change without a restart."""
 
     def __init__(self, api_key: str | None, path: Path | None, *, public_read: bool = False) -> None:
         self._own = (Key("operator", frozenset({"read", "write"}), digest_of(api_key)),) if api_key else ()
@@ -24,7 +24,7 @@ class Keyring:
 
     @property
     def locked(self) -> bool:
-        """True where callers need a key, also when the key file is empty."""
+        """Whether callers need a key, also if the key file is empty."""
         return bool(self._own) or self._path is not None
 
     def current(self) -> tuple[Key, ...]:

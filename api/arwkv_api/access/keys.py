@@ -30,7 +30,7 @@ def digest_of(secret: str) -> str:
 
 
 def find_key(keys: tuple[Key, ...], secret: str) -> Key | None:
-    """The key with this secret; takes as long whichever one it is."""
+    """The key with this secret, in constant time."""
     digest = digest_of(secret)
     found = None
     for key in keys:
@@ -55,7 +55,7 @@ def load_keys(path: Path) -> tuple[Key, ...]:
 def add_key(path: Path, name: str, scopes: frozenset[Scope]) -> str:
     """Make a key, add its hash to the file, which only its owner may read, and return the secret.
 
-    Raises UsageError where the name is taken or the file cannot be read.
+    Raises UsageError if the name is taken or the file cannot be read.
     """
     known = load_keys(path) if path.exists() else ()
     if any(key.name == name for key in known):

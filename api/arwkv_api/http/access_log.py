@@ -1,4 +1,4 @@
-"""Every request gets an id, a line in the log, its place in the metrics, and the security headers."""
+"""Gives every request an id, a line in the log, an entry in the metrics, and the security headers."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ SECURITY_HEADERS = {
 
 
 class Observe:
-    """Outermost ASGI layer; a caller's own X-Request-ID is kept where it is a plain short word."""
+    """Outermost ASGI layer; a caller's X-Request-ID is kept if it is a short plain word."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -97,7 +97,7 @@ def _record(scope: Scope, status: int, sent_bytes: int, took_s: float) -> None:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and a request's fields."""
+    """One JSON object per line: time, level, logger, message, and a request's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -113,7 +113,7 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """One readable line; a line break in what a caller sent cannot start a second one."""
+    """One readable line; a line break in a caller's text cannot start a second line."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage().encode("unicode_escape").decode()
@@ -133,5 +133,5 @@ def configure_logging(form: str) -> None:
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    # Each request has its line from this module already.
+    # This module already writes a line for each request.
     logging.getLogger("uvicorn.access").disabled = True

@@ -1,4 +1,4 @@
-"""The application: what it is made of, and its life from start to stop."""
+"""The application: its parts, its start and its stop."""
 
 import gc
 import os
@@ -35,7 +35,7 @@ Every error is `application/problem+json`.
 
 
 class _Application(FastAPI):
-    """Describes errors in the form in which they are sent."""
+    """Describes errors in the form of the responses."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -44,7 +44,7 @@ class _Application(FastAPI):
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The service for these settings. Raises UsageError where the index or the key file cannot be opened."""
+    """The service for these settings. Raises UsageError if the index or the key file cannot be opened."""
     keyring = Keyring(settings.api_key, settings.keys, public_read=settings.public_read)
     service = Service(connect(settings.database), settings)
     app = _Application(
@@ -76,16 +76,16 @@ def create_app_from_environment() -> FastAPI:
 
 
 def settings_to_environment(settings: Settings) -> None:
-    """Leave the settings for worker processes."""
+    """Store the settings for worker processes."""
     os.environ[SETTINGS_VARIABLE] = TypeAdapter(Settings).dump_json(settings).decode()
 
 
 def _answer_promptly() -> None:
-    """Settings of the whole process, for answers at an even pace."""
-    # What is loaded by now stays: looking through it for garbage again and again would stop requests for long moments.
+    """Settings of the whole process that avoid pauses."""
+    # Loaded modules stay in memory: searching them for garbage again and again would delay requests.
     gc.collect()
     gc.freeze()
-    # A thread that decodes or scans hands over sooner to one that has an answer to send.
+    # A thread that decodes or scans yields sooner to one that has an answer to send.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 

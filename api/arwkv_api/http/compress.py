@@ -1,4 +1,4 @@
-"""JSON and the page's files travel with an ETag and, where the caller takes it, compressed; shards pass untouched."""
+"""JSON and the page's files get an ETag, and compression if the caller accepts it; shards are not changed."""
 
 import gzip
 import hashlib
@@ -13,13 +13,13 @@ from arwkv_api.kept import Kept
 
 COMPRESSIBLE = ("application/json", "application/problem+json", "text/")
 SMALLEST_BYTES = 600
-# Above this, compressing would hold up other requests for longer than a millisecond or so.
+# Above this size, compression would delay other requests by more than about a millisecond.
 INLINE_BYTES = 64 << 10
 KEPT_BYTES = 8 << 20
 
 
 class Compact:
-    """ASGI layer over answers that are made whole before they are sent."""
+    """ASGI layer over answers that are complete before they are sent."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -34,7 +34,7 @@ class Compact:
 
 
 class _Answer:
-    """Holds one response back until its body is whole, where it is of a kind that this layer works on."""
+    """Collects the body of a response of a kind that this layer handles."""
 
     def __init__(self, scope: Scope, send: Send, compressed: Kept[bytes]) -> None:
         self._request, self._method, self._send = Headers(scope=scope), scope["method"], send
@@ -75,7 +75,7 @@ class _Answer:
         await self._send({"type": "http.response.body", "body": body})
 
     async def _compress(self, body: bytes, encoding: str) -> bytes:
-        """The body in this encoding; a body that was asked for before is not compressed again."""
+        """The body in this encoding; repeated bodies come from a cache."""
 
         def compressed() -> bytes:
             key = (encoding, hashlib.blake2b(body, digest_size=16).digest())
@@ -85,7 +85,7 @@ class _Answer:
 
 
 def accepted_encoding(header: str) -> str | None:
-    """The best of `zstd` and `gzip` that an Accept-Encoding header admits by name and does not weigh 0."""
+    """The best of `zstd` and `gzip` that an Accept-Encoding header names with a weight above 0."""
     admitted = set()
     for item in header.lower().split(","):
         name, _, parameters = item.partition(";")

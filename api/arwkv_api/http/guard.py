@@ -1,4 +1,4 @@
-"""What one caller may ask of the service: bodies of a size, in a time, at a rate."""
+"""Limits for one caller: size and time of bodies, rate of requests."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from arwkv_api.http.problems import problem_response
 
 BODY_TIMEOUT_S = 30.0
 BURST_S = 10.0
-# Callers remembered at once; the one that was longest silent is forgotten first.
+# Number of callers in memory; the one that was silent longest is evicted first.
 CALLERS = 10_000
 
 
@@ -67,7 +67,7 @@ class Guard:
 
 
 class _Rate:
-    """A bucket for each caller, that fills at `per_s` and holds ten seconds' worth."""
+    """A token bucket for each caller, which fills at `per_s` and holds the requests of ten seconds."""
 
     def __init__(self, per_s: float) -> None:
         self.per_s = per_s
@@ -87,6 +87,6 @@ class _Rate:
 
 
 def _caller(scope: Scope) -> str:
-    # By address: a header would let a caller take a new name with each request.
+    # By address: with a header, a caller could take a new name for each request.
     client = scope.get("client")
     return client[0] if client else "-"

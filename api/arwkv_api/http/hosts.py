@@ -1,4 +1,4 @@
-"""Whom a request may name as this service, and from which pages it may write: a browser can be made to ask anything."""
+"""Checks the Host of requests, and the origin of writes: a page of another site can make a browser send any request."""
 
 from collections.abc import Collection
 from ipaddress import ip_address
@@ -15,7 +15,7 @@ from arwkv_api.http.problems import problem_response
 class Hosts:
     """ASGI layer that answers 421 for a foreign Host, and 403 for a write that a page of another origin sends.
 
-    starlette's TrustedHostMiddleware answers in plain text, and knows no "any address, but no foreign name".
+    starlette's TrustedHostMiddleware answers in plain text, and cannot express "any address, but no foreign name".
     """
 
     def __init__(self, app: ASGIApp, trusted: Collection[str]) -> None:
@@ -47,7 +47,7 @@ class Hosts:
 
 
 def _name(host: str) -> str | None:
-    """The name or address in a Host header, without port and brackets; None where there is none."""
+    """The name or address in a Host header, without port and brackets; None if there is none."""
     try:
         parts = urlsplit(f"//{host}")
         return parts.hostname if parts.netloc == host and "@" not in host else None

@@ -1,4 +1,4 @@
-"""What the service answers: the JSON of lists, datasets, shards, previews and runs."""
+"""The responses of the service: the JSON of lists, datasets, shards, previews and runs."""
 
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
@@ -38,7 +38,7 @@ class DatasetSummary(_Answer):
 
 
 class Dataset(DatasetSummary):
-    """One dataset with its identity, as dataset.json has it; null where that cannot be read."""
+    """One dataset with its identity, as in dataset.json; null if that cannot be read."""
 
     info: DatasetInfo | None
 
@@ -49,7 +49,7 @@ class DatasetPage(_Answer):
 
 
 class Shard(_Answer):
-    """One shard. Times are when its manifest was committed."""
+    """One shard. Its time is that of the manifest's commit."""
 
     part: int
     state: ShardStateName
@@ -77,7 +77,7 @@ class Timeline(_Answer):
 
 
 class Corpus(_Answer):
-    """What became of the text that the dataset was made from."""
+    """The producer's report of the dataset's text."""
 
     report: dict[str, Any] | None = Field(
         description="documents, tokens, turns and files, as the producer wrote them to corpus.json; null: none",
@@ -97,7 +97,7 @@ class Health(_Answer):
 
 
 class Readiness(_Answer):
-    """Ready once the index is reachable and every root was looked at."""
+    """Ready once the index is reachable and every root was scanned."""
 
     ready: bool
     database: str
@@ -123,7 +123,7 @@ def dataset_detail(row: DatasetRow, info: DatasetInfo | None) -> Dataset:
 
 
 def shard_summary(row: ShardRow | Row[Any], manifest: bytes | None = None) -> Shard:
-    """The list's view of a shard, with its raw manifest where given."""
+    """The list's view of a shard, with its raw manifest if given."""
     return Shard(
         part=row.part,
         state=cast(ShardStateName, row.state),

@@ -6,7 +6,7 @@ from fastapi import Depends, Header, Path, Query
 
 from arwkv_api.http.ranges import require_match
 
-# PostgreSQL keeps no NUL in a text, so nothing can be found by one.
+# PostgreSQL stores no NUL in a text, so no search with one finds anything.
 WITHOUT_NUL = r"^[^\x00]*$"
 PAGE_LIMIT = 1000
 LARGEST_PART = 10**15 - 1
@@ -28,7 +28,7 @@ IfMatch = Annotated[str | None, Header(description="do this only where `*` is gi
 
 
 async def _unconditional(if_match: IfMatch = None) -> None:
-    """What is written has no strong ETag."""
+    """Writes have no strong ETag."""
     require_match(if_match, None)
 
 

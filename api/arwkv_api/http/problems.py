@@ -18,7 +18,7 @@ from arwkv_store.errors import ArwkvError
 log = logging.getLogger("arwkv_api.problems")
 
 MEDIA_TYPE = "application/problem+json"
-# Longest piece of a caller's own value that is repeated back.
+# Maximum length of a caller's value in an answer.
 VALUE_LIMIT_CHARACTERS = 200
 
 
@@ -31,7 +31,7 @@ class FieldProblem(BaseModel):
 
 
 class Problem(BaseModel):
-    """What went wrong, where, and the way out."""
+    """The problem, its place, and what to do."""
 
     type: str = Field("about:blank", examples=["about:blank", "urn:arwkv:corrupt-shard"])
     title: str = Field(examples=["Not Found"])
@@ -50,7 +50,7 @@ def problem_response(
     errors: list[FieldProblem] | None = None,
     kind: str = "about:blank",
 ) -> JSONResponse:
-    """The response for one problem; `path` is the request's path, `kind` a URI where the status does not say enough."""
+    """The response for one problem; `path` is the request's path, `kind` a URI if the status is not enough."""
     problem = Problem(
         type=kind,
         title=HTTPStatus(status).phrase,
@@ -75,7 +75,7 @@ def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(document: dict[str, Any]) -> None:
-    """Put each problem's schema where FastAPI's document, which knows one media type a route, leaves a gap."""
+    """Add the schema of problems, because FastAPI's document has only one media type per route."""
     for operations in document["paths"].values():
         for operation in operations.values():
             for answer in operation["responses"].values():
@@ -128,7 +128,7 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _offered(request: Request) -> set[str]:
-    """The methods of every operation at this path; the router names those of the first alone."""
+    """The methods of all operations at this path; the router names only those of the first."""
     matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
     return {method for route in matching for method in getattr(route, "methods", None) or ()}
 

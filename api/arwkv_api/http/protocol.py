@@ -9,15 +9,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 # Lines before a request's body, or after a chunked one.
 HEAD_LIMIT_BYTES = 64 << 10
 HEAD_TIMEOUT_S = 30.0
-# A caller that has not taken what waits for it by then, some 200 kB at most, is cut off.
+# A caller that has not read the waiting data by then, at most about 200 kB, is disconnected.
 SEND_TIMEOUT_S = 60.0
-# A connection takes two descriptors, its own and that of the file it is sent; these many are for everything else.
+# A connection takes two descriptors, its own and that of the file; these many are reserved for everything else.
 OTHER_DESCRIPTORS = 256
 MOST_DESCRIPTORS = 1 << 16
 
 
 def raise_descriptor_limit() -> None:
-    """Have as many descriptors as the system allows without asking, this process and those that it starts."""
+    """Raise the limit of descriptors as far as the system allows, for this process and its children."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -32,7 +32,7 @@ def connection_limit() -> int:
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's fast protocol, which by itself takes heads and trailers of any size and waits for callers for ever."""
+    """uvicorn's fast protocol with limits: by itself it accepts heads of any size and waits for callers without end."""
 
     _loose_bytes = 0
     _in_head = True

@@ -28,10 +28,10 @@ class ByteRange:
 def requested_ranges(
     header: str | None, if_range: str | None, etag: str, size_bytes: int, limit: int
 ) -> list[ByteRange] | None:
-    """The ranges to send, in the order of the file, touching ones joined; None means the whole file.
+    """The ranges to send, in the order of the file, adjacent ones joined; None means the whole file.
 
-    A header that is not a byte range, or whose If-Range names another version, is ignored, as the RFC asks. Raises
-    RangeNotSatisfiable where no range overlaps the file or more than `limit` ranges are asked for.
+    A header that is not a byte range, or whose If-Range names another version, is ignored, as the RFC requires. Raises
+    RangeNotSatisfiable if no range overlaps the file, or for more than `limit` ranges.
     """
     if header is None or (if_range is not None and if_range.strip() != etag):
         return None
@@ -54,7 +54,7 @@ def requested_ranges(
 
 
 def matches(if_none_match: str, etag: str) -> bool:
-    """True where an If-None-Match header names `etag`, by weak comparison (RFC 9110, section 13.1.2)."""
+    """Whether an If-None-Match header names `etag`, by weak comparison (RFC 9110, section 13.1.2)."""
     given = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
     return given == ["*"] or etag.removeprefix("W/") in given
 
@@ -62,7 +62,7 @@ def matches(if_none_match: str, etag: str) -> bool:
 def require_match(if_match: str | None, etag: str | None) -> None:
     """Raise PreconditionFailed unless an If-Match header, if any, names `etag`, by strong comparison (section 13.1.1).
 
-    `etag` is None for what has no strong ETag: then only `*` matches.
+    `etag` is None without a strong ETag: then only `*` matches.
     """
     given = [] if if_match is None else [tag.strip() for tag in if_match.split(",")]
     if if_match is not None and given != ["*"] and etag not in given:

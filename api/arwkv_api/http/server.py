@@ -23,12 +23,12 @@ from arwkv_store.errors import UsageError
 log = logging.getLogger("arwkv_api.server")
 
 KEY_ADVICE = "set ARWKV_API_KEY instead, or use --keys FILE"
-# Connections that wait for a worker to take them.
+# Connections that may wait for a worker.
 BACKLOG = 2048
 
 
 def run(config: ServeConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then let running transfers finish. Raises UsageError where it cannot start."""
+    """Serve until SIGTERM or SIGINT, then let running transfers finish. Raises UsageError if it cannot start."""
     settings = config.settings()
     configure_logging(settings.log_format)
     if config.api_key is not None:
@@ -36,9 +36,9 @@ def run(config: ServeConfig) -> None:
     raise_descriptor_limit()
     listening = _bind(config.host, config.port)
     url = _url(config.host, listening)
-    # What cannot be opened is said here, once, and not by each worker again and again.
+    # An error is reported here once, not by each worker again.
     app = _application(settings, config.workers)
-    # uvicorn raises the signal that stopped it once more when it is done; by then it has been answered.
+    # uvicorn raises the signal again when it ends; by then it was handled.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     if app is not None:
@@ -52,7 +52,7 @@ def run(config: ServeConfig) -> None:
 
 
 def _application(settings: Settings, workers: int) -> FastAPI | None:
-    """The application; None where workers make their own, of what is found to be usable here."""
+    """The application; None if workers create their own, after the settings were checked here."""
     if workers == 1:
         return create_app(settings)
     Keyring(settings.api_key, settings.keys)
@@ -77,7 +77,7 @@ def _uvicorn(app: FastAPI | str, config: ServeConfig) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens, once it does."""
+    """Prints its address once it listens."""
 
     def __init__(self, config: uvicorn.Config, url: str, as_json: bool) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""What a running application holds: its index, its settings, and the thread that looks at the roots."""
+"""The state of a running application: its index, its settings, and the thread that scans the roots."""
 
 import logging
 import threading
@@ -23,9 +23,9 @@ from arwkv_api.views.runs import Runs
 
 log = logging.getLogger("arwkv_api.service")
 
-# Every so many looks, files are compared even in folders whose own time has not changed.
+# After this many scans, files are compared even in folders whose own time has not changed.
 DEEP_LOOK_INTERVALS = 10
-# Pages of lists: many readers ask for the same ones of a dataset.
+# Pages of lists, because many readers request the same ones.
 KEPT_ANSWERS_BYTES = 16 << 20
 
 
@@ -46,7 +46,7 @@ class Service:
         self.runs = Runs((*self.settings.runs, *self.settings.roots))
 
     def start(self) -> None:
-        """Begin to look at the roots and to verify what is there, in the background."""
+        """Start to scan the roots and to verify shards in the background."""
         self._threads.append(threading.Thread(target=self._scan_until_stopped, name="scan", daemon=True))
         if self.settings.verify_mb_per_s != 0:
             self._threads.append(threading.Thread(target=self._verify_until_stopped, name="verify", daemon=True))
@@ -54,7 +54,7 @@ class Service:
             thread.start()
 
     def stop(self) -> None:
-        """End the background threads after what they are at, and close the index."""
+        """End the background threads after their current work, and close the index."""
         self._stopping.set()
         for thread in self._threads:
             thread.join()
@@ -69,7 +69,7 @@ class Service:
                 began = time.monotonic()
                 try:
                     scan_root(self.engine, root, fresh_s=fresh_s, looks=looks, stopping=self._stopping)
-                except Exception:  # the thread must outlive any one look, or the index stands still
+                except Exception:  # the thread must survive every scan, or the index is never updated
                     log.exception("scan of %s failed; it is tried again", root)
                     wait_s = max(wait_s, pause_s(time.monotonic() - began))
             self.scanned_once.set()
@@ -91,7 +91,7 @@ class Service:
                 self._stopping.wait(self.settings.scan_interval_s)
 
     def _keep_up(self, pace: Pace) -> None:
-        """Set the pace by the size of what is there, and say once where that does not verify everything in time."""
+        """Set the pace by the size of the shards, and warn once if they cannot all be verified in time."""
         with Session(self.engine) as session:
             total_bytes = committed_bytes(session, self.settings.roots)
         pace.bytes_per_s = verification_rate(total_bytes, self.settings.verify_mb_per_s)
@@ -108,7 +108,7 @@ class Service:
 
 
 async def service_of(request: Request) -> Service:
-    """The application's service. Async, as a hop to another thread would cost more than this does."""
+    """The application's service. Async, because a change of thread would take longer."""
     service: Service = request.app.state.service
     return service
 

@@ -1,4 +1,4 @@
-"""Sending a shard's file: whole, one range or several, straight from the page cache where the bytes are there."""
+"""Sending a shard's file: whole, one range or several, straight from the page cache if possible."""
 
 import asyncio
 import contextlib
@@ -68,7 +68,7 @@ class FileResponse(Response):
 
 
 async def _disconnected(receive: Receive) -> None:
-    # A body that a GET should not have may time out: its caller is as good as gone.
+    # The body of a GET, which should have none, may time out: then the caller is gone.
     with contextlib.suppress(HTTPException):
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -85,7 +85,7 @@ async def _chunks(fd: int, piece: bytes | ByteRange) -> AsyncIterator[bytes | by
 
 
 def _read_cached(fd: int, start: int, size_bytes: int) -> bytearray | None:
-    """The bytes if all are in the page cache, without waiting for a disk; else None."""
+    """The bytes if all are in the page cache, without waiting for the disk; else None."""
     buffer = bytearray(size_bytes)
     try:
         got = os.preadv(fd, [buffer], start, os.RWF_NOWAIT)

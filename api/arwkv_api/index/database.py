@@ -12,7 +12,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from arwkv_store.errors import UsageError
 
-# The newest migration; asserted by a test. Known here, so that an up-to-date start need not import alembic.
+# The newest migration; asserted by a test. It is stored here so that a start without migration need not import alembic.
 SCHEMA_REVISION = "0005"
 BUSY_TIMEOUT_MS = 10_000
 MIGRATION_LOCK = 7_240_115  # any number, the same in each process
@@ -63,13 +63,13 @@ def connect(url: str) -> Engine:
 
 
 def _without_password(text: str) -> str:
-    """The text with what stands between a URL's scheme and its host left out: it may hold a password."""
+    """The text without the part between a URL's scheme and host, which may hold a password."""
     return re.sub(r"://\S*@", "://***@", text)
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
     assert isinstance(connection, SqliteConnection)
-    # SQLite's own knows ASCII alone.
+    # SQLite's own function handles only ASCII.
     connection.create_function("lower", 1, lambda text: text and text.lower(), deterministic=True)
     for pragma in (
         "journal_mode = WAL",
@@ -81,7 +81,7 @@ def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) ->
 
 
 class NewerSchema(Exception):
-    """The schema that a newer release left; the message is its revision."""
+    """The schema of a newer release; the message is its revision."""
 
 
 def _upgrade(engine: Engine) -> None:
@@ -96,7 +96,7 @@ def _upgrade(engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent.parent / "migrations"))
     with engine.connect() as connection:
-        # One process migrates, the others wait here and then find nothing to do.
+        # One process migrates; the others wait here and then have nothing to do.
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:

@@ -1,4 +1,4 @@
-"""Writing the index: what was read from the folders becomes rows, and rows become totals."""
+"""Writes the index: rows from the folders' content, and totals from the rows."""
 
 import logging
 import time
@@ -21,9 +21,9 @@ NAMED_ROWS = 500
 
 
 def store_identity(session: Session, held: Lease, name: str, folder: Path, identity: Identity) -> DatasetRow | None:
-    """Add or correct the dataset's row; its shards are forgotten where it is another dataset than before.
+    """Add or correct the dataset's row; if it is another dataset than before, its shards are forgotten.
 
-    None where `name` belongs to a dataset under another root that is still being served.
+    None if `name` belongs to a dataset under another root that is still served.
     """
     row = session.scalar(select(DatasetRow).where(DatasetRow.name == name))
     if row is not None and row.root != held.root and not is_abandoned(session, row.root):
@@ -47,7 +47,7 @@ def store_identity(session: Session, held: Lease, name: str, folder: Path, ident
 
 
 def mark_ready(session: Session, dataset_id: int) -> None:
-    """Serve a dataset: each of its shards was looked at."""
+    """Serve a dataset: all of its shards were read."""
     row = session.get_one(DatasetRow, dataset_id)
     if row.state == "indexing":
         row.state = "ready"
@@ -55,7 +55,7 @@ def mark_ready(session: Session, dataset_id: int) -> None:
 
 
 def mark_unreadable(session: Session, held: Lease, name: str, folder: Path, problem: str) -> None:
-    """Show that the folder holds a dataset which cannot be used, and why."""
+    """Mark the folder's dataset as unreadable, with the reason."""
     row = session.scalar(select(DatasetRow).where(DatasetRow.name == name))
     if row is not None and (row.root != held.root or row.state == "withdrawn"):
         return
@@ -75,7 +75,7 @@ def mark_unreadable(session: Session, held: Lease, name: str, folder: Path, prob
 
 
 def mark_missing(session: Session, held: Lease, present: Collection[str]) -> None:
-    """Show that datasets of this root are gone from it."""
+    """Mark datasets that are gone from this root."""
     rows = select(DatasetRow).where(DatasetRow.root == held.root, DatasetRow.state.not_in(("missing", "withdrawn")))
     gone = [row for row in session.scalars(rows) if row.name not in present]
     if gone:
@@ -116,7 +116,7 @@ def _grow_totals(row: DatasetRow, shards: Sequence[Shard]) -> None:
 
 
 def mark_vanished(session: Session, dataset_id: int, parts: Iterable[int]) -> None:
-    """Show that committed shards have lost their manifest."""
+    """Mark committed shards whose manifest is gone."""
     for some in _some(list(parts)):
         gone = update(ShardRow).where(ShardRow.dataset_id == dataset_id, ShardRow.part.in_(some))
         session.execute(gone.values(state=ShardState.MISSING, fingerprint="", problem="its manifest is gone"))
@@ -156,7 +156,7 @@ def forget(session: Session, held: Lease, name: str) -> None:
 
 
 def forget_shards(session: Session, row: DatasetRow) -> None:
-    """Drop all that is known of the dataset's shards."""
+    """Delete the rows of all of the dataset's shards."""
     session.execute(delete(ShardRow).where(ShardRow.dataset_id == row.id))
     row.shards = row.samples = row.tokens = row.size_bytes = row.faulty_shards = row.verified_shards = 0
     row.stats = row.growth = None
@@ -164,7 +164,7 @@ def forget_shards(session: Session, row: DatasetRow) -> None:
 
 
 def delete_shards(session: Session, dataset_id: int, parts: list[int]) -> None:
-    """Drop some shards' rows; totals stay as they are."""
+    """Delete some shards' rows; totals do not change."""
     for some in _some(parts):
         session.execute(delete(ShardRow).where(ShardRow.dataset_id == dataset_id, ShardRow.part.in_(some)))
 

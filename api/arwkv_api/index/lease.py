@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from arwkv_api.index.orm import LeaseRow
 from arwkv_store.errors import TryAgain
 
-# A holder that neither renews nor releases for this long is taken to be dead.
+# A holder that neither renews nor releases for this long counts as dead.
 LEASE_S = 15.0
 RETRY_S = 0.05
 RENEW_EVERY_S = 5.0
@@ -24,31 +24,31 @@ ABANDONED_AFTER_S = 60.0
 
 
 class LeaseLost(TryAgain):
-    """Another process took the root over because this one had stood still; what it was writing is rolled back."""
+    """Another process took the root over because this one was stalled; its transaction is rolled back."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Held while its context is open; `renew` inside each writing transaction is what fences a stalled holder."""
+    """Held while its context is open; `renew` inside each writing transaction stops a stalled holder."""
 
     root: str
     holder: str
 
     def renew(self, session: Session) -> None:
-        """Keep the lease, in `session`'s transaction. Raises LeaseLost where someone else has it."""
+        """Keep the lease, in `session`'s transaction. Raises LeaseLost if another process has it."""
         mine = update(LeaseRow).where(LeaseRow.root == self.root, LeaseRow.holder == self.holder)
         if session.execute(mine.values(expires_at_s=time.time() + LEASE_S)).rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
             raise LeaseLost(f"index of {self.root}: another process scans it now; ask again")
 
     def scanned(self, session: Session, took_s: float) -> None:
-        """Note that everything under the root was looked at just now, and how long that took."""
+        """Record that the root was scanned just now, and how long that took."""
         mine = update(LeaseRow).where(LeaseRow.root == self.root, LeaseRow.holder == self.holder)
         session.execute(mine.values(scanned_at_s=time.time(), scan_took_s=took_s))
 
 
 @dataclass
 class Renewal:
-    """Keeps a lease during long work that writes nothing: call it often, it renews at times. Raises LeaseLost."""
+    """Keeps a lease during long work without writes: call it often; it renews at intervals. Raises LeaseLost."""
 
     engine: Engine
     held: Lease
@@ -63,7 +63,7 @@ class Renewal:
 
 @contextmanager
 def lease(engine: Engine, root: str, wait_s: float) -> Iterator[Lease | None]:
-    """Hold `root` for the context; None where someone else held it for all of `wait_s` seconds."""
+    """Hold `root` for the context; None if another process held it for all of `wait_s` seconds."""
     held = Lease(root, uuid.uuid4().hex)
     deadline = time.monotonic() + wait_s
     while not (taken := _take(engine, held)) and time.monotonic() < deadline:
@@ -80,12 +80,12 @@ def lease(engine: Engine, root: str, wait_s: float) -> Iterator[Lease | None]:
 
 
 def pause_s(took_s: float) -> float:
-    """How long a root that took so long to scan is left alone by all processes together."""
+    """How long no process scans a root again after a scan of this duration."""
     return took_s / BUSY_SHARE
 
 
 def scanned_within(engine: Engine, root: str, seconds: float) -> bool:
-    """True where any process scanned `root` in the last `seconds`, or so lately that a slow root is left alone."""
+    """True where any process scanned `root` in the last `seconds`, or so recently that a slow root is not due."""
     with Session(engine) as session:
         row = session.get(LeaseRow, root)
         return row is not None and time.time() - row.scanned_at_s < max(seconds, pause_s(row.scan_took_s))
@@ -111,5 +111,5 @@ def _take(engine: Engine, wanted: Lease) -> bool:
         with Session(engine) as session, session.begin():
             session.add(LeaseRow(root=wanted.root, holder=wanted.holder, expires_at_s=now + LEASE_S))
     except IntegrityError:
-        return False  # someone else came first
+        return False  # another process was first
     return True

@@ -1,4 +1,4 @@
-"""What /metrics shows, in Prometheus's text form: requests and bytes of all workers, and the index as it is now."""
+"""The content of /metrics in Prometheus's text form: requests and bytes of all workers, and the state of the index."""
 
 import os
 import time
@@ -24,7 +24,7 @@ VERIFICATIONS = Counter("arwkv_verifications", "Shards verified, by outcome.", [
 VERIFIED_BYTES = Counter("arwkv_verified_bytes", "Bytes read to verify shards.")
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
-# No root lags too much below this, however quickly it is scanned.
+# A lag below this is never too large, even for a quickly scanned root.
 LAG_LIMIT_S = 120.0
 
 
@@ -50,7 +50,7 @@ class ScanLag:
 
 
 def scan_lag(session: Session, settings: Settings) -> ScanLag:
-    """How far the index is behind the roots: infinitely before the first look at each. Slow roots may lag longer."""
+    """How far the index is behind the roots: infinite before the first scan of each. Slow roots may lag longer."""
     now = time.time()
     wanted = select(LeaseRow).where(LeaseRow.root.in_(map(str, settings.roots)), LeaseRow.scanned_at_s > 0)
     rows = session.scalars(wanted).all()
@@ -59,7 +59,7 @@ def scan_lag(session: Session, settings: Settings) -> ScanLag:
     limit_s = max(LAG_LIMIT_S, 3 * settings.scan_interval_s, 2 * round_s)
     if len(rows) < len(settings.roots):
         return ScanLag(float("inf"), limit_s, late=True)
-    # A root that is being scanned at this moment, however long it takes, is looked at.
+    # A root that is being scanned now counts as scanned.
     late = any(now - row.scanned_at_s > limit_s and row.expires_at_s < now for row in rows)
     return ScanLag(max(now - min(row.scanned_at_s for row in rows), 0.0), limit_s, late)
 

@@ -1,7 +1,7 @@
-"""The index's tables: what manifests said when they were last read.
+"""The index's tables: the content of manifests when they were last read.
 
-Nothing here is a source of truth but one bit, `datasets.state = withdrawn`; the scan can rebuild the rest from the
-folders. Times are seconds since the epoch, in UTC.
+Only one bit, `datasets.state = withdrawn`, is not in the folders; a scan can rebuild everything else. Times are seconds
+since the epoch, in UTC.
 """
 
 from typing import ClassVar
@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 # SQLite numbers rows by itself only for a column of its own integer type.
 RowId = BigInteger().with_variant(Integer(), "sqlite")
 
-# Stands in a sortable column for a figure that was not captured; real ones are never negative.
+# Replaces a figure that was not captured in a sortable column; real figures are never negative.
 NOT_KNOWN = -1.0
 
 
@@ -30,7 +30,7 @@ class Base(DeclarativeBase):
 
 
 class DatasetRow(Base):
-    """One dataset folder. `revision` grows with every change of its shards, and is the ETag of what is derived."""
+    """One dataset folder. `revision` grows with every change of its shards, and is the ETag of derived answers."""
 
     __tablename__ = "datasets"
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
@@ -89,7 +89,7 @@ class ShardRow(Base):
     verified_at_s: Mapped[float] = mapped_column(Double, default=0.0, index=True)
 
     __table_args__ = (
-        # The other way around, so that no list is read through it: it has not what lists are filtered by.
+        # In the other order, so that no list uses it: it lacks the columns that lists are filtered by.
         Index("uq_shards_part_dataset_id", "part", "dataset_id", unique=True),
         Index("ix_shards_dataset_id_last_sample_id", "dataset_id", "last_sample_id"),
         Index("ix_shards_faulty", "dataset_id", "state", "part", sqlite_where=FAULTY, postgresql_where=FAULTY),
@@ -98,7 +98,7 @@ class ShardRow(Base):
 
 
 class ManifestRow(Base):
-    """A shard's manifest, byte for byte; apart from ShardRow, so that lists do not read past it."""
+    """A shard's manifest, byte for byte; separate from ShardRow, so that lists do not read it."""
 
     __tablename__ = "manifests"
     shard_id: Mapped[int] = mapped_column(ForeignKey("shards.id", ondelete="CASCADE"), primary_key=True)
@@ -112,6 +112,6 @@ class LeaseRow(Base):
     root: Mapped[str] = mapped_column(Text, primary_key=True)
     holder: Mapped[str] = mapped_column(String(64))
     expires_at_s: Mapped[float] = mapped_column(Double)
-    # 0 until a scan of the root came to its end.
+    # 0 until a scan of the root is complete.
     scanned_at_s: Mapped[float] = mapped_column(Double, default=0.0)
     scan_took_s: Mapped[float] = mapped_column(Double, default=0.0)

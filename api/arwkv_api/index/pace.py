@@ -1,4 +1,4 @@
-"""How fast shards are verified: as fast as it takes to read all of them once a week, within bounds."""
+"""The rate of verification: all shards once a week, within limits."""
 
 import threading
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from arwkv_api.index.orm import DatasetRow
 
-# How long a verdict holds for files that have not changed since.
+# How long a verdict is valid for unchanged files.
 HOLDS_S = 7 * 86_400.0
 # The share of that time in which a pass over all shards is to end.
 PASS_SHARE = 0.8
@@ -19,7 +19,7 @@ LEAST_BYTES_PER_S, MOST_BYTES_PER_S = 8e6, 200e6
 
 @dataclass
 class Pace:
-    """Keeps reading to `bytes_per_s` by waiting, no longer than until `stopping`."""
+    """Limits reading to `bytes_per_s` by waiting, until `stopping`."""
 
     bytes_per_s: float
     stopping: threading.Event
@@ -33,14 +33,14 @@ class Pace:
 
 
 def verification_rate(total_bytes: float, asked_mb_per_s: float | None) -> float:
-    """Bytes a second at which shards of `total_bytes` are read: what was asked for, else what a week needs."""
+    """Bytes a second at which shards of `total_bytes` are read: the setting, or else what one week needs."""
     if asked_mb_per_s is not None:
         return asked_mb_per_s * 1e6
     return min(max(total_bytes / (PASS_SHARE * HOLDS_S), LEAST_BYTES_PER_S), MOST_BYTES_PER_S)
 
 
 def pass_days(total_bytes: float, bytes_per_s: float) -> float:
-    """Days that one pass over all shards takes at this rate; 0 where nothing is verified."""
+    """Days that one pass over all shards takes at this rate; 0 if nothing is verified."""
     return total_bytes / bytes_per_s / 86_400 if bytes_per_s else 0.0
 
 

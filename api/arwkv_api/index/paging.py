@@ -1,4 +1,4 @@
-"""Keyset pagination: a page is found by the last row's sort value, so that page 10,000 costs what page 1 costs."""
+"""Keyset pagination: a page is found by the last row's sort value, so that page 10,000 costs the same as page 1."""
 
 import base64
 import binascii
@@ -13,7 +13,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from arwkv_api.errors import BadCursor
 
 CURSOR_LIMIT_CHARACTERS = 1000
-# What both databases keep in a BIGINT column; a cursor with more was not ours.
+# The range of a BIGINT column in both databases; a larger number in a cursor is not ours.
 INTEGER_LIMIT = 1 << 63
 
 # Columns of any type: the type of a sort column is the caller's knowledge.
@@ -22,7 +22,7 @@ Column = InstrumentedAttribute[Any]
 
 @dataclass(frozen=True)
 class Order:
-    """A column to sort by, the way, and the unique column that breaks ties."""
+    """A column to sort by, the direction, and the unique column that breaks ties."""
 
     name: str
     column: Column
@@ -51,7 +51,7 @@ class Order:
     ) -> tuple[Sequence[Row[Any]], str | None]:
         """The page's rows and the cursor of the next page, or None at the end.
 
-        `fitting` says how many of the rows found fit the page; it is at least one where there is any.
+        `fitting` returns how many of the rows fit the page: at least one if there is any.
         """
         rows = session.execute(self.page(query, cursor, limit)).all()
         fit = min(fitting(rows), limit)

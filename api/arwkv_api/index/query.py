@@ -1,4 +1,4 @@
-"""Reading the index: datasets and shards, found by name, filter and order."""
+"""Reads the index: datasets and shards by name, filter and order."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -34,11 +34,11 @@ SHARD_ORDERS = {
     "tail_mass_mean": ShardRow.tail_mass_mean,
     "committed_at": ShardRow.committed_at_s,
 }
-# So many can be sorted in a moment.
+# This many are sorted quickly.
 FEW_SHARDS = 2000
-# A page with manifests ends where it would grow beyond this, however many items were asked for.
+# A page with manifests ends before it exceeds this, for any number of requested items.
 MANIFEST_PAGE_BYTES = 4 << 20
-# Rows of lists are plain ones: making an object of each would take longer than finding them.
+# Lists use plain rows: creating an object for each would take longer than finding it.
 DATASET_COLUMNS = [column for column in DatasetRow.__table__.c if column.name not in ("identity", "stats", "growth")]
 SHARDS = ShardRow.__table__.c
 SHARD_COLUMNS = list(SHARDS)
@@ -46,7 +46,7 @@ SHARD_COLUMNS = list(SHARDS)
 
 @dataclass(frozen=True)
 class DatasetFilter:
-    """Which datasets to list; None admits all."""
+    """Which datasets to list; None means all."""
 
     contains: str | None = None
     teacher: str | None = None
@@ -55,7 +55,7 @@ class DatasetFilter:
 
 @dataclass(frozen=True)
 class ShardFilter:
-    """Which shards to list; None admits all."""
+    """Which shards to list; None means all."""
 
     state: str | None = None
     min_tokens: int | None = None
@@ -84,13 +84,13 @@ def list_datasets(
 
 def find_dataset(session: Session, roots: Sequence[Path], name: str) -> DatasetRow:
     """The dataset called `name` under `roots`. Raises NotFound, also for a withdrawn one, and TryAgain before all
-    roots were looked at."""
+    roots were scanned."""
     found: DatasetRow = _one(session, select(DatasetRow), roots, name)[0]
     return found
 
 
 def dataset_figures(session: Session, roots: Sequence[Path], name: str, *figures: Column) -> tuple[Any, ...]:
-    """Some columns of that dataset alone. Raises NotFound, and TryAgain before each of its shards was looked at."""
+    """Some columns of that dataset alone. Raises NotFound, and TryAgain before all of its shards were read."""
     columns = (DatasetRow.__table__.c[figure.key] for figure in (DatasetRow.state, *figures))
     row = tuple(_one(session, select(*columns), roots, name))
     if row[0] == "indexing":
@@ -99,7 +99,7 @@ def dataset_figures(session: Session, roots: Sequence[Path], name: str, *figures
 
 
 def still_indexed(name: str) -> TryAgain:
-    """The error for a question that only the whole index of a dataset can answer."""
+    """The error for a request that needs the complete index of a dataset."""
     return TryAgain(f"dataset {name[:100]!r}: its shards are still being indexed; try again in a moment")
 
 
@@ -118,7 +118,7 @@ def _one(session: Session, query: Select[Any], roots: Sequence[Path], name: str)
 
 
 def require_servable(name: str) -> None:
-    """Raise NotFound for a name that no dataset can have, which a database may not even take as a question."""
+    """Raise NotFound for a name that no dataset can have, and that a database may refuse."""
     if not is_servable_name(name):
         raise _unknown(name)
 
@@ -147,12 +147,12 @@ def list_shards(
 
 
 def _few(session: Session, dataset_id: int, wanted: ShardFilter) -> Select[tuple[int]] | None:
-    """Selects the ids of the shards that pass the filters, by the filters' own indexes; None where they are many.
+    """Selects the ids of the shards that pass the filters, by the filters' own indexes; None if there are many.
 
-    Many are soon met on a walk through the list's order; few are not, and are quickly sorted.
+    Many are found quickly in the order of the list; few are not, but are sorted quickly.
     """
     if wanted.sample_id is not None:
-        # Of the shards that end at or after the sample the first, as no two overlap.
+        # The first of the shards that end at or after the sample, because shards do not overlap.
         ends_after = select(SHARDS.id, SHARDS.first_sample_id, SHARDS.state, SHARDS.tokens).where(
             SHARDS.dataset_id == dataset_id, SHARDS.last_sample_id >= wanted.sample_id, SHARDS.samples > 0
         )
@@ -185,7 +185,7 @@ def _within(wanted: ShardFilter, tokens: ColumnElement[int]) -> list[ColumnEleme
 
 
 def find_shard(session: Session, dataset: DatasetRow, part: int) -> ShardRow:
-    """One shard of a dataset. Raises NotFound, and TryAgain where it may only not be indexed yet."""
+    """One shard of a dataset. Raises NotFound, and TryAgain if it may not be indexed yet."""
     row = session.scalar(select(ShardRow).where(ShardRow.dataset_id == dataset.id, ShardRow.part == part))
     if row is None and dataset.state == "indexing":
         raise still_indexed(dataset.name)
@@ -204,7 +204,7 @@ def manifests_of(session: Session, shards: Sequence[Row[Any]]) -> dict[int, byte
 
 
 def _with_manifests_that_fit(session: Session, shards: Sequence[Row[Any]]) -> int:
-    """How many of the shards go into one page with their manifests: one at least."""
+    """How many of the shards fit in one page with their manifests: at least one."""
     sizes = select(ManifestRow.shard_id, func.length(ManifestRow.raw))
     found = session.execute(sizes.where(ManifestRow.shard_id.in_([row.id for row in shards])))
     size_of: dict[int, int] = dict(found.all())

@@ -1,4 +1,4 @@
-"""Looking at the folders and bringing the index up to date: datasets and shards that came, changed or went."""
+"""Scans the folders and updates the index: new, changed and removed datasets and shards."""
 
 import logging
 import threading
@@ -36,7 +36,7 @@ BATCH_SHARDS = 500
 
 @dataclass(frozen=True)
 class Report:
-    """What one scan did. `done` is False where another process was at it, or had just been."""
+    """The result of one scan. `done` is False if another process was scanning, or had just scanned."""
 
     done: bool
     datasets: int = 0
@@ -53,10 +53,10 @@ def scan_root(
     looks: Looks | None = None,
     stopping: threading.Event | None = None,
 ) -> Report:
-    """Index what is new, changed or gone under `root`.
+    """Index new, changed and removed datasets under `root`.
 
-    Leaves it to another process that is at it (after waiting `wait_s` for it) or was within the last `fresh_s`. Dataset
-    `anew` is read as if it were new, and served again if it was withdrawn. `looks` spares listing folders that
+    Does nothing if another process is scanning (after waiting `wait_s`) or has scanned within the last `fresh_s`.
+    Dataset `anew` is read as if it were new, and served again if it was withdrawn. `looks` spares listing folders that
     have not changed. Ends after the batch at hand once `stopping` is set; the next scan continues from there. A dataset
     that cannot be read is marked so, and holds up no other. Raises OSError where the root itself cannot be listed.
     """
@@ -86,7 +86,7 @@ def scan_root(
 
 @dataclass(frozen=True)
 class _Scan:
-    """What looking at one dataset after the other takes."""
+    """The scan of one dataset after another."""
 
     engine: Engine
     held: Lease
@@ -95,7 +95,7 @@ class _Scan:
     stopping: threading.Event | None
 
     def dataset(self, name: str, folder: Path) -> int:
-        """Bring one dataset up to date, or show why it cannot be read; returns how many shards had changed."""
+        """Update one dataset, or mark why it cannot be read; returns the number of changed shards."""
         try:
             return self._update(name, folder)
         except (LeaseLost, OperationalError, InterfaceError):
@@ -151,7 +151,7 @@ class _Scan:
             return session.scalar(select(DatasetRow).where(DatasetRow.name == name))
 
     def _shards(self, row: DatasetRow, folder: Path, found: dict[int, ShardFiles]) -> tuple[bool, int]:
-        """Index the shards that changed; whether all of them could be read, and how many had changed."""
+        """Index the changed shards; returns whether all of them could be read, and their number."""
         with Session(self.engine) as session:
             columns = select(ShardRow.part, ShardRow.fingerprint).where(ShardRow.dataset_id == row.id)
             known = dict(session.execute(columns).all())
@@ -181,7 +181,7 @@ class _Scan:
 
 
 def _is_current(row: DatasetRow, folder: Path) -> bool:
-    """True where the dataset's identity is indexed as it is now."""
+    """Whether the present identity of the dataset is indexed."""
     if row.state not in ("ready", "indexing", "withdrawn"):
         return False
     status = (folder / DATASET_FILE).lstat()
@@ -189,7 +189,7 @@ def _is_current(row: DatasetRow, folder: Path) -> bool:
 
 
 def _read(row: DatasetRow, folder: Path, batch: Sequence[ShardFiles], meanwhile: Callable[[], None]) -> list[Shard]:
-    """The batch's shards but those that cannot be read just now, which the next look tries again."""
+    """The batch's shards, except those that cannot be read now; the next scan tries them again."""
     shards = []
     for files in batch:
         meanwhile()

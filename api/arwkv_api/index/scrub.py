@@ -1,4 +1,4 @@
-"""Reading shards' files through, at a steady pace, to find what names, sizes and times do not tell: changed bytes."""
+"""Verifies the checksums of shards' files at a steady pace, to find changed bytes behind unchanged names and sizes."""
 
 import logging
 import os
@@ -33,12 +33,12 @@ BATCH_SHARDS, BATCH_S = 64, 2.0
 SCAN_WAIT_S = 10.0
 
 Read = Callable[[int], None]
-"""Told of each so many bytes that were read."""
+"""Called with the number of bytes after each read."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is wrong with a shard, None for a sound one. It holds for the files of this fingerprint."""
+    """The problem of a shard, None for a good one. It is valid for files with this fingerprint."""
 
     dataset_id: int
     shard_id: int
@@ -47,9 +47,9 @@ class Verdict:
 
 
 def fault_of(folder: Path, manifest: ShardManifest, read: Read) -> str | None:
-    """What is wrong with the part's files, every byte of which is read and hashed; None where nothing is.
+    """The problem of the part's files, after reading and hashing every byte; None if there is none.
 
-    Raises TryAgain where a file cannot be read just now, which says nothing of its bytes.
+    Raises TryAgain if a file cannot be read now, which does not mean that its bytes are wrong.
     """
     try:
         for kind in manifest.files:
@@ -60,7 +60,7 @@ def fault_of(folder: Path, manifest: ShardManifest, read: Read) -> str | None:
 
 
 def verify_shard(engine: Engine, dataset: DatasetRow, part: int) -> None:
-    """Verify one shard now, manifest and data, whatever was found before, and record the verdict.
+    """Verify one shard now, manifest and data, regardless of earlier results, and store the verdict.
 
     Raises NotFound where its manifest is gone, and TryAgain where a file cannot be read just now or while a scan of its
     root is running.
@@ -90,7 +90,7 @@ def verify_shard(engine: Engine, dataset: DatasetRow, part: int) -> None:
 
 
 def verify_due(engine: Engine, root: str, pace: Pace, passed: int = 0) -> tuple[bool, int]:
-    """Verify some shards under `root`, those never looked at first.
+    """Verify some shards under `root`; those never verified come first.
 
     Whether more may be due here and now, and how many shards could not be read just now: they stay at the head of the
     order, so that the next call of this pass is given their number as `passed`.

@@ -72,7 +72,7 @@ def shard_files(folder: Path, meanwhile: Callable[[], None] = lambda: None) -> d
                 try:
                     found.setdefault(named[0], []).append((named[1], entry.stat(follow_symlinks=False)))
                 except FileNotFoundError:
-                    continue  # went between listing and looking; the next look settles it
+                    continue  # removed after the listing; the next look settles it
     return {part: shard for part, files in found.items() if (shard := _shard(part, sorted(files))) is not None}
 
 

@@ -1,4 +1,4 @@
-"""Keep what libraries print at start-up away from the user's terminal, unless the start fails."""
+"""Hides the output of libraries at start-up, unless the start fails."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from arwkv_store.commands.progress import working
 
 @contextlib.contextmanager
 def output_shown_on_failure(what: str) -> Iterator[None]:
-    """Hold back everything this process writes to stdout and stderr, C libraries included; an exception shows it.
+    """Hold back all output of this process on stdout and stderr, also of C libraries; an exception shows it.
 
     Meanwhile the true stderr is told `what` is being done, and for how long.
     """

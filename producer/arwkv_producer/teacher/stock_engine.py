@@ -1,4 +1,4 @@
-"""Top-k through vLLM's own `prompt_logprobs`: the fallback where our hook does not fit, the cross-check elsewhere.
+"""Top-k through vLLM's own `prompt_logprobs`: a fallback if our hook does not work, and a cross-check.
 
 Shapes: T tokens of a prompt, K kept candidates. vLLM's lists begin each position with the token that is there, then the
 K likeliest; its position rule is the other one: entry t is the distribution of token t itself.
@@ -19,7 +19,7 @@ from arwkv_producer.teacher.vllm_setup import EngineConfig, finished_prompts, fr
 class StockEngine:
     """A running vLLM engine that keeps the likeliest tokens and the mass of the rest. Close it to free its memory.
 
-    One token is generated, because vLLM only then reports what follows a prompt's last token; it is thrown away.
+    One token is generated and discarded, because vLLM only then reports the distribution after a prompt's last token.
     """
 
     distribution = ("ids", "logprobs", "tail_logprob")

@@ -1,4 +1,4 @@
-"""vLLM's models with one change: rows that pad the head count as impossible, so that its log-probabilities are ours."""
+"""vLLM's models with one change: padding rows of the head get probability 0, as in our capture."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the producer must know of a teacher before it loads any weight: configuration, tokenizer, identity."""
+"""The description of a teacher before its weights are loaded: configuration, tokenizer, identity."""
 
 import json
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ class Teacher:
     """A teacher's description."""
 
     model: str
-    """What vLLM loads: a folder or a Hub name."""
+    """The name for vLLM: a folder or a Hub name."""
     name: str
-    """What is recorded: the folder's own name, or the Hub name."""
+    """The recorded name: the folder's own name, or the Hub name."""
     revision: str | None
     config: Mapping[str, Any]
     """config.json, or its text part."""
@@ -48,7 +48,7 @@ class Teacher:
 
     @property
     def quantization(self) -> Mapping[str, Any]:
-        """How the weights are quantized, in the checkpoint's words; empty where they are not."""
+        """The checkpoint's quantization settings; empty if it is not quantized."""
         return self.config.get("quantization_config") or {}
 
     @property
@@ -132,7 +132,7 @@ def weights_hash(teacher: Teacher, present: str | None = None) -> str | None:
 
 
 def require_weights(teacher: Teacher) -> None:
-    """Raise NotFound where a local folder lacks weight files, UsageError where one is not whole."""
+    """Raise NotFound if a local folder lacks weight files, UsageError if one is truncated."""
     folder = Path(teacher.model)
     if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
         raise NotFound(f"--teacher {folder}: no *.safetensors or *.bin there; put the weights beside config.json")

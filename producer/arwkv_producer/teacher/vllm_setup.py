@@ -1,4 +1,4 @@
-"""What both engines do around vLLM: the environment, a start whose noise stays away, the end, and what was verified."""
+"""Common to both engines: vLLM's environment, a quiet start, the end, and the verified versions."""
 
 import contextlib
 import os
@@ -109,7 +109,7 @@ def finished_prompts(llm: Any, read: Callable[[int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ctrl_c_kept_from_workers(tensor_parallel: int) -> Iterator[None]:
-    """Processes that start inside ignore Ctrl-C, which a terminal sends to all of them: the producer stops them."""
+    """Processes started inside ignore Ctrl-C, which a terminal sends to all processes: the producer stops them."""
     if tensor_parallel == 1:
         yield
         return
@@ -134,14 +134,14 @@ def _llvmlite_hidden() -> Iterator[None]:
 
 
 def free_memory() -> None:
-    """Give back what an engine held, once it is shut down and no longer referred to."""
+    """Free the memory of an engine after it is shut down and no longer referenced."""
     from vllm.distributed import cleanup_dist_env_and_memory
 
     cleanup_dist_env_and_memory()
 
 
 def unverified(version: str, runner: str) -> str | None:
-    """What to warn of where captured values were never compared with transformers on such a vLLM; else None."""
+    """A warning if captured values were never compared with transformers on this vLLM; else None."""
     if version.split("+")[0] == VERIFIED_VLLM and runner == "V1":
         return None
     return (
@@ -151,7 +151,7 @@ def unverified(version: str, runner: str) -> str | None:
 
 
 def _require_supported_head(config: EngineConfig) -> None:
-    """Raise UsageError where vLLM's CPU attention has no kernel for the head size; it would say so mid-run only."""
+    """Raise UsageError if vLLM's CPU attention has no kernel for the head size; vLLM would fail only during the run."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu() or not config.head_size:
@@ -167,7 +167,7 @@ def _require_supported_head(config: EngineConfig) -> None:
 
 
 def _require_exact_products(config: EngineConfig) -> None:
-    """Raise UsageError where the teacher multiplies 8-bit integers and this processor's sums of them saturate."""
+    """Raise UsageError if the teacher multiplies 8-bit integers and this processor's sums of them saturate."""
     from vllm.platforms import current_platform
 
     if config.multiplies_int8 and current_platform.is_cpu() and not int8_products_are_exact():
@@ -179,7 +179,7 @@ def _require_exact_products(config: EngineConfig) -> None:
 
 
 def prepare_environment(tensor_parallel: int, verbose: bool) -> None:
-    """Set what torch and vLLM read from the environment when they are imported, where the user set nothing."""
+    """Set variables that torch and vLLM read when they are imported, unless the user has set them."""
     defaults = dict(DEFAULT_ENVIRONMENT)
     if tensor_parallel == 1:
         defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

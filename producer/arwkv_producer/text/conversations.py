@@ -13,14 +13,14 @@ from arwkv_store.text.turns import HALVES, Turn, conversation, preference, share
 
 @dataclass(frozen=True)
 class Document:
-    """A text, and which of its characters a student is to predict."""
+    """A text, and the characters of it that a student learns to predict."""
 
     text: str
     source: str
     counted: tuple[Span, ...] | None = None
     """None: all of it."""
     pair: str = ""
-    """Of a preference pair's half: the whole pair. Halves are kept, held out or left out together."""
+    """For half of a preference pair: the whole pair. Halves are kept, held out or left out together."""
     roles: tuple[str, ...] = ()
     """Who speaks in a conversation, turn by turn."""
 

@@ -1,4 +1,4 @@
-"""A tokenized corpus: documents cut into samples of at most `max_length` tokens, numbered in reading order."""
+"""A tokenized corpus: documents split into samples of at most `max_length` tokens, numbered in reading order."""
 
 import hashlib
 import itertools
@@ -20,7 +20,7 @@ DOCUMENTS_PER_BATCH = 256
 
 @dataclass(frozen=True)
 class Corpus:
-    """Every sample's tokens, held in memory at 5 bytes a token."""
+    """Every sample's tokens, in memory at 5 bytes per token."""
 
     tokens: NDArray[np.int32]
     """[N] all samples' tokens, one after another."""
@@ -63,7 +63,7 @@ class _Building:
     turns: Counter[str] = field(default_factory=Counter)
 
     def add(self, document: Document, ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> None:
-        """Cut a document of n tokens into ceil(n / max_length) samples that hold each token once, in order."""
+        """Split a document of n tokens into ceil(n / max_length) samples that hold each token once, in order."""
         report = self.report
         self.report = replace(
             report,
@@ -98,12 +98,12 @@ def tokenize(
     keep_duplicates: bool = True,
     held_out: float = 0.0,
 ) -> tuple[Corpus, Corpus]:
-    """Tokenize with the teacher's tokenizer (transformers) and cut; answers the corpus and its held-out documents.
+    """Tokenize with the teacher's tokenizer (transformers) and split; returns the corpus and its held-out documents.
 
     Several sources give tokens in proportion to their weights: the next document is always of the source that is
-    furthest behind its share, and the corpus ends when that one has no more. What the others still have is counted.
-    Which documents are held out depends on their text alone, not on their order: about the fraction `held_out` of them.
-    Without `keep_duplicates` the second document of the same text is left out and counted.
+    furthest behind its share, and the corpus ends when that source has no more. The rest of the others is counted.
+    About the fraction `held_out` of the documents is held out; the choice depends on their text, not on their order.
+    Without `keep_duplicates`, further documents of the same text are left out and counted.
     """
     kept, apart = _Building(max_length), _Building(max_length)
     seen: set[tuple[int, bool]] = set()

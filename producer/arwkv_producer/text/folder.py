@@ -1,4 +1,4 @@
-"""Which files of a folder are data: not its documentation, what is hidden, a saved data set's own records."""
+"""The data files of a folder, without documentation, hidden files and the metadata of a saved dataset."""
 
 import re
 from collections.abc import Sequence

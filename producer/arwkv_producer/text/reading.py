@@ -1,4 +1,4 @@
-"""Records of sources, one after another. Everything that cannot be read is named with its file and line."""
+"""The records of sources, one after another. Errors name file and line."""
 
 import codecs
 import csv

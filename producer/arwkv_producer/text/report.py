@@ -1,4 +1,4 @@
-"""What became of a corpus: which files were read, how much of their documents counts, what was left out and why."""
+"""The report of a corpus: files that were read, tokens that count, and what was left out and why."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class CorpusReport:
-    """What became of the documents. Nothing else was left out."""
+    """The number of documents by outcome. Nothing else was left out."""
 
     documents: int = 0
     """In this corpus."""
@@ -21,9 +21,9 @@ class CorpusReport:
     documents_duplicate: int = 0
     """The same text as an earlier one: left out."""
     documents_beyond_share: int = 0
-    """Left over when another source had no more to keep the proportions with: left out."""
+    """Left out because another source had no more documents for the proportions."""
     tokens_counted: int = 0
-    """Tokens whose prediction counts; a sample's first is predicted from nothing."""
+    """Tokens whose prediction counts; a sample's first token is not predicted."""
     turns: Mapping[str, int] = field(default_factory=dict)
     """Of conversations: turns by who speaks."""
     files_read: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""What the words of `--data` stand for: files, local or in an object store, and Hub data sets; and what is not read."""
+"""The sources of `--data`: files, local or in an object store, and Hub datasets; and the skipped files."""
 
 import glob
 import re
@@ -64,7 +64,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Share:
-    """What one word of `--data` stands for, and which part of the tokens it is to give."""
+    """The sources of one word of `--data`, and their share of the tokens."""
 
     name: str
     sources: Sequence[Source]

@@ -36,7 +36,7 @@ from arwkv_store.format.schema import DatasetInfo
 from arwkv_store.format.statistics import DatasetStats
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
-# How long a request waits for a scan that is under way before it answers "try again".
+# How long a request waits for a running scan before it answers "try again".
 SCAN_WAIT_S = 10.0
 
 
@@ -97,7 +97,7 @@ def withdraw_dataset(service: ServiceDep, name: DatasetName) -> None:
 
 @router.post("/{name}/reindex", dependencies=[Write, Unconditional], status_code=202, responses=answers(404, 412))
 def reindex_dataset(service: ServiceDep, name: DatasetName) -> Dataset:
-    """Forget what is known of the dataset's shards; the next look reads every manifest again.
+    """Forget the dataset's shards; the next scan reads every manifest again.
 
     The dataset's state is `indexing` until that is done: GET it to check. A repeated request does not start again.
     """
@@ -145,7 +145,7 @@ def dataset_timeline(
     name: DatasetName,
     points: Annotated[int, Query(description="most points to answer", ge=2, le=1000)] = 200,
 ) -> Timeline:
-    """How shards, tokens and bytes grew over time."""
+    """Shards, tokens and bytes over time."""
     with Session(service.engine) as session:
         (growth,) = dataset_figures(session, service.settings.roots, name, DatasetRow.growth)
     return Timeline(points=timeline_of(growth, points))

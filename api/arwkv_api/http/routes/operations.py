@@ -1,4 +1,4 @@
-"""For those who run the service: is it alive, can it serve, what is it doing."""
+"""Operations for administrators: liveness, readiness, metrics."""
 
 import math
 
@@ -26,7 +26,7 @@ async def health() -> Health:
 
 @router.get("/ready", responses={503: {"model": Readiness, "description": "not yet, or the index cannot be reached"}})
 def ready(service: ServiceDep) -> JSONResponse:
-    """The index can be reached and every root was looked at lately."""
+    """The index can be reached, and every root was scanned recently."""
     try:
         with Session(service.engine) as session:
             scan = scan_lag(session, service.settings)

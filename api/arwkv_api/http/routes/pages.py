@@ -1,4 +1,4 @@
-"""What people look at: the page and the documentation, from files in this package alone."""
+"""The page and the documentation, only from files of this package."""
 
 from pathlib import Path
 

@@ -40,7 +40,7 @@ class RunFigures(BaseModel):
 
 
 class RunSample(BaseModel):
-    """One text, and what teacher and student say to it."""
+    """One text, and the outputs of teacher and student for it."""
 
     prompt: str = Field(examples=["def __init__(self, "])
     teacher: str = Field(examples=["name):"])
@@ -63,7 +63,7 @@ def list_runs(
     """Runs under the roots and the folders given as --runs, newest first."""
     runs = []
     for name, folder in service.runs.folders().items():
-        with suppress(FileNotFoundError):  # went between listing and looking
+        with suppress(FileNotFoundError):  # removed after the listing
             status = (folder / METRICS).lstat()
             runs.append(Run(name=name, updated_at=moment(status.st_mtime), size_bytes=status.st_size))
     return RunList(items=sorted(runs, key=lambda run: run.updated_at, reverse=True)[:limit])
@@ -76,7 +76,7 @@ def run_metrics(
     cursor: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=10_000, description="most lines to answer")] = 10_000,
 ) -> Response:
-    """The run's figures, all of them or those written since `cursor`."""
+    """The run's figures: all, or those written after `cursor`."""
     figures = read_figures(service.runs.find(name), cursor, limit)
     rest = RunFigures(items=[], next_cursor=figures.next_cursor, restarted=figures.restarted).model_dump_json()
     body = rest.encode().replace(b"[]", b"[" + b",".join(figures.items) + b"]", 1)
@@ -89,6 +89,6 @@ def run_samples(
     name: RunName,
     limit: Annotated[int, Query(ge=1, le=1000, description="most samples to answer")] = 20,
 ) -> RunSamples:
-    """The answers of teacher and student to the same prompts, side by side. Empty where the run wrote none."""
+    """The answers of teacher and student to the same prompts. Empty if the run wrote none."""
     samples = read_samples(service.runs.find(name), limit)
     return RunSamples(items=[RunSample(**sample) for sample in samples])

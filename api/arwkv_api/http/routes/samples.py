@@ -1,4 +1,4 @@
-"""Samples: one of a dataset's, decoded for people."""
+"""One sample of a dataset, decoded for people."""
 
 from pathlib import Path as Folder
 from typing import Annotated
@@ -31,7 +31,7 @@ def read_sample(
     limit: Annotated[int, Query(ge=1, le=2048, description="most tokens to show")] = 256,
     top: Annotated[int, Query(ge=0, le=50, description="alternatives at each token")] = 5,
 ) -> SamplePreview:
-    """A sample's text, the teacher's entropy at each token, and the tokens it held most likely."""
+    """A sample's text, the teacher's entropy at each token, and the most likely tokens."""
     with Session(service.engine) as session:
         dataset = find_dataset(session, service.settings.roots, name)
         where = (ShardRow.dataset_id == dataset.id, ShardRow.state == ShardState.COMMITTED)

@@ -49,7 +49,7 @@ def list_shards(
     max_tokens: Count = None,
     sample_id: Annotated[int | None, Query(ge=0, le=LARGEST_ID, description="only the shard with this sample")] = None,
 ) -> Response:
-    """The dataset's shards. Those that lost their manifest are left out with `include=manifest`."""
+    """The dataset's shards. With `include=manifest`, shards without a manifest are left out."""
     wanted = ShardFilter(state, min_tokens, max_tokens, sample_id, with_manifest=include == "manifest")
     with Session(service.engine) as session:
         figures = DatasetRow.id, DatasetRow.revision, DatasetRow.shards
@@ -74,7 +74,7 @@ def get_shard(service: ServiceDep, name: DatasetName, part: Part) -> Shard:
 
 @router.get("/{part}/stats", dependencies=[Read], responses=answers(404, 409))
 def shard_stats(service: ServiceDep, name: DatasetName, part: Part) -> ShardStats:
-    """One shard's statistics, as its manifest has them."""
+    """One shard's statistics, from its manifest."""
     with Session(service.engine) as session:
         return _committed(service, session, name, part)[1].stats
 
@@ -92,7 +92,7 @@ def shard_manifest(service: ServiceDep, name: DatasetName, part: Part) -> Respon
 
 @router.post("/{part}/verify", dependencies=[Write, Unconditional], responses=answers(404, 409, 412))
 def verify(service: ServiceDep, name: DatasetName, part: Part) -> Shard:
-    """Verify the shard's files now, also where the background did, and answer the shard's state."""
+    """Verify the shard's files now, regardless of earlier results, and return the shard."""
     with Session(service.engine) as session:
         dataset = find_dataset(session, service.settings.roots, name)
         find_shard(session, dataset, part)
@@ -141,7 +141,7 @@ def download(
 
 
 def _committed(service: Service, session: Session, name: str, part: int) -> tuple[DatasetRow, ShardManifest]:
-    """The dataset and the part's manifest. Raises NotFound, or CorruptShard where the part is known to be bad."""
+    """The dataset and the part's manifest. Raises NotFound, or CorruptShard if the part is known to be bad."""
     dataset = find_dataset(session, service.settings.roots, name)
     shard = find_shard(session, dataset, part)
     if shard.state == ShardState.MISSING:

@@ -1,4 +1,4 @@
-"""When each shard's files were last read through, and how many of a dataset's have been."""
+"""When each shard's files were last checksummed, and how many of a dataset's were."""
 
 import sqlalchemy as sa
 from alembic import op
