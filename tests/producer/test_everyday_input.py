@@ -75,7 +75,7 @@ def test_a_text_file_has_neither(tmp_path: Path) -> None:
         (
             "a.jsonl",
             LINES.encode() + rb'{"text": "half \ud83d a smile"}',
-            r"a.jsonl:3: '\\ud83d' at character 5 is no character",
+            r"a.jsonl:3: '\\ud83d' at character 5 is not a character",
         ),
         ("a.jsonl", b'{"text": "a", "x": ' + b"[" * 100_000, "a.jsonl:1: not JSON .*recursion"),
         ("a.json", b"[" * 100_000, "a.json: not JSON .*recursion"),
