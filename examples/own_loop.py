@@ -34,7 +34,7 @@ class LoopConfig:
 
 
 class SmallModel(torch.nn.Module):
-    """An embedding, a GRU and a head: whatever maps token ids [B, T] to logits [B, T, V] takes its place."""
+    """An embedding, a GRU and a head. Any module that maps token ids [B, T] to logits [B, T, V] works here."""
 
     def __init__(self, vocab_size: int, width: int = 64) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def batches(dataset: Dataset, config: LoopConfig) -> DataLoader[Any]:
 
 
 def train(config: LoopConfig) -> dict[str, Any]:
-    """Train a small recurrent model with a loop and a loss of its own. Example: see the head of this file."""
+    """Train a small recurrent model with your own loop and loss. Example: see the top of this file."""
     dataset = open_dataset(config.shards, columns=["logits"])
     torch.manual_seed(0)
     model = SmallModel(dataset.info.tokenizer.vocab_size)

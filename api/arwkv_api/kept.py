@@ -1,4 +1,4 @@
-"""What was made once and is asked for again: kept up to a number of bytes, the longest unused dropped first."""
+"""A cache of results up to a number of bytes; the least recently used are evicted first."""
 
 import threading
 from collections import OrderedDict

@@ -57,7 +57,7 @@ def scan_root(
 
     Does nothing if another process is scanning (after waiting `wait_s`) or has scanned within the last `fresh_s`.
     Dataset `anew` is read as if it were new, and served again if it was withdrawn. `looks` spares listing folders that
-    have not changed. Ends after the batch at hand once `stopping` is set; the next scan continues from there. A dataset
+    have not changed. Ends after the current batch once `stopping` is set; the next scan continues from there. A dataset
     that cannot be read is marked so, and holds up no other. Raises OSError where the root itself cannot be listed.
     """
     if fresh_s and scanned_within(engine, str(root), fresh_s):
@@ -102,7 +102,7 @@ class _Scan:
             raise  # the dataset is not to blame
         except (OSError, ArwkvError) as error:
             problem = one_line(error)
-        except Exception as error:  # whatever is wrong with this dataset, the others are not to wait for it
+        except Exception as error:  # any fault of this dataset must not delay the others
             log.exception("scan of dataset %s failed; it is tried again", name)
             problem = f"{name}: {type(error).__name__} while it was indexed; the service's log has more"
         with Session(self.engine) as session, session.begin():

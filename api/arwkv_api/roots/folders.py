@@ -39,7 +39,7 @@ def is_servable_name(name: str) -> bool:
 def dataset_folders(root: Path) -> Iterator[tuple[str, Path]]:
     """Name and folder of each dataset: `root` itself, or the folders in it that hold a dataset.json.
 
-    Symbolic links are not followed: what they point to can be named as a root of its own.
+    Symbolic links are not followed; their targets can be added as roots.
     """
     if _is_file(root / DATASET_FILE):
         yield root.name, root

@@ -31,7 +31,7 @@ class Engine(Protocol):
     def capture(
         self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int], read: Callable[[int], None]
     ) -> list[dict[str, Any]]:
-        """Each prompt's rows by name, in the order asked; `read` is told of each one's tokens as soon as it is done."""
+        """Each prompt's rows by name, in order; `read` gets each prompt's number of tokens as soon as it is done."""
 
 
 class TeacherPass:

@@ -60,7 +60,7 @@ class TeacherEngine:
     ) -> list[dict[str, Any]]:
         """Run the prompts; answer each one's captured rows (CPU tensors, T rows each) in the order asked.
 
-        `read` is told of each prompt's tokens as soon as it is done. `keys` are unique among prompts in flight. A
+        `read` gets each prompt's number of tokens as soon as it is done. `keys` are unique among prompts in flight. A
         prompt whose rows did not arrive answers an empty mapping.
         """
         from vllm import PoolingParams

@@ -13,7 +13,7 @@ from arwkv_store.commands.progress import working
 def output_shown_on_failure(what: str) -> Iterator[None]:
     """Hold back all output of this process on stdout and stderr, also of C libraries; an exception shows it.
 
-    Meanwhile the true stderr is told `what` is being done, and for how long.
+    The real stderr shows `what` is being done, and for how long.
     """
     with tempfile.TemporaryFile() as held:
         sys.stdout.flush()

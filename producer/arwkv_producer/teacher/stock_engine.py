@@ -39,7 +39,7 @@ class StockEngine:
     ) -> list[dict[str, Any]]:
         """Run the prompts; answer each one's rows (CPU tensors, T rows each) in the order asked.
 
-        `read` is told of each prompt's tokens as soon as it is done.
+        `read` gets each prompt's number of tokens as soon as it is done.
         """
         import vllm
 

@@ -89,7 +89,7 @@ def unheard(tokens: int) -> None:
 
 @contextlib.contextmanager
 def finished_prompts(llm: Any, read: Callable[[int], None]) -> Iterator[None]:
-    """Inside the block `read` is told of each prompt's tokens as soon as vLLM is done with it."""
+    """Inside the block, `read` gets each prompt's number of tokens as soon as vLLM is done with it."""
     engine = llm.llm_engine
     step = engine.step
 

@@ -60,7 +60,7 @@ def _plain_fields(record: Record, field: str) -> tuple[str, ...]:
 
 
 def _plain_pair(texts: dict[str, str], source: str) -> Iterator[Document]:
-    """Answers may be given with the prompt before them, whether or not it stands apart too."""
+    """Answers may contain the prompt, also if there is a separate `prompt`."""
     answers, prompt = [texts[half] for half in HALVES], texts.get("prompt")
     if prompt is None or all(answer.startswith(prompt) for answer in answers):
         prompt = answers[0][: shared_beginning(*answers)] if prompt is None else prompt

@@ -52,7 +52,7 @@ class ArrowFile:
             raise CorruptShard(f"{path}: schema: {len(self.schema.names)} columns, fewer than checksums; {REMEDY}")
 
     def batch(self, index: int, *, light: bool, heavy: Sequence[str]) -> Batch:
-        """A record batch's light columns (or only those that identify a row) and the heavy ones asked for, verified.
+        """A record batch's light columns (or only those that identify a row) and the requested heavy ones, verified.
 
         Tokens and heavy values are read when they are taken. Raises CorruptShard, OSError faults as `storage_error`
         names them.

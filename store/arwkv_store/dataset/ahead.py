@@ -30,7 +30,7 @@ class FetchAhead:
         self._asked.put((part, ended))
 
     def wait(self, part: int) -> None:
-        """Return when the part is fetched or has failed; at once if it was not asked for."""
+        """Return when the part is fetched or has failed; at once if it was not requested."""
         if ended := self._ended.pop(part, None):
             ended.wait()
 

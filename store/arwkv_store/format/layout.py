@@ -7,8 +7,8 @@ DATASET_FILE = "dataset.json"
 SHARDS_FOLDER = "shards"
 ADDRESS_DIGITS = 32
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-"""What is kept of the teacher's tokenizer beside dataset.json, where it has them. They decide nothing: dataset.json has
-the vocabulary's hash, and whoever reads them compares it."""
+"""Files of the teacher's tokenizer next to dataset.json, if it has them. They do not identify it: dataset.json has
+the vocabulary's hash, and readers compare it."""
 CORPUS_FILE = "corpus.json"
 """The producer's report of what it read; it decides nothing either."""
 BESIDE_FILES = (*TOKENIZER_FILES, CORPUS_FILE)

@@ -99,7 +99,7 @@ class DatasetStats(ShardStats):
 
 
 def sample_stats(sample: Sample) -> ShardStats:
-    """The statistics of one sample, as a shard of its own; what depends on the codecs is left out."""
+    """The statistics of one sample, as if it were a shard; values that depend on codecs are left out."""
     T = len(sample.tokens)
     nll, scored = _nll(sample)
     logits, entropy = sample.logits, sample.entropy

@@ -53,7 +53,7 @@ class FileCache:
 
     @classmethod
     def of(cls, folder: Path | None, max_bytes: int | None) -> "FileCache":
-        """The cache asked for, else ARWKV_CACHE and ARWKV_CACHE_BYTES, else the user's. Raises UsageError."""
+        """The given cache, else ARWKV_CACHE and ARWKV_CACHE_BYTES, else the user's. Raises UsageError."""
         chosen = folder or Path(os.environ.get("ARWKV_CACHE") or DEFAULT_FOLDER)
         limit = _bytes_asked() if max_bytes is None else max_bytes
         return cls(chosen.expanduser(), limit)

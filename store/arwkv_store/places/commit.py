@@ -30,7 +30,7 @@ class NotFlushed(OSError):
 
 @contextlib.contextmanager
 def temporary_file(folder: Path) -> Iterator[IO[bytes]]:
-    """A new file in `folder` under a temporary name, locked while in use, removed at the end whatever happens."""
+    """A new file in `folder` under a temporary name, locked while in use, and always removed at the end."""
     while True:
         path = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         with open(path, "xb", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""Requests to a dataset service, over connections that are kept; what may pass is told from what will not."""
+"""Requests to a dataset service over persistent connections; temporary faults are distinguished from others."""
 
 import atexit
 import contextlib
@@ -35,7 +35,7 @@ def answer_pieces(
 ) -> Iterator[bytes]:
     """An answer's body from a byte offset on, up to `end` where the service can.
 
-    `whole` is told how many bytes all of it has, where the service says so.
+    `whole` gets the total number of bytes, if the service sends it.
     The key is in ARWKV_API_KEY, if any; a redirect to another service does not take it along. Raises Passing for what
     may pass, NotFound, UsageError or CorruptShard for what will not.
     """

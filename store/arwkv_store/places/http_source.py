@@ -33,13 +33,13 @@ class HttpSource:
         return self._get("/manifest")
 
     def beside(self) -> dict[str, bytes]:
-        """Nothing: a service hands out shards and manifests."""
+        """Nothing: a service serves only shards and manifests."""
         return {}
 
     def manifests(self) -> Iterator[tuple[int, bytes]]:
         """(part, bytes) of every committed part, in order, PAGE_SHARDS to a request.
 
-        Raises TryAgain for a list that is shorter than the service says.
+        Raises TryAgain if the list is shorter than the service announced.
         """
         cursor: str | None = None
         committed, received = None, 0
@@ -99,7 +99,7 @@ class HttpSource:
         return document
 
     def no_service(self, path: str) -> UsageError:
-        """The error where something else answers there."""
+        """The error if another service answers."""
         return UsageError(f"{self.uri}{path}: the answer is not from a dataset service; check the URI")
 
     def _get(self, path: str, max_bytes: int = MAX_DOCUMENT_BYTES, *, method: str = "GET") -> bytes:
@@ -114,7 +114,7 @@ class HttpSource:
         return with_retries(once, self.uri + path)
 
     def dataset(self) -> dict[str, Any]:
-        """What the service says of the dataset: its `state`, figures and identity."""
+        """The service's description of the dataset: its `state`, figures and identity."""
         return self._get_json("")
 
     def post(self, path: str) -> dict[str, Any]:
@@ -123,9 +123,9 @@ class HttpSource:
 
 
 def _quoted(uri: str) -> str:
-    """The URI with everything in its path quoted that a request line cannot carry; what is quoted already stays so.
+    """The URI with a quoted path; characters that are quoted already do not change.
 
-    A dataset's name may hold any character, `?` and `#` too, and nothing follows it.
+    A dataset's name may hold any character, also `?` and `#`, and is the end of the URI.
     """
     scheme, _, rest = uri.partition("://")
     host, slash, path = rest.partition("/")

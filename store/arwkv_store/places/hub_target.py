@@ -1,4 +1,4 @@
-"""Writing a dataset into a repository on the Hub, in few commits: a part is one, and so are many parts of a copy."""
+"""Writes a dataset into a repository on the Hub with few commits: one per part, or one for many parts of a copy."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,11 +12,11 @@ from arwkv_store.places.object_target import ObjectTarget
 from arwkv_store.places.retry import with_retries
 
 MAX_REGULAR_BYTES = 10 << 20
-"""Above, the Hub takes a file as a large one, which is uploaded before the commit."""
+"""Above this size, the Hub uploads a file before the commit."""
 
 
 class HubTarget(ObjectTarget):
-    """Commits name the state that they were made for, so that the Hub refuses one that another writer overtook."""
+    """Commits name their parent, so the Hub refuses a commit if another writer was faster."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
@@ -24,7 +24,7 @@ class HubTarget(ObjectTarget):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Parts that are published within are committed at its end, at once."""
+        """Parts that are published inside are committed together at the end."""
         parts: list[tuple[str, list[Any]]] = []
         self._together = parts
         yield
@@ -33,7 +33,7 @@ class HubTarget(ObjectTarget):
             self._commit(parts)
 
     def publish(self, manifest: ShardManifest, data: Mapping[str, IO[bytes]]) -> bool:
-        """As of any store; within `together` whose commit was first shows at its end only."""
+        """As in any store; inside `together`, only its end shows whose commit was first."""
         name, raw = f"{SHARDS_FOLDER}/{manifest_name(manifest.part)}", manifest.to_bytes()
         objects = {f"{SHARDS_FOLDER}/{manifest.files[kind].name}": Path(file.name) for kind, file in data.items()}
         part = (name, [*(self._addition(key, path) for key, path in objects.items()), self._addition(name, raw)])
@@ -52,7 +52,7 @@ class HubTarget(ObjectTarget):
         with_retries(once, self.uri)
 
     def _commit_once(self, parts: list[tuple[str, list[Any]]]) -> None:
-        """Commit the additions of those parts whose first name, the deciding one, is not there."""
+        """Commit the additions of each part whose own name (its manifest, or dataset.json) does not exist."""
         api, repository = self._repository()
         head = str(api.repo_info(**repository).sha)
         paths = [self._in_repository(name) for name, _ in parts]
@@ -73,7 +73,7 @@ class HubTarget(ObjectTarget):
         from huggingface_hub import CommitOperationAdd
 
         if isinstance(content, Path) and content.stat().st_size <= MAX_REGULAR_BYTES:
-            # The Hub may want it within the commit, when the temporary file is gone.
+            # The Hub may need it in the commit, when the temporary file is gone.
             content = content.read_bytes()
         return CommitOperationAdd(path_in_repo=self._in_repository(name), path_or_fileobj=content)
 

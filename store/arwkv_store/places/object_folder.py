@@ -18,12 +18,12 @@ LIBRARIES = {
     *("aiobotocore", "aiohttp", "botocore", "httpcore", "httpx", "httpx2", "huggingface_hub"),
     *("adlfs", "azure", "gcsfs", "google", "requests", "urllib3"),
 }
-"""Packages below the filesystems, some of whose errors are no OSError."""
+"""Packages below the filesystems; some of their errors are not OSErrors."""
 _CREDENTIALS = re.compile("Credential|Token|Auth|Profile")
 
 
 class ObjectFolder:
-    """Its filesystem, whose errors are told apart: what may pass is tried again, what will not says what to do.
+    """Its filesystem: temporary errors are retried, other errors say what to do.
 
     Credentials and endpoints come from where each filesystem usually takes them. May be pickled and forked.
     """
@@ -40,7 +40,7 @@ class ObjectFolder:
         return f"{root}/{name}"
 
     def read(self, name: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
-        """A whole object, cut to one byte more than `max_bytes`. Raises NotFound, UsageError, TryAgain."""
+        """A whole object, truncated to one byte more than `max_bytes`. Raises NotFound, UsageError, TryAgain."""
         return self.attempt(lambda: self.piece(name, 0, max_bytes + 1), name)
 
     def piece(self, name: str, start: int, end: int) -> bytes:
@@ -49,8 +49,8 @@ class ObjectFolder:
         return content
 
     def cat_ranges(self, names: Sequence[str], starts: Sequence[int], ends: Sequence[int]) -> list[bytes | Exception]:
-        """A range of each object, all asked for at once, or what went wrong with it."""
-        # Of fsspec's ways to read many this is the one that takes a bound, and no path for a pattern.
+        """A range of each object, all requested at once, or its error."""
+        # Of fsspec's functions to read many files, only this one takes a limit and does not treat a path as a pattern.
         paths = [self.path(name) for name in names]
         answers: list[bytes | Exception] = self.filesystem().cat_ranges(
             paths, list(starts), list(ends), on_error="return"
@@ -58,12 +58,12 @@ class ObjectFolder:
         return answers
 
     def ranges(self, name: str, starts: Sequence[int], ends: Sequence[int]) -> Iterator[bytes]:
-        """Ranges of one object, asked for at once, up to the first that fails. Raises as `once` does."""
+        """Ranges of one object, requested at once, up to the first that fails. Raises as `once` does."""
         for answer in self.once(partial(self.cat_ranges, [name] * len(starts), starts, ends), name):
             yield self.once(partial(_content, answer), name)
 
     def exists(self, name: str) -> bool:
-        """Whether the object is there now; raises the filesystem's own errors."""
+        """Whether the object exists now; raises the filesystem's own errors."""
         self.filesystem().invalidate_cache()
         return bool(self.filesystem().exists(self.path(name)))
 
@@ -73,11 +73,11 @@ class ObjectFolder:
         return int(self.filesystem().size(self.path(name)))
 
     def attempt(self, operation: Callable[[], Result], name: str) -> Result:
-        """The operation's result, tried again while its failure may pass. Raises NotFound, UsageError, TryAgain."""
+        """The operation's result; temporary failures are retried. Raises NotFound, UsageError, TryAgain."""
         return with_retries(lambda: self.once(operation, name), f"{self.uri}/{name}")
 
     def once(self, operation: Callable[[], Result], name: str) -> Result:
-        """The operation's result. Raises Passing for what may pass, NotFound or UsageError for what will not."""
+        """The operation's result. Raises Passing for temporary failures, NotFound or UsageError for others."""
         try:
             return operation()
         except FileExistsError:
@@ -119,7 +119,7 @@ def _library_roots(error: Exception) -> set[str]:
 
 
 def _library_fault(where: str, error: Exception) -> Exception:
-    """What a library's error means: what is not there and credentials do not come by waiting, the rest may pass."""
+    """Our error for a library's error: missing objects and credentials are permanent, the rest may be temporary."""
     name, text = type(error).__name__, " ".join(str(error).split())
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 404 or "NotFound" in name:

@@ -87,7 +87,7 @@ class ObjectSource:
         return ObjectSource(self.uri, dataclasses.replace(self._cache, stop=stop))
 
     def _read_many(self, names: list[str]) -> list[bytes]:
-        """The content of each document; asked for all at once, and again one by one where that failed."""
+        """The content of each document; all are requested at once, and failed ones again one by one."""
         n = len(names)
         read = partial(self._folder.cat_ranges, names, [0] * n, [MAX_DOCUMENT_BYTES + 1] * n)
         answers = self._folder.attempt(read, SHARDS_FOLDER)

@@ -1,8 +1,8 @@
-"""Writing a dataset into an object store or onto the Hub.
+"""Writes a dataset into an object store or onto the Hub.
 
-A part's data objects are named by their content: a writer can only put there again what is there. Writers contend for
-the manifest alone, which is created only where there is none: S3 and Google Cloud Storage decide that themselves
-(`If-None-Match: *`); of the stores that cannot, fsspec looks first, and two writers at one instant could both win.
+A part's data objects are named by their content, so a second writer can only put the same content. Writers compete only
+for the manifest, which is created only if there is none. S3 and Google Cloud Storage decide this themselves
+(`If-None-Match: *`). For other stores fsspec checks first, and two writers at the same instant could both succeed.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ class ObjectTarget:
         self.uri = self._folder.uri
 
     def begin(self, dataset_json: bytes) -> bytes:
-        """Write dataset.json unless there is one; returns the one that counts."""
+        """Write dataset.json unless there is one; returns the present one."""
         self.put_beside(DATASET_FILE, dataset_json)
         return self._folder.read(DATASET_FILE)
 
@@ -55,7 +55,7 @@ class ObjectTarget:
         return manifest.named(addressed=True)
 
     def publish(self, manifest: ShardManifest, data: Mapping[str, IO[bytes]]) -> bool:
-        """Commit a part from its complete temporary files by kind; False where another's commit was first."""
+        """Commit a part from its complete temporary files by kind; False if another writer's commit was first."""
         name, raw = f"{SHARDS_FOLDER}/{manifest_name(manifest.part)}", manifest.to_bytes()
         objects = {f"{SHARDS_FOLDER}/{manifest.files[kind].name}": file.name for kind, file in data.items()}
         if self._folder.attempt(partial(self._folder.exists, name), name):
@@ -69,11 +69,11 @@ class ObjectTarget:
         return counts == raw
 
     def together(self) -> AbstractContextManager[None]:
-        """Nothing: each part is committed when it is published."""
+        """Does nothing: each part is committed when it is published."""
         return contextlib.nullcontext()
 
     def _create(self, name: str, content: bytes) -> None:
-        """Make an object where there is none. Raises Passing where it is not known to be there afterwards."""
+        """Create an object if there is none. Raises Passing if it is not certain that it exists afterwards."""
         there = partial(self._folder.once, partial(self._folder.exists, name), name)
         if there():
             return
@@ -83,7 +83,7 @@ class ObjectTarget:
         except FileExistsError:
             return
         except Passing:
-            # An answer may have been lost, and some stores refuse in words that fsspec takes for a fault.
+            # An answer may be lost, and fsspec takes some stores' refusals for faults.
             if not there():
                 raise
 

@@ -1,4 +1,4 @@
-"""Trying again what can pass: bounded, with growing pauses, and only while nothing moves."""
+"""Retries of temporary faults: a limited number without progress, with growing pauses."""
 
 import random
 import time
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 class Passing(Exception):
-    """A fault that may pass: a dropped connection, a timeout, a busy server, which may ask for `wait_s` of patience."""
+    """A temporary fault: a dropped connection, a timeout, or a busy server, which may request a pause of `wait_s`."""
 
     def __init__(self, message: str, *, wait_s: float = 0.0) -> None:
         super().__init__(message)

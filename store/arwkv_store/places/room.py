@@ -1,4 +1,4 @@
-"""Whether a disk has room for a file, asked before it is fetched rather than found out at its end."""
+"""Checks that a disk has room for a file before it is fetched."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ from arwkv_store.errors import TryAgain
 
 
 def require_room(folder: Path, size_bytes: int, way_out: str) -> None:
-    """Raise TryAgain, saying the way out, unless `folder` has room for so many bytes."""
+    """Raise TryAgain with `way_out`, unless `folder` has room for this many bytes."""
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < size_bytes:
         raise TryAgain(f"{folder}: {size_bytes} bytes are needed there, {free_bytes} are free; {way_out}")

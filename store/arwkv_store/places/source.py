@@ -1,4 +1,4 @@
-"""Where a dataset's files come from."""
+"""The sources of a dataset's files."""
 
 import os
 import threading
@@ -14,9 +14,9 @@ from arwkv_store.places.cache import FileCache, RangedFile
 
 
 class Source(Protocol):
-    """A dataset's documents and data files, wherever they lie. Survives pickling and forking.
+    """A dataset's documents and data files, in any place. Survives pickling and forking.
 
-    A document too large to be one comes cut, a byte too long, so that `unsealed` refuses it.
+    A document above the size limit is truncated one byte above the limit, so that `unsealed` refuses it.
     """
 
     uri: str
@@ -37,11 +37,11 @@ class Source(Protocol):
         """A local path of the whole "rows" or "hidden" file, fetched if need be."""
 
     def data_ranges(self, part: int, kind: str, file: FileInfo) -> RangedFile | None:
-        """A local copy into which byte ranges are fetched as they are asked for; None where `data_path` gives the whole
+        """A local copy into which byte ranges are fetched on request; None if `data_path` gives the whole
         file at no cost."""
 
     def forget(self, file: FileInfo) -> bool:
-        """Drop a fetched copy that turned out damaged or gone; False where the file itself is what is read."""
+        """Remove a copy that is damaged or gone; False if the file itself is read."""
 
     def ahead(self, stop: threading.Event) -> "Source | None":
         """This source for a thread that fetches the next part until `stop` is set; None if data files are local."""
@@ -89,7 +89,7 @@ class LocalSource:
         """None: the file is there."""
 
     def forget(self, file: FileInfo) -> bool:
-        """Nothing: the file is the dataset's own."""
+        """Does nothing: the file belongs to the dataset."""
         return False
 
     def ahead(self, stop: threading.Event) -> None:

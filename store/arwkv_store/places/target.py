@@ -1,5 +1,5 @@
-"""Where a dataset's files go. Whatever the place, nothing is visible before its part is complete, and the first commit
-of a part wins."""
+"""The targets of a dataset's files. In every place, nothing is visible before its part is complete, and the first
+commit of a part wins."""
 
 import os
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class Target(Protocol):
     uri: str
 
     def begin(self, dataset_json: bytes) -> bytes:
-        """Write dataset.json unless there is one; returns the one that counts."""
+        """Write dataset.json unless there is one; returns the present one."""
 
     def put_beside(self, name: str, content: bytes) -> None:
         """Put a file next to dataset.json, completely or not at all; an existing file stays."""
@@ -37,10 +37,10 @@ class Target(Protocol):
         """The manifest with its files named as they are in this place."""
 
     def publish(self, manifest: ShardManifest, data: Mapping[str, IO[bytes]]) -> bool:
-        """Commit a part from its complete temporary files by kind; False where another's commit was first."""
+        """Commit a part from its complete temporary files by kind; False if another writer's commit was first."""
 
     def together(self) -> AbstractContextManager[None]:
-        """Where commits are counted, the parts published within are committed as one, at its end."""
+        """Parts published inside are one commit at the end, in places that limit the number of commits."""
 
 
 class LocalTarget:
@@ -52,7 +52,7 @@ class LocalTarget:
         self._shards = folder / SHARDS_FOLDER
 
     def begin(self, dataset_json: bytes) -> bytes:
-        """Write dataset.json unless there is one; returns the one that counts. Removes what dead writers left."""
+        """Write dataset.json unless there is one; returns the present one. Removes files of dead writers."""
         path = self._folder / DATASET_FILE
         with storage_faults(self.uri):
             make_folder(self._shards)
@@ -86,7 +86,7 @@ class LocalTarget:
         return manifest.named(addressed=False)
 
     def publish(self, manifest: ShardManifest, data: Mapping[str, IO[bytes]]) -> bool:
-        """Commit a part from its complete temporary files by kind; False where another's commit was first."""
+        """Commit a part from its complete temporary files by kind; False if another writer's commit was first."""
         return publish(
             self._folder / DATASET_FILE,
             {self._shards / manifest.files[kind].name: file for kind, file in data.items()},
@@ -95,7 +95,7 @@ class LocalTarget:
         )
 
     def together(self) -> AbstractContextManager[None]:
-        """Nothing: each part is committed when it is published."""
+        """Does nothing: each part is committed when it is published."""
         return nullcontext()
 
 

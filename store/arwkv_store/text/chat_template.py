@@ -14,7 +14,7 @@ Span = tuple[int, int]
 Turns = Sequence[Mapping[str, Any]]
 
 TODAY = datetime(2024, 7, 26)
-"""What a template that prints the day's date is told, so that a corpus is the same every day: the day that Llama's
+"""The date for a template that prints the current date, so that a corpus is the same every day: the day that Llama's
 template names where it knows none."""
 ASKED = {"role": "user", "content": "?"}
 STAND_IN = "\ue000"
@@ -43,7 +43,7 @@ class ChatTemplate:
             return text, dict(self._located(text, turns)) if spans is None else spans
         except UsageError:
             raise
-        except Exception as error:  # a template is a program of its own and may raise anything
+        except Exception as error:  # a template is a program and may raise anything
             raise UsageError(f"{self._where}: the chat template refuses it ({error}); fix the conversation") from error
 
     def end_mark(self) -> str:

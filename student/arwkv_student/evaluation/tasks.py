@@ -127,7 +127,7 @@ def _run(
             apply_chat_template=settings.chat,
             log_samples=False,
         )
-    except OSError as error:  # what `datasets` raises for data that is neither here nor to be fetched
+    except OSError as error:  # raised by `datasets` for data that is missing and cannot be fetched
         raise NotFound(f"{str(error).splitlines()[0]}; fetch the tasks' data, or check the network") from error
     return found
 

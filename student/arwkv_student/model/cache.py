@@ -54,8 +54,8 @@ class TimeMixCacheLayer(CacheLayerMixin):  # type: ignore[misc] # transformers i
 class ArwkvCache(Cache):  # type: ignore[misc] # transformers is untyped
     """Per layer a `TimeMixCacheLayer`, or keys and values where the layer kept its attention.
 
-    Its size does not depend on the number of tokens seen (attention layers apart). `state_dict` and `from_state_dict`
-    save and restore it.
+    Its size does not depend on the number of tokens seen (except in attention layers). `state_dict` and
+    `from_state_dict` save and restore it.
     """
 
     def __init__(self, config: ArwkvConfig) -> None:

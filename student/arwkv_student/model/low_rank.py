@@ -35,7 +35,7 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def initialize(self, bias_W: Tensor) -> None:
-        """Start as this bias, whatever the input."""
+        """Start with this bias for every input."""
         init.zeros_(self.down.weight)
         init.orthogonal_(self.up.weight, gain=0.1)
         init.copy_(self.bias, bias_W)

@@ -72,7 +72,7 @@ class HeadNorm(nn.GroupNorm):
 
 
 class ProjectionNorm(nn.RMSNorm):
-    """Each stretch of its width of a projection [B, T, U] normalized by itself, in fp32."""
+    """A projection [B, T, U], each range of its width normalized separately, in fp32."""
 
     def forward(self, y_BTU: Tensor) -> Tensor:
         """[B, T, U] in fp32."""

@@ -52,7 +52,7 @@ def _with_head_loss(kind: Any) -> Any:
                 "position_ids": positions(ids_BT.shape[1], 0, None, cu_seqlens, ids_BT.device),
                 "use_cache": False,
             }
-            named.pop("attention_mask", None)  # transformers tells packed samples apart where there is none
+            named.pop("attention_mask", None)  # without it, transformers separates packed samples
         if head_loss is None:
             return kind.forward(self, *arguments, **named)
         hidden_BTC = self.base_model(*arguments, **named | {"use_cache": False}).last_hidden_state

@@ -125,7 +125,7 @@ def open_shard_stages(settings: TrainSettings) -> ShardStages:
 
 
 def _keeps_attention(settings: TrainSettings, start: Path | None) -> bool:
-    """Whether the student is of preset `transformer`: asked for, or already in `start`."""
+    """Whether the student has preset `transformer`: by the flag, or in `start`."""
     asked = settings.preset == TRANSFORMER
     keeps = asked if start is None else kept_attention(start)
     if keeps != asked and settings.preset is not None:

@@ -1,4 +1,4 @@
-"""Faulty shards have an index of their own: there are few of them, and they are asked for by state."""
+"""A separate index of faulty shards: there are few of them, and they are listed by state."""
 
 import sqlalchemy as sa
 from alembic import op

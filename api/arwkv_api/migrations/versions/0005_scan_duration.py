@@ -1,4 +1,4 @@
-"""How long the last scan of a root took: what a slow one may take is told by that."""
+"""The duration of a root's last scan, which sets the limit for slow roots."""
 
 import sqlalchemy as sa
 from alembic import op
