@@ -39,10 +39,28 @@ def inline_commands(document: Path) -> Iterator[list[str]]:
             yield words
 
 
-def links(document: Path) -> list[str]:
-    """Targets of links and images to files of the project; without what follows `#`."""
-    targets = re.findall(r"\]\(([^)\s]+)\)", _FENCE.sub("", document.read_text()))
-    return [target.partition("#")[0] for target in targets if "://" not in target and not target.startswith("#")]
+def links(document: Path) -> Iterator[tuple[Path, str]]:
+    """Targets of links and images within the project: the file, and the section after `#`, empty for none."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", _FENCE.sub("", document.read_text())):
+        if "://" not in target:
+            file, _, section = target.partition("#")
+            yield (document.parent / file if file else document), section
+
+
+def sections(document: Path) -> set[str]:
+    """The names under which a page's headings can be linked to, as GitHub forms them."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", document.read_text()), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def paths_named(document: Path) -> Iterator[Path]:
+    """Files and folders of the project that the text names in backquotes, perhaps below one of its packages' folders."""
+    for code in re.findall(r"`((?:[\w.-]+/)+(?:[\w-]+\.(?:py|md|txt))?)`", _FENCE.sub("", document.read_text())):
+        first = code.split("/")[0]
+        if first.startswith("arwkv_"):
+            yield ROOT / first.removeprefix("arwkv_") / code
+        elif (ROOT / first).is_dir():
+            yield ROOT / code
 
 
 def _starts_a_command(words: list[str]) -> bool:

@@ -15,7 +15,7 @@ import pytest
 
 from api_serving import serving
 from arwkv_store.commands import command_line
-from documented import DOCUMENTS, OURS, ROOT, blocks, commands, inline_commands, links
+from documented import DOCUMENTS, OURS, ROOT, blocks, commands, inline_commands, links, paths_named, sections
 from store_examples import write_example_dataset
 
 CONFIG = 'teacher = "Qwen2.5-7B-Instruct"\ndata = ["corpus.jsonl"]\n'
@@ -84,8 +84,15 @@ def test_commands_in_the_text_name_flags_that_exist(document: Path, parse: Parse
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_to_files(document: Path) -> None:
-    assert [target for target in links(document) if not (document.parent / target).exists()] == []
+def test_links_lead_to_files_and_sections(document: Path) -> None:
+    found = list(links(document))
+    assert [file for file, _ in found if not file.exists()] == []
+    assert [(file.name, section) for file, section in found if section and section not in sections(file)] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_the_text_names_exist(document: Path) -> None:
+    assert [path for path in paths_named(document) if not path.exists()] == []
 
 
 def test_python_of_every_page_compiles() -> None:
