@@ -54,7 +54,7 @@ def sections(document: Path) -> set[str]:
 
 
 def paths_named(document: Path) -> Iterator[Path]:
-    """Files and folders of the project that the text names in backquotes, perhaps below one of its packages' folders."""
+    """Files and folders of the project in the text's backquotes; `arwkv_…` are below their package's folder."""
     for code in re.findall(r"`((?:[\w.-]+/)+(?:[\w-]+\.(?:py|md|txt))?)`", _FENCE.sub("", document.read_text())):
         first = code.split("/")[0]
         if first.startswith("arwkv_"):
