@@ -89,14 +89,14 @@ def encode(tokenizer: Any, settings: GenerateSettings, before_1T: Tensor) -> Ten
         text = _chat_turn(tokenizer, text, begins=begins)
     ids = tokenizer(text, add_special_tokens=begins and not settings.chat)["input_ids"]
     if settings.chat and not begins and ids[:1] == before_1T[0, -1:].tolist():
-        ids = ids[1:]  # the reply before was not cut short: its end token is there already
+        ids = ids[1:]  # the previous reply was not truncated: its end token is there already
     if not ids and begins:
         ids = [tokenizer.eos_token_id]
     return torch.tensor([ids], dtype=torch.long)
 
 
 def _chat_turn(tokenizer: Any, text: str, *, begins: bool) -> str:
-    """The question as the template writes it; where a reply stands before it, from behind that reply's last word."""
+    """The question as the template writes it; after a reply, from the end of that reply's last word."""
     before = [] if begins else [ASKED, {"role": "assistant", "content": STAND_IN}]
     turns = [*before, {"role": "user", "content": text}]
     written: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -111,7 +111,7 @@ def _chat_turn(tokenizer: Any, text: str, *, begins: bool) -> str:
 def _restored(
     file: Path | None, checkpoint: str, model: transformers.PreTrainedModel
 ) -> tuple[ArwkvCache | None, Tensor]:
-    """The state in `file` and the token ids [1, T] that made it; an empty one where there is no file yet.
+    """The state in `file` and the token ids [1, T] that made it; an empty one if there is no file yet.
 
     None for a model that keeps its attention.
     """

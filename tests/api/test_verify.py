@@ -1,4 +1,4 @@
-"""Damage that leaves names, sizes and times alone is found by reading, shown, counted, and gone once it is mended."""
+"""Damage that leaves names, sizes and times alone is found by reading, shown, counted, and gone once it is repaired."""
 
 import errno
 import io
@@ -123,8 +123,8 @@ def test_corrupt_shard_that_was_mended_unseen_is_sound_once_asked_about(client: 
     _flip(data, 100)
     assert client.post(f"{SHARDS}/1/verify").json()["state"] == "corrupt"
     _flip(data, 100)
-    mended = client.post(f"{SHARDS}/1/verify").json()
-    assert (mended["state"], mended["problem"]) == ("committed", None)
+    repaired = client.post(f"{SHARDS}/1/verify").json()
+    assert (repaired["state"], repaired["problem"]) == ("committed", None)
     assert client.get(f"{SHARDS}/1/data").status_code == 200
     after = client.get("/v1/datasets/train").json()
     assert (after["shards"], after["faulty_shards"], after["tokens"]) == (5, 0, before["tokens"])

@@ -7,7 +7,7 @@ from arwkv_kernels.arguments import WkvInputs, sequence_offsets, starting_state
 from arwkv_kernels.chunked import wkv7_chunked
 from arwkv_kernels.reference import wkv7_step_torch
 
-# RWKV-7's decays cannot lie lower: -exp(-1/2).
+# The lowest log decay of RWKV-7: -exp(-1/2).
 LOWEST_LOG_DECAY = -0.6065306597126334
 
 

@@ -1,4 +1,4 @@
-"""The README.md of an exported student: what it is, from which teacher and shards, by which recipe, and how good."""
+"""The README.md of an exported student: description, teacher and shards, recipe, and figures."""
 
 import json
 import re

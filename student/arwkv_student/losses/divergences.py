@@ -1,9 +1,10 @@
-"""Other distances than the forward KL between stored distributions and the student, and the KL to an exact teacher.
+"""Divergences between stored distributions and the student besides the forward KL, and the KL to an exact teacher.
 
 Teacher and student are distributions over a position's K stored tokens and one more outcome, the rest of the
-vocabulary. Logits exist for a chunk of positions at a time, and again in the backward pass (checkpointing): slower than
-`arwkv_kernels.linear_sparse_kl`, which is the forward KL's own path, but any formula of the two fits. The head is cast
-to fp32 once, so that the chunks' gradients add up in fp32; where no position counts, loss and gradients are 0.
+vocabulary. Logits exist for one chunk of positions at a time, and are computed again in the backward pass
+(checkpointing). This is slower than `arwkv_kernels.linear_sparse_kl` for the forward KL, but works for any formula of
+the two distributions. The head is cast to fp32 once, so that the chunks' gradients add up in fp32. If no position
+counts, loss and gradients are 0.
 
 Shape legend: T positions, t positions of a chunk, K stored tokens, V vocabulary, C model width, N stored entries.
 """
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 LOGITS_PER_CHUNK = 16 << 20
 """fp32 logits held at once: 64 MiB."""
-# Stands for the teacher's log-probability of -inf, which the reverse direction would punish without end.
+# Replaces a teacher's log-probability of -inf, for which the reverse KL would be infinite.
 LOWEST_LOG_PROBABILITY = -30.0
 
 # (log p, log q) [t, K + 1] -> divergence [t]
@@ -34,10 +35,10 @@ def reverse_kl(log_p_tK: Tensor, log_q_tK: Tensor) -> Tensor:
 
 
 def adaptive_kl(log_p_tK: Tensor, log_q_tK: Tensor, head_mass: float = 0.5) -> Tensor:
-    """Forward and reverse KL, weighed by where the two disagree (arXiv 2404.02657, eq. 9).
+    """Forward and reverse KL, weighted by where the two distributions differ (arXiv 2404.02657, eq. 9).
 
-    The teacher's likeliest tokens up to `head_mass` are its head: Σ|p − q| over the head weighs the forward KL, over
-    the rest the reverse.
+    The teacher's likeliest tokens up to `head_mass` are its head. Σ|p − q| over the head is the weight of the forward
+    KL, and over the rest that of the reverse KL.
     """
     p, q = log_p_tK.exp().detach(), log_q_tK.exp().detach()
     sorted_p, order = p.sort(dim=-1, descending=True)
@@ -61,7 +62,7 @@ def sparse_divergence(
 ) -> Tensor:
     """Mean of `divergence` in nats over the positions of `batch` (made by `collate`) that count, in fp32.
 
-    `temperature` softens the K + 1 outcomes of teacher and student alike.
+    `temperature` softens the K + 1 outcomes of teacher and student.
     """
     counts_T = batch["counts"]
     first_T = counts_T.cumsum(0) - counts_T
@@ -93,7 +94,7 @@ def _chunk(
 ) -> Tensor:
     logits_tV = _logits(hidden_tC, weight_VC)
     is_stored_tV = torch.zeros_like(logits_tV, dtype=torch.bool).scatter_(1, ids_tK, stored_tK)
-    # An id of 0 that only fills a row must not undo a stored 0.
+    # An id of 0 that is only padding must not overwrite a stored 0.
     is_stored_tV[:, 0] = ((ids_tK == 0) & stored_tK).any(1)
     chosen_tK = logits_tV.gather(1, ids_tK).masked_fill(~stored_tK, -torch.inf)
     rest_t1 = logits_tV.masked_fill(is_stored_tV, -torch.inf).logsumexp(-1, keepdim=True)

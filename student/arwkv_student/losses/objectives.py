@@ -1,4 +1,4 @@
-"""The losses of stages 1 and 2, on what shards hold. Shape legend: B batch, T time, C width, V vocabulary, L layers."""
+"""The losses of stages 1 and 2. Shape legend: B batch, T time, C width, V vocabulary, L layers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ def align_loss_L(
     """The loss of stage 1 per layer, fp32 [L]; the mean over tokens of the error vector's size.
 
     `paper`: ‖a_l − TimeMix_l‖₂ / √C, un-squared (arXiv 2501.15570, stage 1); `mse`: its square. `layer_scaled` divides
-    by the same of a silent mixer. `mask_BT` is 1 for tokens and 0 for padding, which the mean leaves out.
+    by the loss of a zero-output mixer. `mask_BT` is 1 for tokens and 0 for padding, which the mean leaves out.
     """
     weights_BT = mask_BT.float() / mask_BT.sum()
 
@@ -52,14 +52,14 @@ def error_and_size_2L(
 
 @dataclass(frozen=True)
 class Objective:
-    """What stage distill minimizes: (1 − ce_weight) · divergence from the teacher + ce_weight · cross-entropy."""
+    """The loss of stage distill: (1 − ce_weight) · divergence from the teacher + ce_weight · cross-entropy."""
 
     vocab_size: int
-    """The head's rows from here on are padding and take no part."""
+    """The head's rows from here on are padding and are ignored."""
     divergence: str = "forward"
     """"forward", "reverse" or "adaptive" (see `arwkv_student.losses.divergences`)."""
     temperature: float = 1.0
-    """Softens teacher and student alike; the loss keeps its scale, τ² times the softened divergence."""
+    """Softens teacher and student; the loss keeps its scale, τ² times the softened divergence."""
     ce_weight: float = 0.0
     """Share of the cross-entropy of the true next tokens."""
     teacher_head_VC: Tensor | None = None

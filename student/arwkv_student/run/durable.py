@@ -1,4 +1,4 @@
-"""Files that are whole on the disk, or as they were."""
+"""Writes files so that they are complete on the disk, or unchanged."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from arwkv_store.places.commit import sync_folder
 
 
 def write_json(file: Path, document: Mapping[str, Any]) -> None:
-    """Write a file that is whole or absent."""
+    """Write a file that is complete or absent."""
     replace_text(file, json.dumps(document, indent=2, sort_keys=True) + "\n")
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Write a file that is whole or as it was."""
+    """Write a file that is complete or unchanged."""
     fresh = file.with_name(file.name + ".new")
     with fresh.open("w") as opened:
         opened.write(text)
@@ -31,7 +31,7 @@ def put_in_place(fresh: Path, file: Path) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Have a folder's own files, which others wrote, and their names on the disk."""
+    """Sync the files of a folder, which other code wrote, and their names to the disk."""
     for file in filter(Path.is_file, folder.iterdir()):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
