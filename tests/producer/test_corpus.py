@@ -198,7 +198,7 @@ def test_data_said_twice_is_said_once(words: str) -> None:
 
 @pytest.mark.parametrize("value", ["hello", [{"content": "no role"}], [3]])
 def test_messages_of_another_shape_are_refused(tokenizer: Any, value: Any) -> None:
-    with pytest.raises(UsageError, match=r"r: field 'messages' is no list"):
+    with pytest.raises(UsageError, match=r"r: field 'messages' is not a list"):
         list(chat_documents([Record({"messages": value}, "r", "r")], "messages", tokenizer))
 
 
