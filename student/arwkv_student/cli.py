@@ -13,11 +13,13 @@ from arwkv_student.settings import EvalSettings, ExportSettings, GenerateSetting
 def train(settings: TrainSettings) -> dict[str, Any] | None:
     """Train a student from shards: `align`, then `distill`. Of several processes, only the first prints."""
     _prepare()
+    from arwkv_student.export.runtimes import runtimes
     from arwkv_student.training.pipeline import train as run
 
     result = run(settings)
     if os.environ.get("RANK", "0") != "0":
         return None
+    result["runtimes"] = runtimes(Path(result["out"]))
     if not settings.json:
         for stage, summary in result["stages"].items():
             held_out = summary.get("eval") or summary.get("held_out") or {}
@@ -26,6 +28,8 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
             )
             print(f"{stage}: {summary['tokens']:,} tokens in {summary['steps']:,} steps{shown}")
         print(f"student: {result['out']}")
+        for name, reasons in result["runtimes"].items():
+            print(f"runs in {name}" if not reasons else f"does not run in {name}: {'; '.join(reasons)}")
     return result
 
 
@@ -87,13 +91,18 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:
-    """Write a folder that others can use."""
+    """Write a folder that others can use, or a GGUF file."""
     _prepare()
-    from arwkv_student.export.export import export as run
+    if settings.out.suffix == ".gguf":
+        from arwkv_student.export.gguf_file import export_gguf as run
+    else:
+        from arwkv_student.export.export import export as run
 
     result = run(settings)
     if not settings.json:
         print(f"{result['out']}: {', '.join(result['files'])}")
+        for note in result.get("notes", ()):
+            print(f"note: {note}")
     return result
 
 

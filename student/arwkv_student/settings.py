@@ -360,16 +360,17 @@ class GenerateSettings:
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """Write a folder that others can use: weights, tokenizer and model card."""
+    """Write what others can use: a folder with weights, tokenizer and model card, or one GGUF file for llama.cpp."""
 
     model: str
     """Folder of a student."""
     out: Path
-    """Folder to write."""
+    """Folder to write, or a file whose name ends with .gguf."""
     dtype: Annotated[
-        Literal["bf16", "fp16", "fp32"] | None, unset("{bf16,fp16,fp32}", "default: as the student was saved")
+        Literal["bf16", "fp16", "fp32", "f16", "f32", "q8_0", "q4_0"] | None,
+        unset("{bf16,fp16,fp32,f16,f32,q8_0,q4_0}", "default: as the student was saved"),
     ] = None
-    """Type of the weights. The decay's bias stays fp32."""
+    """Type of the weights; q8_0 and q4_0 for GGUF alone. The decay's bias stays fp32."""
     self_contained: bool = False
     """Add the model's code. With `trust_remote_code=True`, users then need only transformers and torch."""
     json: bool = False

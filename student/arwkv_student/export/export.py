@@ -23,13 +23,21 @@ from arwkv_student.settings import ExportSettings
 OUR_IMPORT = re.compile(r"^( *)from (arwkv_[\w.]+) import", re.MULTILINE)
 # Imported by its short name; in an exported student, the recurrence without compiled kernels.
 KERNELS, KERNELS_INSTEAD = "arwkv_kernels", exported_wkv7.__name__
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {
+    **{"bf16": torch.bfloat16, "fp16": torch.float16, "f16": torch.float16},
+    **{"fp32": torch.float32, "f32": torch.float32},
+}
 TYPE_CHECKING_BLOCK = re.compile(r"^if TYPE_CHECKING:\n(?:    .*\n|\n)+?(?=\S)", re.MULTILINE)
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:
-    """Write the folder; returns its path and files. Raises UsageError if `out` is the student's own folder."""
+    """Write the folder; returns its path and files.
+
+    Raises UsageError if `out` is the student's own folder, and for a type of weights that only GGUF has.
+    """
     source, out = Path(settings.model), settings.out
+    if settings.dtype is not None and settings.dtype not in DTYPES:
+        raise UsageError(f"--dtype {settings.dtype} is a type of GGUF files; name a file: --out {out}.gguf")
     student = load_student(source, None if settings.dtype is None else DTYPES[settings.dtype])
     if source.resolve() == out.resolve():
         raise UsageError(f"--out {out} is the student itself; name another folder")

@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from arwkv_student.export.runtimes import CONCURRENT_SEQUENCES, llama_cpp_obstacles
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.run.provenance import runs_behind
 
@@ -49,7 +50,15 @@ Its state has a constant size, however long the text.
 model = AutoModelForCausalLM.from_pretrained("FOLDER"{code})
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
+
+{_llama_cpp(source)}
 """
+
+
+def _llama_cpp(source: Path) -> str:
+    if found := llama_cpp_obstacles(source):
+        return f"llama.cpp cannot compute this student: {'; '.join(found)}."
+    return f"`student export --model FOLDER --out student.gguf` writes a file for llama.cpp. {CONCURRENT_SEQUENCES}."
 
 
 def _sources(identity: dict[str, Any]) -> list[tuple[str, str]]:
