@@ -29,7 +29,7 @@ class Captures:
         return open_dataset(str(self.folder / name))
 
 
-def run_captures(runs: list[dict[str, Any]], **environment: str) -> list[dict[str, Any]]:
+def run_captures(runs: list[dict[str, Any]], timeout_s: float = 560, **environment: str) -> list[dict[str, Any]]:
     """Summaries of captures made one after another in one fresh process, with more in its environment."""
     finished = subprocess.run(
         [sys.executable, str(RUN_ALL)],
@@ -37,7 +37,7 @@ def run_captures(runs: list[dict[str, Any]], **environment: str) -> list[dict[st
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        timeout=280,
+        timeout=timeout_s,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
@@ -51,11 +51,14 @@ class Reference:
     def __init__(self, folder: Path, vocab_size: int) -> None:
         from transformers import AutoModelForCausalLM
 
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        # Eager: transformers' other attention leaves out the soft cap of scores that Gemma 2 has.
+        options = {"dtype": torch.float32, "attn_implementation": "eager"}
+        self.model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
         self.vocab_size = vocab_size
         self._attention: dict[int, Tensor] = {}
         for layer, block in enumerate(self.model.model.layers):
-            block.self_attn.register_forward_hook(self._keep(layer))
+            if hasattr(block, "self_attn"):
+                block.self_attn.register_forward_hook(self._keep(layer))
         self.model.model.norm.register_forward_pre_hook(self._keep_stream)
 
     def _keep(self, layer: int) -> Any:

@@ -4,13 +4,18 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from arwkv_producer.config import GenerateConfig, PlanConfig, VerifyConfig
+from arwkv_producer.config import DoctorConfig, GenerateConfig, PlanConfig, VerifyConfig
 from arwkv_store.commands import command_line
 
 
 def main() -> None:
     """Entry point of the console script."""
-    commands: dict[str, command_line.Command] = {"generate": generate, "plan": plan, "verify": verify}
+    commands: dict[str, command_line.Command] = {
+        "generate": generate,
+        "plan": plan,
+        "verify": verify,
+        "doctor": doctor,
+    }
     description = "Run a teacher once and store its output for every token."
     command_line.main("producer", description, commands, gathered(sys.argv[1:], "--data"))
 
@@ -75,4 +80,20 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
         print(f"{document['samples']} samples fit; largest differences:")
         for name, difference in document["largest_differences"].items():
             print(f"  {name:<14} {difference:.2g}")
+    return document
+
+
+def doctor(config: DoctorConfig) -> dict[str, Any]:
+    """Say what will happen with a teacher, or which families of teachers were compared with transformers."""
+    from arwkv_producer.check.doctor import doctor
+
+    document = doctor(config)
+    if not config.json and config.teacher:
+        for name, value in document.items():
+            print(f"{name:<14} {value}")
+    elif not config.json:
+        rows = [list(document["families"][0]), *(list(row.values()) for row in document["families"])]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
     return document

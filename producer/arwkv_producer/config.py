@@ -144,8 +144,9 @@ class Advanced:
     """Tokens per engine step. More tokens are faster and need more memory."""
     gpu_memory_fraction: float = 0.9
     """Fraction of each GPU's memory that vLLM may use."""
-    capture_backend: Literal["pooler", "stock"] = "pooler"
-    """`stock` takes the top k from vLLM's own `prompt_logprobs`. Use it to compare, or if a vLLM refuses our hook."""
+    capture_backend: Literal["pooler", "stock", "transformers"] = "pooler"
+    """`transformers` runs the teacher without vLLM: slower, for architectures and machines that vLLM does not serve.
+    `stock` takes the top k from vLLM's own `prompt_logprobs`. Use it to compare, or if a vLLM refuses our hook."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +171,16 @@ class GenerateConfig(Capture, Text, Sampling, ScaleOut, Storage, Logging, Advanc
             f"--ray {self.ray} --world-size {self.world_size}: the actors share the work; leave --world-size out",
         )
         _require(
-            self.capture_backend == "pooler" or (self.logits in ("top-k", "adaptive") and self.hidden_states == "none"),
+            self.capture_backend != "stock" or (self.logits in ("top-k", "adaptive") and self.hidden_states == "none"),
             f"--capture-backend stock --logits {self.logits} --hidden-states {self.hidden_states}: vLLM's own "
             "prompt_logprobs hold only the most likely tokens; use --logits top-k or adaptive without hidden states, "
             "or --capture-backend pooler",
+        )
+
+        _require(
+            self.capture_backend != "transformers" or self.tensor_parallel == 1,
+            f"--capture-backend transformers --tensor-parallel {self.tensor_parallel}: it runs on one device; "
+            "leave --tensor-parallel out, or use --capture-backend pooler",
         )
 
     def _require_sizes(self) -> None:
@@ -237,6 +244,16 @@ class VerifyConfig(Comparison, Selection):
 
     def __post_init__(self) -> None:
         _require(self.samples >= 1, f"--samples {self.samples}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Say what will happen with a teacher, or which families of teachers were compared with transformers."""
+
+    teacher: Annotated[str, unset("NAME", "default: print the table of families")] = ""
+    """A local model folder or a Hub name. Only its configuration is read."""
+    json: bool = False
+    """Print one JSON document on stdout."""
 
 
 def _require(holds: bool, message: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from producer_captures import MAX_LENGTH, Captures, Reference, run_captures
+from tiny_teachers import tiny_teacher_of
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +55,19 @@ def quantized_teacher(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
+def family_teachers(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Teachers of other families, by model type."""
+    folder = tmp_path_factory.mktemp("family-teachers")
+    return {name: tiny_teacher_of(name, tiny_teacher, folder / name) for name in ("qwen3_moe", "olmo2")}
+
+
+@pytest.fixture(scope="session")
 def captures(
-    tiny_teacher: Path, quantized_teacher: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_teacher: Path,
+    quantized_teacher: Path,
+    family_teachers: dict[str, Path],
+    tiny_corpus: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Captures:
     """The tiny teacher over the tiny corpus, in several ways (see the names)."""
     folder = tmp_path_factory.mktemp("captures")
@@ -81,6 +93,8 @@ def captures(
         "other_backend": asked("stock", hidden_states="none"),
         "final": asked("final", hidden_states="final", logits="none"),
         "quantized": asked("quantized", teacher=str(quantized_teacher)),
+        "qwen3_moe": asked("qwen3_moe", teacher=str(family_teachers["qwen3_moe"])),
+        "olmo2": asked("olmo2", teacher=str(family_teachers["olmo2"]), hidden_states="boundaries"),
     }
     return Captures(folder, dict(zip(runs, run_captures(list(runs.values())), strict=True)))
 

@@ -51,10 +51,10 @@ def no_tokenizer(tiny_teacher: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def gpt2(tiny_teacher: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "gpt2"
+def bert(tiny_teacher: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "bert"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
+    (folder / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"]}))
     return folder
 
 
@@ -87,11 +87,11 @@ def test_hub_name_that_cannot_be_reached(producer: Producer, tiny_corpus: Path, 
 
 
 def test_architecture_that_cannot_be_captured(
-    producer: Producer, gpt2: Path, tiny_corpus: Path, tmp_path: Path
+    producer: Producer, bert: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
-    code, said = producer("generate", "--teacher", str(gpt2), "--data", str(tiny_corpus), "--out", str(tmp_path / "o"))
+    code, said = producer("generate", "--teacher", str(bert), "--data", str(tiny_corpus), "--out", str(tmp_path / "o"))
     assert code == 2
-    assert "architecture GPT2LMHeadModel cannot be captured; these can: Qwen2ForCausalLM" in said
+    assert "architecture BertForMaskedLM is no text decoder with a head" in said
 
 
 def test_missing_tokenizer(producer: Producer, no_tokenizer: Path, tiny_corpus: Path, tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from arwkv_producer.cli import main
-from arwkv_producer.config import GenerateConfig, PlanConfig, VerifyConfig
+from arwkv_producer.config import DoctorConfig, GenerateConfig, PlanConfig, VerifyConfig
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "producer.md"
 
 
-@pytest.mark.parametrize("config", [GenerateConfig, PlanConfig, VerifyConfig])
+@pytest.mark.parametrize("config", [GenerateConfig, PlanConfig, VerifyConfig, DoctorConfig])
 def test_every_flag_is_documented(config: type) -> None:
     text = DOCUMENT.read_text()
     flags = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(config)]

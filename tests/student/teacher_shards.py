@@ -125,6 +125,7 @@ def dataset_info(
             hidden_size=config.hidden_size,
             num_hidden_layers=config.num_hidden_layers,
             dtype="float32",
+            block_form={"olmo2": "post-norm"}.get(config.model_type),
             weights_hash=hash_of_checkpoint(teacher, json.loads((teacher / "config.json").read_text())),
         ),
         tokenizer=TokenizerInfo(hash=vocabulary_hash(vocabulary), vocab_size=max(vocabulary.values()) + 1),

@@ -11,10 +11,12 @@ from tiny_bases import FAMILIES, tiny_base
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from arwkv_store import open_dataset
 from arwkv_store.errors import UsageError
 from arwkv_student.bases.attention import BaseAttention
 from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.bases.convert import convert, student_config
+from arwkv_student.data.shards import require_fitting_hidden_states
 from arwkv_student.model.architectures import ARCHITECTURES
 from arwkv_student.model.loading import load_student
 from arwkv_student.model.modeling import ArwkvForCausalLM
@@ -193,3 +195,13 @@ def test_both_stages_train_on_every_family(
     for stage, share in (("align", 0.98), ("distill", 0.9)):
         losses = [line["loss"] for line in lines if line["stage"] == stage and "loss" in line]
         assert losses[-1] < share * losses[0], stage
+
+
+def test_align_refuses_blocks_that_it_does_not_rebuild(tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    """Shards that say of the base's own weights that their blocks are others."""
+    folder = tiny_base("olmo2", tiny_teacher, tmp_path / "base")
+    shards = make_shards(folder, documents(tiny_corpus), tmp_path / "shards", max_length=32, limit=4)
+    info = open_dataset(str(shards)).info
+    parallel = info.model_copy(update={"teacher": info.teacher.model_copy(update={"block_form": "parallel"})})
+    with pytest.raises(UsageError, match=r"blocks are parallel .* rebuilds post-norm blocks with base"):
+        require_fitting_hidden_states(open_base(str(folder)), parallel, str(shards), [0, 1])

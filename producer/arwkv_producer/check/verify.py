@@ -15,9 +15,10 @@ from torch import Tensor
 from arwkv_producer.check.rescored_logits import Entries, differences, entries, surprise
 from arwkv_producer.config import VerifyConfig
 from arwkv_producer.teacher.teacher import Teacher, chosen_layers, find_teacher
+from arwkv_producer.teacher.transformers_engine import TransformersTeacher
 from arwkv_producer.text.tokenizer import load_tokenizer
 from arwkv_store import Dataset, DatasetInfo, Sample, open_dataset
-from arwkv_store.errors import CorruptShard, UsageError
+from arwkv_store.errors import CorruptShard
 from arwkv_store.format.vocabulary import vocabulary_hash
 
 TOLERANCE_NATS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3, "quantized": 1.0}
@@ -68,9 +69,10 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
     samples = [dataset[index] for index in chosen]
     _check_masks(dataset, samples, findings)
     if not findings.problems:
-        model = _Rescorer(teacher, dataset)
+        model = TransformersTeacher(teacher, dataset.info.teacher.dtype)
+        arithmetic = "quantized" if teacher.quantization else dataset.info.teacher.dtype
         for sample in samples:
-            _check_sample(dataset, sample, model, findings)
+            _check_sample(dataset, sample, model, arithmetic, findings)
     if findings.problems:
         more = f" (and {len(findings.problems) - 1} more)" if len(findings.problems) > 1 else ""
         raise CorruptShard(f"{config.shards}: {findings.problems[0]}{more}; capture the dataset again")
@@ -94,68 +96,12 @@ def _check_masks(dataset: Dataset, samples: list[Sample], findings: Findings) ->
         findings.problem("the loss mask counts every token of a chat corpus: prompts would be learned too")
 
 
-class _Rescorer:
-    """The teacher in transformers, in its captured arithmetic with an fp32 head."""
-
-    def __init__(self, teacher: Teacher, dataset: Dataset) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self.arithmetic = "quantized" if teacher.quantization else dataset.info.teacher.dtype
-        dtype = getattr(torch, dataset.info.teacher.dtype)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        options = {"revision": teacher.revision, "dtype": dtype, **_quantization(teacher)}
-        model = AutoModelForCausalLM.from_pretrained(teacher.model, **options).eval()
-        self._model = _moved(model, self.device, teacher)
-        self._states: dict[str, Tensor] = {}
-        layers = self._model.model.layers
-        for number, layer in enumerate(layers):
-            layer.self_attn.register_forward_hook(self._keep_output(f"attn.{number}"))
-            layer.register_forward_pre_hook(self._keep_input(f"boundary.{number}"))
-        self._model.model.norm.register_forward_pre_hook(self._keep_input(f"boundary.{len(layers)}"))
-
-    def _keep_output(self, name: str) -> Any:
-        return lambda module, arguments, output: self._states.__setitem__(name, output[0][0].float())
-
-    def _keep_input(self, name: str) -> Any:
-        return lambda module, arguments: self._states.__setitem__(name, arguments[0][0].float())
-
-    @torch.inference_mode()
-    def run(self, sample: Sample) -> dict[str, Tensor]:
-        """The sample's hidden states by name, fp32; `final` [T, C] is what the head reads."""
-        tokens = torch.from_numpy(sample.tokens.astype(np.int64))[None].to(self.device)
-        self._states["final"] = self._model.model(tokens).last_hidden_state[0].float()
-        return self._states
-
-    @torch.inference_mode()
-    def logits(self, final_TC: Tensor) -> Tensor:
-        """[T, V] over every head row, fp32."""
-        head_VC: Tensor = self._model.lm_head.weight
-        return final_TC @ head_VC.float().T
-
-
-def _quantization(teacher: Teacher) -> dict[str, Any]:
-    """Options for transformers: it must expand compressed tensors, because its linear layers refuse them."""
-    if teacher.quantization.get("quant_method") != "compressed-tensors":
-        return {}
-    from transformers import CompressedTensorsConfig
-
-    return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
-
-
-def _moved(model: Any, device: torch.device, teacher: Teacher) -> Any:
-    try:
-        return model.to(device)
-    except torch.OutOfMemoryError as error:
-        raise UsageError(
-            f"--teacher {teacher.name}: its weights do not fit on {device} in the free memory; free the GPU, or set "
-            "CUDA_VISIBLE_DEVICES= (to nothing) to score on the CPU"
-        ) from error
-
-
-def _check_sample(dataset: Dataset, sample: Sample, model: _Rescorer, findings: Findings) -> None:
-    states = model.run(sample)
-    _check_logits(dataset.info, sample, states["final"], model, findings)
-    _check_hidden(dataset.info, sample, states, model.arithmetic, findings)
+def _check_sample(
+    dataset: Dataset, sample: Sample, model: TransformersTeacher, arithmetic: str, findings: Findings
+) -> None:
+    logits_TV, states = model.run(sample.tokens)
+    _check_logits(dataset.info, sample, logits_TV, arithmetic, findings)
+    _check_hidden(dataset.info, sample, states, arithmetic, findings)
 
 
 @dataclass
@@ -175,12 +121,12 @@ class _Rescored:
     """A drawn token that has no probability."""
 
 
-def _rescore(info: DatasetInfo, sample: Sample, final_TC: Tensor, model: _Rescorer) -> _Rescored:
+def _rescore(info: DatasetInfo, sample: Sample, all_TV: Tensor) -> _Rescored:
     scored = _Rescored()
     stored = None if sample.logits is None else entries(sample.logits, info.capture)
     least_mass = STOCK_TAIL_MASS if sample.entropy is None else LEAST_TAIL_MASS
-    for start in range(0, len(final_TC), CHUNK_TOKENS):
-        logits_TV = model.logits(final_TC[start : start + CHUNK_TOKENS]).double()
+    for start in range(0, len(all_TV), CHUNK_TOKENS):
+        logits_TV = all_TV[start : start + CHUNK_TOKENS].double()
         full_TV = logits_TV[:, : info.tokenizer.vocab_size].log_softmax(-1)
         next_ids = torch.from_numpy(sample.tokens[start + 1 : start + CHUNK_TOKENS + 1].astype(np.int64))
         scored.true.append(_followed(full_TV, next_ids))
@@ -201,15 +147,15 @@ def _compare_entries(scored: _Rescored, full_TV: Tensor, rows: Entries, draws: i
         scored.impossible = impossible if scored.impossible is None else scored.impossible
 
 
-def _check_logits(info: DatasetInfo, sample: Sample, final_TC: Tensor, model: _Rescorer, findings: Findings) -> None:
-    where, arithmetic = f"sample {sample.sample_id}", TOLERANCE_NATS[model.arithmetic]
-    nats = arithmetic + CODEC_NATS.get(info.capture.logits_codec, 0.0)
-    scored = _rescore(info, sample, final_TC, model)
+def _check_logits(info: DatasetInfo, sample: Sample, logits_TV: Tensor, arithmetic: str, findings: Findings) -> None:
+    where, own = f"sample {sample.sample_id}", TOLERANCE_NATS[arithmetic]
+    nats = own + CODEC_NATS.get(info.capture.logits_codec, 0.0)
+    scored = _rescore(info, sample, logits_TV)
     if sample.true_logprob is not None and sample.entropy is not None:
         true, entropy = torch.cat(scored.true), torch.cat(scored.entropy)
         difference = _largest(true - torch.from_numpy(sample.true_logprob))
         hint = "".join(_explanations(sample, true, torch.cat(scored.padded), difference))
-        findings.compare("true_logprob", difference, arithmetic, where, hint)
+        findings.compare("true_logprob", difference, own, where, hint)
         findings.compare("entropy", _largest(entropy - torch.from_numpy(sample.entropy)), nats, where)
     for name, difference in scored.largest.items():
         findings.compare(name, difference, nats, where)
@@ -230,7 +176,7 @@ def _check_hidden(
         findings.problem(f"{where}: hidden states {sorted(missing)} are missing")
     relative = HIDDEN_TOLERANCE[arithmetic] + CODEC_HIDDEN.get(info.capture.hidden_dtype, 0.0)
     for name, stored_TC in sample.hidden.items():
-        expected_TC = states[name].cpu()
+        expected_TC = states[name].float().cpu()
         error = torch.from_numpy(stored_TC.astype(np.float32)) - expected_TC
         findings.compare(name, float(error.norm() / expected_TC.norm()), relative, where)
 

@@ -4,7 +4,7 @@ Shapes: T rows (token positions), V vocabulary columns of this rank, K kept cand
 ranks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,6 +35,18 @@ class Distribution:
     """Of the token that follows in the text; 0 if `next_ids` is -1 (nothing follows)."""
     drawn_TS: Tensor
     """int32 ids drawn at random; S = 0 without draws."""
+
+
+def rows_of(summaries: Sequence[Distribution]) -> dict[str, Tensor]:
+    """Consecutive positions' distributions as rows."""
+    return {
+        "ids": torch.cat([summary.ids_TK for summary in summaries]),
+        "logprobs": torch.cat([summary.logprobs_TK for summary in summaries]),
+        "tail_logprob": torch.cat([summary.tail_logprob_T for summary in summaries]),
+        "entropy": torch.cat([summary.entropy_T for summary in summaries]),
+        "true_logprob": torch.cat([summary.true_logprob_T for summary in summaries]),
+        "drawn": torch.cat([summary.drawn_TS for summary in summaries]),
+    }
 
 
 @dataclass(frozen=True)

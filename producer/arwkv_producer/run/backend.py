@@ -12,13 +12,19 @@ from arwkv_producer.teacher.vllm_setup import EngineConfig, prepare_environment
 
 if TYPE_CHECKING:
     from arwkv_producer.teacher.stock_engine import StockEngine
+    from arwkv_producer.teacher.transformers_engine import TransformersEngine
 
 
-def start_engine(config: GenerateConfig, job: Job) -> "TeacherEngine | StockEngine":
+def start_engine(config: GenerateConfig, job: Job) -> "TeacherEngine | StockEngine | TransformersEngine":
     """Start the backend that `--capture-backend` names. Raises EngineFailed if it does not start."""
     dtype, own = job.info.teacher.dtype, job.teacher.dtype
+    program = "transformers" if config.capture_backend == "transformers" else "vLLM"
     why = f" (--dtype {config.dtype}; the checkpoint's own is {own})" if dtype != own else ""
-    print(f"starting vLLM with {job.teacher.name} in {dtype}{why}", file=sys.stderr)
+    print(f"starting {program} with {job.teacher.name} in {dtype}{why}", file=sys.stderr)
+    if config.capture_backend == "transformers":
+        from arwkv_producer.teacher.transformers_engine import TransformersEngine
+
+        return TransformersEngine(job.teacher, dtype, job.capture_settings())
     engine = EngineConfig(
         model=job.teacher.model,
         architecture=job.teacher.architecture,

@@ -9,6 +9,7 @@ from typing import Any
 
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run.sizes import samples_per_part
+from arwkv_producer.teacher.families import family_of, require_known_block
 from arwkv_producer.teacher.teacher import Teacher, chosen_layers
 from arwkv_producer.text.corpus import Corpus
 from arwkv_producer.text.sources import printable
@@ -17,7 +18,11 @@ from arwkv_store.errors import UsageError
 from arwkv_store.format.schema import CaptureInfo, CorpusInfo, TeacherInfo, TokenizerInfo
 
 DRIVER = Path("/proc/driver/nvidia/version")
-CREATED_BY = {"pooler": "arwkv producer", "stock": "arwkv producer, vLLM prompt_logprobs"}
+CREATED_BY = {
+    "pooler": "arwkv producer",
+    "stock": "arwkv producer, vLLM prompt_logprobs",
+    "transformers": "arwkv producer, transformers",
+}
 """`created_by` in dataset.json, by capture backend."""
 
 NOT_RECORDED = (
@@ -64,11 +69,12 @@ def dataset_info(
         teacher=TeacherInfo(
             model=teacher.name,
             revision=teacher.revision,
-            model_type=str(teacher.config.get("model_type", "")),
+            model_type=teacher.model_type,
             hidden_size=teacher.width,
             num_hidden_layers=teacher.layers,
             dtype=dtype,
             weights_hash=weights_hash,
+            block_form=_block_form(capture, teacher),
         ),
         tokenizer=tokenizer,
         vocab_size_padded=teacher.head_rows,
@@ -85,6 +91,13 @@ def dataset_info(
         versions=versions("float32" if teacher.head_dtype == "float32" else dtype),
         created_by=CREATED_BY[config.capture_backend],
     )
+
+
+def _block_form(capture: CaptureInfo, teacher: Teacher) -> str | None:
+    """Recorded where hidden states from inside a block are, and the block is not the usual one."""
+    inside = capture.hidden_states in ("attention", "boundaries")
+    form = family_of(teacher.text).form
+    return form if inside and form != "pre-norm" else None
 
 
 def teacher_dtype(config: GenerateConfig, teacher: Teacher, present: DatasetInfo | None = None) -> str:
@@ -107,6 +120,7 @@ def require_fitting(config: GenerateConfig, teacher: Teacher, vocab_size: int) -
         raise UsageError(
             f"--top-k {config.top_k}: the teacher's tokenizer has {vocab_size} tokens; choose a smaller --top-k"
         )
+    require_known_block(teacher.name, teacher.text, config.hidden_states)
     if vocab_size > teacher.head_rows:
         raise UsageError(
             f"--teacher {teacher.name}: its tokenizer has {vocab_size} tokens, but its head has "

@@ -7,14 +7,10 @@ are registered by module path and load only when an engine asks for one of these
 from dataclasses import asdict, dataclass
 from typing import Any
 
-CAPTURED_ARCHITECTURES = {
-    "Qwen2ForCausalLM": "CapturingQwen2ForCausalLM",
-    "Qwen3ForCausalLM": "CapturingQwen3ForCausalLM",
-    "LlamaForCausalLM": "CapturingLlamaForCausalLM",
-}
-"""The teacher's architecture in its config.json → our class in `capture_models`, also its registered architecture."""
-STOCK_ARCHITECTURES = {name: name.replace("For", "OverTokenizerFor") for name in CAPTURED_ARCHITECTURES}
-"""The same → our class in `stock_models`."""
+DECODERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""How the names of architectures end that say what follows a text."""
+CAPTURING, OVER_TOKENIZER = "Capturing", "OverTokenizer"
+"""Before an architecture of vLLM's: the same with our pooler, and with our vocabulary (`made_models`)."""
 
 LOGITS_CHUNK_BYTES = 1 << 28
 """On a GPU each chunk reads the whole head once: with 64 MiB, that would take most of the time."""
@@ -59,12 +55,11 @@ class CaptureSettings:
 
 
 def register() -> None:
-    """Make vLLM know the capturing architectures (entry point `vllm.general_plugins`)."""
+    """Make vLLM know a capturing architecture for each of its text decoders (entry point `vllm.general_plugins`)."""
     from vllm import ModelRegistry
 
-    known = ModelRegistry.get_supported_archs()
-    modules = {"capture_models": CAPTURED_ARCHITECTURES, "stock_models": STOCK_ARCHITECTURES}
-    for module, classes in modules.items():
-        for name in classes.values():
-            if name not in known:
-                ModelRegistry.register_model(name, f"{__package__}.{module}:{name}")
+    known = set(ModelRegistry.get_supported_archs())
+    for architecture in sorted(name for name in known if name.endswith(DECODERS)):
+        for prefix in (CAPTURING, OVER_TOKENIZER):
+            if prefix + architecture not in known and not architecture.startswith((CAPTURING, OVER_TOKENIZER)):
+                ModelRegistry.register_model(prefix + architecture, f"{__package__}.made_models:{prefix}{architecture}")

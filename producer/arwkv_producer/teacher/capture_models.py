@@ -4,6 +4,8 @@ Runs eagerly: hidden states are read by module hooks, which CUDA graphs and comp
 scheduled in one engine step (several requests, one after another), C model width, V vocabulary, K kept candidates.
 """
 
+import functools
+import inspect
 from collections.abc import Callable, Set
 from typing import Any
 
@@ -15,14 +17,12 @@ from vllm.distributed import (
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_gather,
 )
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
-from vllm.model_executor.models.llama import LlamaForCausalLM
-from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
-from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.v1.pool.metadata import PoolingMetadata
 
-from arwkv_producer.numerics.distribution import OUTSIDE_VOCABULARY, Draws, summarize
+from arwkv_producer.numerics.distribution import OUTSIDE_VOCABULARY, Draws, rows_of, summarize
 from arwkv_producer.numerics.sampling import uniforms
 from arwkv_producer.teacher.capture import CaptureSettings
 from arwkv_producer.teacher.handover import Rows, open_handover
@@ -34,30 +34,29 @@ TASK = "token_embed"
 class HiddenTap:
     """Copies chosen hidden states, rounded to bf16, while the model runs; `take` hands over one step's."""
 
-    def __init__(self, model: nn.Module, settings: CaptureSettings) -> None:
+    def __init__(self, decoder: nn.Module, settings: CaptureSettings) -> None:
         self._states: dict[str, Tensor] = {}
-        layers: Any = model.layers
-        norm: Any = model.norm
+        layers: Any = decoder.layers
         for layer in settings.attention_layers:
-            layers[layer].self_attn.register_forward_hook(self._keep_output(f"attn.{layer}"))
+            attention_of(layers[layer]).register_forward_hook(self._keep_output(f"attn.{layer}"))
         for layer in settings.boundary_layers:
-            entered = layers[layer] if layer < len(layers) else norm
-            # A layer is called (positions, hidden, residual), the last norm (hidden, residual).
-            first = 1 if layer < len(layers) else 0
-            entered.register_forward_pre_hook(self._keep_stream(f"boundary.{layer}", first))
+            entered: Any = layers[layer] if layer < len(layers) else decoder.norm
+            hook = self._keep_stream(f"boundary.{layer}", stream_arguments(entered))
+            entered.register_forward_pre_hook(hook, with_kwargs=True)
 
     def _keep_output(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
+        def hook(module: nn.Module, arguments: Any, output: Tensor | tuple[Tensor, ...]) -> None:
             # The norm that follows adds into this very tensor: copy now.
-            self._states[name] = output.to(torch.bfloat16, copy=True)
+            own = output if isinstance(output, Tensor) else output[0]
+            self._states[name] = _rows(own).to(torch.bfloat16, copy=True)
 
         return hook
 
-    def _keep_stream(self, name: str, first: int) -> Callable[..., None]:
-        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            hidden, residual = arguments[first], arguments[first + 1]
+    def _keep_stream(self, name: str, bound: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            hidden, residual = bound(*arguments, **named)
             stream = hidden.float() if residual is None else hidden.float() + residual.float()
-            self._states[name] = stream.to(torch.bfloat16, copy=True)
+            self._states[name] = _rows(stream).to(torch.bfloat16, copy=True)
 
         return hook
 
@@ -66,16 +65,81 @@ class HiddenTap:
         return states
 
 
+def attention_of(layer: Any) -> Any:
+    """A layer's attention, by whichever name vLLM's class has for it."""
+    return next(getattr(layer, name) for name in ("self_attn", "attn", "attention") if hasattr(layer, name))
+
+
+def _rows(state: Tensor) -> Tensor:
+    """[T, C]: models that vLLM takes from transformers have a batch of one."""
+    return state.flatten(0, -2)
+
+
+def stream_arguments(entered: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """What finds, among the arguments that a layer or the last norm is called with, the two parts of the stream."""
+    # What a norm dispatches to says how it is called; a layer's names differ in their order from family to family.
+    names = [name for name in inspect.signature(entered.forward).parameters if name not in ("args", "kwargs")]
+    first = "hidden_states" if "hidden_states" in names else None
+
+    def bound(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
+        given = dict(zip(names, arguments, strict=False)) | named
+        if first is not None:
+            return given[first], given.get("residual")
+        return arguments[0], named.get("residual", arguments[1] if len(arguments) > 1 else None)
+
+    return bound
+
+
+def text_decoder(model: Any) -> nn.Module:
+    """The stack of layers of a causal language model, or of a multimodal model's text part."""
+    owner = model.get_language_model() if hasattr(model, "get_language_model") else model
+    decoder: nn.Module = getattr(owner, "model", owner)
+    return decoder
+
+
+class OwnLogits:
+    """The model's own logits (scale, soft cap, biases, tied heads), of this rank's share of the head."""
+
+    def __init__(self, model: nn.Module) -> None:
+        # In a tuple, so that the model does not become a submodule of its own pooler.
+        self._model: tuple[Any] = (model,)
+        self._head: Any = None
+        processors = [module for module in model.modules() if isinstance(module, LogitsProcessor)]
+        assert processors, f"{type(model).__name__} has no logits processor"
+        for processor in processors:
+            processor._get_logits = functools.partial(self._of_this_rank, processor)
+
+    def _of_this_rank(
+        self, processor: Any, hidden_TC: Tensor, head: Any, bias: Tensor | None, skip_gather: bool = False
+    ) -> Tensor:
+        self._head = head
+        logits_TV: Tensor = processor._apply_head(head, hidden_TC, bias)
+        return logits_TV
+
+    def __call__(self, hidden_TC: Tensor) -> Tensor:
+        """[T, V of this rank, padding included] in fp32."""
+        logits_TV: Tensor = self._model[0].compute_logits(hidden_TC)
+        return logits_TV.float()
+
+    def token_ids(self, hidden_TC: Tensor, vocab_size: int) -> range:
+        """The tokenizer's ids that this rank's columns stand for; empty where they are all padding."""
+        if self._head is None:
+            self(hidden_TC[:1])
+        shard = getattr(self._head, "shard_indices", None)
+        if shard is None:  # a plain linear layer: every rank has all of it
+            return range(vocab_size)
+        return range(int(shard.org_vocab_start_index), min(vocab_size, int(shard.org_vocab_end_index)))
+
+
 class CapturePooler(Pooler):  # type: ignore[misc]  # vLLM has no types
     """Turns one engine step's final hidden states into captured rows and hands over each prompt once it is complete."""
 
     def __init__(self, language_model: nn.Module, settings: CaptureSettings) -> None:
         super().__init__()
-        # In a tuple, so that the language model does not become a submodule of its own pooler.
-        self._language_model: tuple[Any] = (language_model,)
         self._settings = settings
         self._first_rank = get_tensor_model_parallel_rank() == 0
-        self._tap = HiddenTap(language_model.get_submodule("model"), settings) if self._first_rank else None
+        self._tap = HiddenTap(text_decoder(language_model), settings) if self._first_rank else None
+        self._logits = OwnLogits(language_model)
         self._handover = open_handover(settings.handover_folder)
 
     def get_supported_tasks(self) -> Set[Any]:
@@ -132,19 +196,17 @@ class CapturePooler(Pooler):  # type: ignore[misc]  # vLLM has no types
         return {name: tensor.to("cpu") for name, tensor in rows.items()}
 
     def _distributions(self, hidden_TC: Tensor, next_ids_T: Tensor, uniforms_TS: Tensor | None) -> Rows:
-        model, settings = self._language_model[0], self._settings
-        head = model.lm_head
-        first_id = int(head.shard_indices.org_vocab_start_index)
-        end_id = min(settings.vocab_size, int(head.shard_indices.org_vocab_end_index))
-        columns = max(end_id - first_id, 1)
+        settings = self._settings
+        ids = self._logits.token_ids(hidden_TC, settings.vocab_size)
+        first_id, columns = ids.start, max(len(ids), 1)
         gather = None if get_tensor_model_parallel_world_size() == 1 else tensor_model_parallel_all_gather
         next_ids_T = next_ids_T.to(hidden_TC.device)
         chunk = settings.logits_rows(columns, hidden_TC.device.type == "cpu")
         summaries = []
         for start in range(0, len(hidden_TC), chunk):
             rows = slice(start, start + chunk)
-            logits_TV = model.logits_processor(head, hidden_TC[rows], skip_gather=True)[:, :columns].float()
-            if first_id >= end_id:  # this rank's share of the head is all padding
+            logits_TV = self._logits(hidden_TC[rows])[:, :columns]
+            if not ids:  # this rank's share of the head is all padding
                 logits_TV = torch.full_like(logits_TV, OUTSIDE_VOCABULARY)
             draws = None
             if uniforms_TS is not None:
@@ -152,14 +214,7 @@ class CapturePooler(Pooler):  # type: ignore[misc]  # vLLM has no types
             summaries.append(
                 summarize(logits_TV, settings.top_k, next_ids_T[rows], draws=draws, first_id=first_id, gather=gather)
             )
-        return {
-            "ids": torch.cat([summary.ids_TK for summary in summaries]),
-            "logprobs": torch.cat([summary.logprobs_TK for summary in summaries]),
-            "tail_logprob": torch.cat([summary.tail_logprob_T for summary in summaries]),
-            "entropy": torch.cat([summary.entropy_T for summary in summaries]),
-            "true_logprob": torch.cat([summary.true_logprob_T for summary in summaries]),
-            "drawn": torch.cat([summary.drawn_TS for summary in summaries]),
-        }
+        return rows_of(summaries)
 
 
 def _next_ids(metadata: PoolingMetadata, lengths: list[int], ends: list[int], prompt_lengths: list[int]) -> Tensor:
@@ -179,7 +234,7 @@ def _join(pieces: list[Rows]) -> Rows:
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-class _Capturing:
+class Capturing:
     """Mixed into a vLLM causal language model: makes it a pooling model whose pooler captures."""
 
     is_pooling_model = True
@@ -189,15 +244,3 @@ class _Capturing:
         assert vllm_config.model_config.enforce_eager, "hidden states are read by hooks, which compiled graphs skip"
         settings = CaptureSettings.from_json(vllm_config.additional_config["arwkv_capture"])
         self.pooler = CapturePooler(self, settings)  # type: ignore[arg-type]  # the model beside the mixin is a Module
-
-
-class CapturingQwen2ForCausalLM(_Capturing, Qwen2ForCausalLM):  # type: ignore[misc]  # vLLM has no types
-    """Qwen2 and Qwen2.5."""
-
-
-class CapturingQwen3ForCausalLM(_Capturing, Qwen3ForCausalLM):  # type: ignore[misc]  # vLLM has no types
-    """Qwen3, dense."""
-
-
-class CapturingLlamaForCausalLM(_Capturing, LlamaForCausalLM):  # type: ignore[misc]  # vLLM has no types
-    """Llama."""

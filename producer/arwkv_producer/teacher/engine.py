@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arwkv_producer.teacher.capture import CAPTURED_ARCHITECTURES, CaptureSettings
+from arwkv_producer.teacher.capture import CAPTURING, CaptureSettings
 from arwkv_producer.teacher.engine_faults import engine_faults
 from arwkv_producer.teacher.vllm_setup import (
     EngineConfig,
@@ -46,7 +46,7 @@ class TeacherEngine:
         try:
             self._llm = start_vllm(
                 config,
-                CAPTURED_ARCHITECTURES[config.architecture],
+                CAPTURING + config.architecture,
                 runner="pooling",
                 additional_config={"arwkv_capture": replace(settings, handover_folder=folder).as_json()},
                 max_model_len=config.max_length,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from arwkv_producer.teacher.capture import STOCK_ARCHITECTURES
+from arwkv_producer.teacher.capture import OVER_TOKENIZER
 from arwkv_producer.teacher.engine_faults import engine_faults
 from arwkv_producer.teacher.vllm_setup import EngineConfig, finished_prompts, free_memory, start_vllm, unheard
 
@@ -28,7 +28,7 @@ class StockEngine:
         self._model, self._top_k, self._vocab_size = config.model, top_k, vocab_size
         self._llm = start_vllm(
             config,
-            STOCK_ARCHITECTURES[config.architecture],
+            OVER_TOKENIZER + config.architecture,
             additional_config={"arwkv_vocab_size": vocab_size},
             max_model_len=config.max_length + 1,
             max_logprobs=top_k,

@@ -5,12 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
-from vllm.model_executor.models.llama import LlamaForCausalLM
-from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
-from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
 
-class _OverTokenizer:
+class OverTokenizer:
     """Mixed into a vLLM causal language model; `additional_config["arwkv_vocab_size"]` is the tokenizer's size."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -22,15 +19,3 @@ class _OverTokenizer:
         if logits_TV is not None:  # under tensor parallelism only one rank has them
             logits_TV[:, self._real_vocab_size :] = -torch.inf
         return logits_TV
-
-
-class Qwen2OverTokenizerForCausalLM(_OverTokenizer, Qwen2ForCausalLM):  # type: ignore[misc]  # vLLM has no types
-    """Qwen2 and Qwen2.5."""
-
-
-class Qwen3OverTokenizerForCausalLM(_OverTokenizer, Qwen3ForCausalLM):  # type: ignore[misc]  # vLLM has no types
-    """Qwen3, dense."""
-
-
-class LlamaOverTokenizerForCausalLM(_OverTokenizer, LlamaForCausalLM):  # type: ignore[misc]  # vLLM has no types
-    """Llama."""

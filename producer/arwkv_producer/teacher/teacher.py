@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arwkv_producer.teacher.capture import CAPTURED_ARCHITECTURES
+from arwkv_producer.teacher.capture import DECODERS
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.model_files import read_json, require_whole_weights
 from arwkv_store.format.weights import hash_of_checkpoint
@@ -25,26 +25,47 @@ class Teacher:
     """The recorded name: the folder's own name, or the Hub name."""
     revision: str | None
     config: Mapping[str, Any]
-    """config.json, or its text part."""
+    """config.json."""
     architecture: str
 
     @property
+    def text(self) -> Mapping[str, Any]:
+        """The part of the configuration that describes the text decoder: all, but in a multimodal model."""
+        text: Mapping[str, Any] = self.config.get("text_config") or self.config
+        return text
+
+    def _number(self, *names: str) -> int:
+        """A number of the configuration, under the first of the names that it has. Raises UsageError without one."""
+        found = next((self.text[name] for name in names if isinstance(self.text.get(name), int)), None)
+        if found is None:
+            raise UsageError(
+                f"--teacher {self.name}: no {names[0]} in its config.json; save the model with transformers"
+            )
+        return int(found)
+
+    @property
+    def model_type(self) -> str:
+        return str(self.text.get("model_type", ""))
+
+    @property
     def layers(self) -> int:
-        return int(self.config["num_hidden_layers"])
+        return self._number("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
     @property
     def width(self) -> int:
-        return int(self.config["hidden_size"])
+        return self._number("hidden_size", "n_embd", "d_model")
 
     @property
     def head_size(self) -> int:
-        """Width of one attention head."""
-        return int(self.config.get("head_dim") or self.width // int(self.config["num_attention_heads"]))
+        """Width of one attention head; 0 where keys are kept in latent form, and heads have no one width."""
+        if "kv_lora_rank" in self.text:
+            return 0
+        return int(self.text.get("head_dim") or self.width // self._number("num_attention_heads", "n_head", "n_heads"))
 
     @property
     def head_rows(self) -> int:
         """Rows of the output head, padding included."""
-        return int(self.config["vocab_size"])
+        return self._number("vocab_size")
 
     @property
     def quantization(self) -> Mapping[str, Any]:
@@ -58,17 +79,20 @@ class Teacher:
 
     @property
     def max_length(self) -> int:
-        return int(self.config["max_position_embeddings"])
+        return self._number("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
     @property
     def dtype(self) -> str:
         """The checkpoint's own arithmetic."""
-        return str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32").removeprefix("torch.")
+        own = self.text.get("dtype") or self.text.get("torch_dtype") or self.config.get("dtype")
+        return str(own or self.config.get("torch_dtype") or "float32").removeprefix("torch.")
 
 
 def find_teacher(name: str) -> Teacher:
-    """Read the configuration of a local folder or a Hub model. Raises NotFound, or UsageError where vLLM's classes for
-    its architecture are not ones that capture."""
+    """Read the configuration of a local folder or a Hub model.
+
+    Raises NotFound, or UsageError where its architecture is no decoder with a head.
+    """
     local = Path(name).expanduser()
     if local.exists():
         model, recorded, revision, config = str(local), local.resolve().name, None, _read_local_config(local)
@@ -79,10 +103,9 @@ def find_teacher(name: str) -> Teacher:
         model = recorded = _with_owner(asked)
         config, revision = _read_hub_config(model, revision_asked or None)
     architecture = (config.get("architectures") or ["none named"])[0]
-    if architecture not in CAPTURED_ARCHITECTURES:
+    if not architecture.endswith(DECODERS):
         raise UsageError(
-            f"--teacher {name}: architecture {architecture} cannot be captured; "
-            f"these can: {', '.join(CAPTURED_ARCHITECTURES)}"
+            f"--teacher {name}: architecture {architecture} is no text decoder with a head; name a causal LM"
         )
     return Teacher(model=model, name=recorded, revision=revision, config=config, architecture=architecture)
 

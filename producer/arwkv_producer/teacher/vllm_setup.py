@@ -21,8 +21,10 @@ DEFAULT_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "OMP_WAIT_POLICY": "passive",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
 }
-"""Set where the user set nothing. A pooling pass keeps no cache between prompts, so 1 GiB of it is plenty on a CPU."""
+"""Set where the user set nothing. A pooling pass keeps no cache between prompts, so 1 GiB of it is plenty on a CPU;
+capture is verified on the V1 runner."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class EngineConfig:
     model: str
     """A local folder or a Hub name."""
     architecture: str
-    """As in the model's config.json; must be one of CAPTURED_ARCHITECTURES."""
+    """As in the model's config.json."""
     head_size: int = 0
     """Width of one attention head; 0 where unknown."""
     head_dtype: str = "float32"
@@ -58,7 +60,9 @@ def start_vllm(config: EngineConfig, architecture: str, **arguments: Any) -> Any
 
         _require_supported_head(config)
         _require_exact_products(config)
+        _require_known(config)
         register()
+        _keep_settings_of_architecture(config.architecture, architecture)
         llm = vllm.LLM(
             model=config.model,
             tokenizer=config.model,
@@ -164,6 +168,25 @@ def _require_supported_head(config: EngineConfig) -> None:
             f"--teacher {config.model}: attention heads of size {config.head_size}; on a CPU vLLM supports "
             f"{', '.join(map(str, sizes))}: use such a teacher, or a GPU"
         )
+
+
+def _require_known(config: EngineConfig) -> None:
+    """Raise UsageError for an architecture that this vLLM does not have; it would say so after loading much."""
+    from vllm import ModelRegistry
+
+    if config.architecture not in ModelRegistry.get_supported_archs():
+        raise UsageError(
+            f"--teacher {config.model}: this vLLM has no architecture {config.architecture}; use "
+            "--capture-backend transformers"
+        )
+
+
+def _keep_settings_of_architecture(own: str, ours: str) -> None:
+    """vLLM adjusts its configuration by the architecture's name (block sizes of hybrids, and such): by ours, too."""
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    if own in MODELS_CONFIG_MAP:
+        MODELS_CONFIG_MAP[ours] = MODELS_CONFIG_MAP[own]
 
 
 def _require_exact_products(config: EngineConfig) -> None:

@@ -34,6 +34,8 @@ class TeacherInfo(_Frozen):
     num_hidden_layers: int = Field(gt=0)
     dtype: str
     weights_hash: str | None = None
+    block_form: str | None = None
+    """How attention and MLP enter the residual stream, where hidden states depend on it; None: each behind its norm."""
 
 
 class TokenizerInfo(_Frozen):
@@ -97,7 +99,10 @@ class DatasetInfo(_Frozen):
 
     def to_bytes(self) -> bytes:
         """The exact bytes of dataset.json, sealed with a hash of themselves."""
-        return sealed(self.model_dump(mode="json"))
+        document = self.model_dump(mode="json")
+        if self.teacher.block_form is None:  # as it was before there was such a field: the bytes' hash is compared
+            del document["teacher"]["block_form"]
+        return sealed(document)
 
     @classmethod
     def from_bytes(cls, raw: bytes, where: str) -> Self:

@@ -103,6 +103,12 @@ def require_fitting_hidden_states(base: BaseCheckpoint, info: DatasetInfo, uri: 
             f"{teacher.hidden_size} and {teacher.num_hidden_layers} (teacher {teacher.model}); "
             "stage align needs the shards of the base itself"
         )
+    form, own_form = teacher.block_form or "pre-norm", base.architecture.norms.form
+    if form != own_form:
+        raise UsageError(
+            f"{uri}: the teacher's blocks are {form} ({teacher.model}), and stage align rebuilds {own_form} blocks "
+            f"with base {base.name}; use these shards for stage distill"
+        )
     require_teacher("--base", base, info, uri)
     missing = sorted(set(layers_read(info, mixed)) - set(capture.layers))
     if missing:

@@ -31,6 +31,13 @@ class BlockNorms:
         norms = (self.before_mixer, self.after_mixer, self.before_mlp, self.after_mlp)
         return (name for name in norms if name is not None)
 
+    @property
+    def form(self) -> str:
+        """The block's name in dataset.json."""
+        if self.after_mixer is None:
+            return "pre-norm"
+        return "post-norm" if self.before_mixer is None else "sandwich"
+
 
 def has_experts(config: Any, layer: int) -> bool:
     """Qwen3-MoE's rule: every `decoder_sparse_step`-th layer routes to experts, but for `mlp_only_layers`."""

