@@ -1,6 +1,7 @@
 """Preset `transformer`: a plain causal language model as the student."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from arwkv_student.cli import main
 from arwkv_student.model.transformer_student import load_transformer
 from arwkv_student.settings import TrainSettings
 from arwkv_student.training.pipeline import train
-from student_faults import train_until
+from student_faults import swap_two_tokens, train_until
 
 TOKENS = torch.arange(40).view(2, 20) * 7 % 500
 STEPS = 6
@@ -109,6 +110,23 @@ def test_packed_samples_have_the_loss_of_separate_ones(tiny_shards: Path, small:
     for name, packing in (("padded", False), ("packed", True)):
         train(replace(settings(tiny_shards, small, tmp_path / name), steps=2, packing=packing))
     torch.testing.assert_close(losses(tmp_path / "packed"), losses(tmp_path / "padded"), rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_added_behind_the_shards_ids_are_named_and_others_refused(
+    finished: Path, tiny_shards: Path, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(small, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(small)
+    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "base")
+    train(settings(tiny_shards, tmp_path / "base", tmp_path / "run"))
+    assert "2 tokens beyond the ids in" in (said := capsys.readouterr().err)
+    assert "(<think>, </think>); they are not trained" in said
+    assert losses(tmp_path / "run") == losses(finished)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "run")) == 502
+    swap_two_tokens(tmp_path / "base")
+    with pytest.raises(UsageError, match="is not the shards'"):
+        train(settings(tiny_shards, tmp_path / "base", tmp_path / "other"))
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,14 @@ def open_tokenizer(what: str, folder: Path) -> Any:  # transformers is untyped
         raise NotFound(f"{what}: no tokenizer in {folder}; copy its tokenizer.json there") from error
 
 
-def tokenizer_hash(what: str, folder: Path) -> str:
-    """The hash that shards made with the folder's tokenizer carry. Raises NotFound without a tokenizer."""
-    return vocabulary_hash(open_tokenizer(what, folder).get_vocab())
+def tokenizer_hash(what: str, folder: Path, ids: int) -> tuple[str, list[str]]:
+    """The hash of the folder's tokens below the id `ids`, and its further tokens by id.
+
+    Shards made with these tokens have the same hash, whatever was added behind. Raises NotFound without a tokenizer.
+    """
+    by_id = sorted(open_tokenizer(what, folder).get_vocab().items(), key=lambda entry: entry[1])
+    shared = {token: token_id for token, token_id in by_id if token_id < ids}
+    return vocabulary_hash(shared), [token for token, token_id in by_id if token_id >= ids]
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:

@@ -34,13 +34,19 @@ def require_counted(uri: str) -> None:
 
 
 def require_same_tokenizer(what: str, folder: Path, info: DatasetInfo, uri: str) -> None:
-    """Raise UsageError unless the shards have the same tokenizer as the model's folder."""
-    own = tokenizer_hash(what, folder)
+    """Raise UsageError unless the token ids of the shards are the same tokens in the model's folder.
+
+    Tokens that the model has beyond them are named on stderr; they take no part in a loss.
+    """
+    own, added = tokenizer_hash(what, folder, info.tokenizer.vocab_size)
     if own != info.tokenizer.hash:
         raise UsageError(
             f"tokenizer of {what} ({own[:18]}…) is not the shards' ({info.tokenizer.hash[:18]}…, teacher "
             f"{info.teacher.model} in {uri}); use a model with the teacher's tokenizer"
         )
+    if added:
+        shown = ", ".join(added[:4]) + (", …" if len(added) > 4 else "")
+        _warn(f"{what}: {len(added)} tokens beyond the ids in {uri} ({shown}); they are not trained")
     rows = json.loads((folder / "config.json").read_text())["vocab_size"]
     if rows < info.tokenizer.vocab_size:
         raise UsageError(
