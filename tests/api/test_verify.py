@@ -16,6 +16,8 @@ from arwkv_api.config import Settings
 from arwkv_api.index.pace import Pace, pass_days, verification_rate
 from arwkv_api.index.scan import scan_root
 from arwkv_api.index.scrub import verify_due
+from arwkv_api.roots.folders import part_files, shard_files
+from arwkv_store import open_dataset
 
 Open = Callable[[Settings], TestClient]
 SHARDS = "/v1/datasets/train/shards"
@@ -82,6 +84,22 @@ def test_background_finds_it_by_itself_and_sees_the_mended_file(
     eventually(lambda: client.get(f"{SHARDS}/1").json()["state"] == "committed")
     eventually(lambda: client.get("/v1/datasets/train").json()["verified_shards"] == 5)
     assert client.get("/v1/datasets/train").json()["faulty_shards"] == 0
+
+
+def test_files_named_by_their_content_are_watched_as_any(root: Path) -> None:
+    """A bucket's objects that were carried over into a folder."""
+    shards = root / "train" / "shards"
+    plain = open_dataset(root / "train").shards[1]
+    addressed = plain.named(addressed=True)
+    for kind, file in addressed.files.items():
+        (shards / plain.files[kind].name).rename(shards / file.name)
+    (shards / "part-000001.json").write_bytes(addressed.to_bytes())
+    before = shard_files(root / "train")
+    assert before[1] == part_files(root / "train", 1)
+    os.utime(shards / addressed.files["hidden"].name, (1, 1))
+    after = shard_files(root / "train")
+    assert after[1] == part_files(root / "train", 1)
+    assert {part for part in before if before[part] != after[part]} == {1}
 
 
 def test_background_keeps_its_pace(settings: Settings, open_client: Open) -> None:

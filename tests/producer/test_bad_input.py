@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from transformers import AutoTokenizer
 
 from arwkv_producer.cli import generate, main
 from arwkv_producer.config import GenerateConfig
@@ -182,6 +183,26 @@ def test_impossible_request(
     code, said = producer("generate", *arguments, *flags)
     assert code == 2
     assert message in said
+
+
+def test_tokens_beyond_the_head_are_named_with_a_way_out(
+    producer: Producer, tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "padded"
+    shutil.copytree(tiny_teacher, teacher)
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokenizer.add_tokens([f"<extra {number}>" for number in range(43)])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(teacher)
+    arguments = ["generate", "--teacher", str(teacher), "--data", str(tiny_corpus), "--out", str(tmp_path / "o")]
+    code, said = producer(*arguments, "--max-length", "96", "--dry-run")
+    assert code == 0, "44 rows are padding, which extra tokens may take"
+    tokenizer.add_tokens(["<one too many>"])
+    tokenizer.save_pretrained(teacher)
+    code, said = producer(*arguments, "--max-length", "96", "--dry-run")
+    assert code == 2
+    assert "545 tokens, but its head has 544 rows, none for '<one too many>'; name a copy of the model" in said
+    assert "resize_token_embeddings(545)" in said
 
 
 def test_output_that_is_a_file(producer: Producer, tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path) -> None:

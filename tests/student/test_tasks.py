@@ -46,10 +46,13 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 
 @pytest.fixture(scope="module")
 def student(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student whose padding rows of the head (500 to 543) are louder than all tokens'."""
     folder = tmp_path_factory.mktemp("student") / "student"
     torch.manual_seed(0)
     base = open_base(str(tiny_teacher))
-    convert(base, student_config(base, "rad-rwkv7")).model.save_pretrained(folder)
+    model = convert(base, student_config(base, "rad-rwkv7")).model
+    model.lm_head.weight.data[500:] *= 50
+    model.save_pretrained(folder)
     copy_tokenizer(tiny_teacher, folder)
     return folder
 
@@ -62,7 +65,13 @@ def folder(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     lines = []
     for question in QUESTIONS:
         ids = torch.tensor([tokenizer(question["question"])["input_ids"]])
-        said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
+        said = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=5,
+            do_sample=False,
+            suppress_tokens=list(range(500, 544)),
+        )
         text = tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
         lines.append(json.dumps(question | {"expected": text.split("\n\n")[0]}))
     (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl, TrainerState, TrainingArguments
 
 from api_serving import serving
 from arwkv_store.errors import ConfigurationDiffers, NotFound, UsageError
@@ -22,6 +23,7 @@ from arwkv_student.settings import TrainSettings
 from arwkv_student.training.parameters import parameter_groups
 from arwkv_student.training.pipeline import train
 from arwkv_student.training.plan import StagePlan
+from arwkv_student.training.run_log import reporters
 from student_faults import swap_two_tokens, train_until
 
 STEPS = 6
@@ -73,6 +75,16 @@ def test_run_holds_the_last_student_and_each_stages(finished: Path) -> None:
     assert not [name for name in changed if ".mlp." in name]
     AutoModelForCausalLM.from_pretrained(finished)
     assert AutoTokenizer.from_pretrained(finished).vocab_size == 500
+
+
+def test_whoever_loads_a_run_gets_no_token_from_a_padding_row(finished: Path) -> None:
+    for folder in (finished, finished / "align", finished / "distill"):
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        model.lm_head.weight.data[500:] *= 50
+        prompt = torch.tensor([[5, 6, 7]])
+        asked = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 8, "do_sample": False}
+        assert (model.generate(prompt, **asked) < 500).all()
+        assert (model.generate(prompt, **asked, suppress_tokens=None)[0, 3:] >= 500).any()
 
 
 def test_only_time_mixers_train_in_align(finished: Path, tiny_teacher: Path) -> None:
@@ -339,3 +351,23 @@ def test_trackers_are_named_and_missing_ones_refused(tiny_shards: Path, tiny_tea
         if importlib.util.find_spec(tracker) is None:
             with pytest.raises(UsageError, match=f"--report-to {tracker}: the package {tracker} is not installed"):
                 train(replace(asked, out=tmp_path / tracker, report_to=("tensorboard", tracker)))
+
+
+def test_continued_run_shows_each_step_once_in_tensorboard(
+    tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    asked = replace(settings(tiny_shards, tiny_teacher, tmp_path), report_to=("tensorboard",))
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    for begins, ends, is_main in ((0, 33, True), (30, 40, True), (30, 40, False)):
+        state = TrainerState(global_step=begins, is_world_process_zero=is_main)
+        (reporter,) = reporters(tmp_path, "distill", asked)
+        reporter.on_train_begin(arguments, state, TrainerControl())
+        for state.global_step in range(begins + 1, ends + 1):
+            reporter.on_log(arguments, state, TrainerControl(), logs={"loss": 1.0 / state.global_step})
+        if is_main:
+            reporter.tb_writer.flush()  # and no end: the process is killed
+    folder = tmp_path / "tensorboard" / "distill"
+    assert len(list(folder.iterdir())) == 2, "processes beside the main one write nothing"
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 41))

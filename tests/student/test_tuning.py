@@ -109,6 +109,11 @@ def test_dpo_margin_rises_from_nothing(tuned: Path) -> None:
     assert figures(tuned / "dpo")[-1]["eval_rewards/accuracies"] == 1.0
 
 
+def test_tuned_student_names_the_rows_that_are_no_tokens(tuned: Path) -> None:
+    for folder in (tuned / "sft", tuned / "dpo"):
+        assert json.loads((folder / "generation_config.json").read_text())["suppress_tokens"] == list(range(500, 544))
+
+
 def test_run_holds_the_tuned_student_with_its_template(tuned: Path) -> None:
     for stage in ("sft", "dpo"):
         weights = [load_file(folder / "model.safetensors") for folder in (tuned / stage, tuned / stage / stage)]

@@ -1,5 +1,6 @@
 """What lies under the roots: dataset folders, their shards' names and fingerprints, and runs. Reads names, not data."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -79,12 +80,11 @@ def shard_files(folder: Path, meanwhile: Callable[[], None] = lambda: None) -> d
 def part_files(folder: Path, part: int) -> ShardFiles | None:
     """The same of one part alone; None where it has no manifest. Raises OSError where that cannot be told."""
     files = []
-    for kind in ("arrow", "hidden.arrow", "json"):
-        try:
-            files.append((kind, (folder / SHARDS_FOLDER / f"{part_stem(part)}.{kind}").lstat()))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-    return None if (folder / SHARDS_FOLDER).is_symlink() else _shard(part, files)
+    for path in (folder / SHARDS_FOLDER).glob(f"{part_stem(part)}.*"):
+        if (named := part_of(path.name)) is not None:
+            with contextlib.suppress(FileNotFoundError):
+                files.append((named[1], path.lstat()))
+    return None if (folder / SHARDS_FOLDER).is_symlink() else _shard(part, sorted(files))
 
 
 def run_folders(roots: tuple[Path, ...]) -> dict[str, Path]:

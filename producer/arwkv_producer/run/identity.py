@@ -13,6 +13,7 @@ from arwkv_producer.teacher.families import family_of, require_known_block
 from arwkv_producer.teacher.teacher import Teacher, chosen_layers
 from arwkv_producer.text.corpus import Corpus
 from arwkv_producer.text.sources import printable
+from arwkv_producer.text.tokenizer import real_vocab_size
 from arwkv_store import DatasetInfo
 from arwkv_store.errors import UsageError
 from arwkv_store.format.schema import CaptureInfo, CorpusInfo, TeacherInfo, TokenizerInfo
@@ -114,17 +115,21 @@ def teacher_dtype(config: GenerateConfig, teacher: Teacher, present: DatasetInfo
     return str(compute_dtype()).removeprefix("torch.")
 
 
-def require_fitting(config: GenerateConfig, teacher: Teacher, vocab_size: int) -> None:
-    """Raise UsageError if the teacher cannot fulfil the settings."""
+def require_fitting(config: GenerateConfig, teacher: Teacher, tokenizer: Any) -> None:
+    """Raise UsageError where the teacher cannot give what is asked."""
+    vocab_size = real_vocab_size(tokenizer)
     if config.logits != "none" and config.top_k > vocab_size:
         raise UsageError(
             f"--top-k {config.top_k}: the teacher's tokenizer has {vocab_size} tokens; choose a smaller --top-k"
         )
     require_known_block(teacher.name, teacher.text, config.hidden_states)
     if vocab_size > teacher.head_rows:
+        extra = [token for token, row in tokenizer.get_vocab().items() if row >= teacher.head_rows]
+        named = ", ".join(sorted(map(repr, extra))[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
         raise UsageError(
             f"--teacher {teacher.name}: its tokenizer has {vocab_size} tokens, but its head has "
-            f"{teacher.head_rows} rows; use the tokenizer that belongs to the model"
+            f"{teacher.head_rows} rows, none for {named}; name a copy of the model without these added tokens in "
+            f"tokenizer.json and tokenizer_config.json, or with rows for them: resize_token_embeddings({vocab_size})"
         )
     stock = config.capture_backend == "stock"  # generates a token, which takes a place
     if config.max_length > teacher.max_length - stock:

@@ -72,7 +72,7 @@ def prepare(config: GenerateConfig) -> list[Job]:
     with working("loading the tokenizer"):
         tokenizer = load_tokenizer(teacher)
     vocab_size = real_vocab_size(tokenizer)
-    require_fitting(config, teacher, vocab_size)
+    require_fitting(config, teacher, tokenizer)
     require_weights(teacher)
     with working("reading and tokenizing the text"):
         corpora = _read(config, shares, tokenizer)

@@ -12,7 +12,9 @@ the vocabulary's hash, and readers compare it."""
 CORPUS_FILE = "corpus.json"
 """The producer's report of what it read; it decides nothing either."""
 BESIDE_FILES = (*TOKENIZER_FILES, CORPUS_FILE)
-_PART_FILE = re.compile(r"part-(\d{6}|[1-9]\d{6,11})\.(json|arrow|hidden\.arrow)", re.ASCII)
+_PART_FILE = re.compile(
+    rf"part-(\d{{6}}|[1-9]\d{{6,11}})\.(json|(?:[0-9a-f]{{{ADDRESS_DIGITS}}}\.)?(?:hidden\.)?arrow)", re.ASCII
+)
 
 
 def part_stem(part: int) -> str:

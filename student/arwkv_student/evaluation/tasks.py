@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 
 from arwkv_store.errors import NotFound, UsageError
-from arwkv_student.model.loading import accelerator, computes_in_bf16, load_student
+from arwkv_student.model.loading import accelerator, computes_in_bf16, load_student, padding_rows
 from arwkv_student.settings import EvalSettings
 
 
@@ -91,6 +91,7 @@ def _open(name: str) -> tuple[Any, Any]:
         config = transformers.AutoConfig.from_pretrained(name)
         if config.model_type == "arwkv":
             model: Any = load_student(folder)
+            model.generation_config.suppress_tokens = padding_rows(tokenizer, config.vocab_size)
         else:
             model = transformers.AutoModelForCausalLM.from_pretrained(name)
     except (OSError, ValueError) as error:

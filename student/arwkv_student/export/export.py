@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from arwkv_store.errors import UsageError
-from arwkv_store.format.layout import TOKENIZER_FILES
 from arwkv_student.bases.tokenizer import copy_tokenizer
 from arwkv_student.export import exported_wkv7
 from arwkv_student.export.model_card import model_card
 from arwkv_student.model import modeling as model
-from arwkv_student.model.loading import load_student, padding_rows
+from arwkv_student.model.loading import load_student
 from arwkv_student.run.durable import replace_text, write_json
 from arwkv_student.settings import ExportSettings
+from arwkv_student.suppressed_rows import suppress_padding_rows
 
 OUR_IMPORT = re.compile(r"^( *)from (arwkv_[\w.]+) import", re.MULTILINE)
 # Imported by its short name; in an exported student, the recurrence without compiled kernels.
@@ -45,7 +44,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     copy_tokenizer(source, out)
     if settings.self_contained:
         _write_code(out)
-    _suppress_padding_rows(out, student.config.vocab_size)
+    suppress_padding_rows(out)
     replace_text(out / "README.md", model_card(student, source, self_contained=settings.self_contained))
     return {"out": str(out), "files": sorted(path.name for path in out.iterdir())}
 
@@ -86,14 +85,3 @@ def _instead(module: str) -> str:
 def _file_name(module: str) -> str:
     """transformers expects `modeling_…` for the model, and all files in one folder."""
     return "modeling_arwkv" if module == model.__name__ else "arwkv_" + module.rpartition(".")[2]
-
-
-def _suppress_padding_rows(out: Path, rows: int) -> None:
-    """Let `generate` suppress the head's padding rows, for all who load the folder."""
-    if not any((out / name).is_file() for name in TOKENIZER_FILES[:2]):
-        return
-    padding = padding_rows(AutoTokenizer.from_pretrained(out), rows)
-    if padding is not None:
-        file = out / "generation_config.json"
-        document = json.loads(file.read_text()) if file.is_file() else {}
-        write_json(file, document | {"suppress_tokens": padding})

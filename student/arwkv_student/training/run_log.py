@@ -87,11 +87,21 @@ class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
             file.write(json.dumps({"stage": self.plan.name, **figures}) + "\n")
 
 
-def tensorboard_writer(folder: Path) -> Any:
-    """Event files in this folder."""
-    from torch.utils.tensorboard import SummaryWriter
+class _EventFiles(TensorBoardCallback):  # type: ignore[misc] # transformers is untyped
+    """TensorBoard's event files, written by the main process; a continued run replaces the steps that it repeats."""
 
-    return SummaryWriter(str(folder))
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder, self._step = folder, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self._step = state.global_step
+        super().on_train_begin(args, state, control, **more)
+
+    def _init_summary_writer(self, args: Any) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.tb_writer = SummaryWriter(str(self._folder), purge_step=self._step + 1)
 
 
 def reporters(run: Path, stage: str, settings: TrainSettings) -> list[TrainerCallback]:
@@ -101,7 +111,7 @@ def reporters(run: Path, stage: str, settings: TrainSettings) -> list[TrainerCal
 
 def _reporter(kind: str, run: Path, stage: str) -> TrainerCallback:
     if kind == "tensorboard":
-        return TensorBoardCallback(tensorboard_writer(run / "tensorboard" / stage))
+        return _EventFiles(run / "tensorboard" / stage)
     if importlib.util.find_spec(kind) is None:
         raise UsageError(
             f"--report-to {kind}: the package {kind} is not installed; pip install {kind}, or leave it out"

@@ -41,6 +41,7 @@ from arwkv_student.model.time_mix_options import TRANSFORMER
 from arwkv_student.run.provenance import origin
 from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import NOT_COMPARED, ONLY_TUNING, AdvancedTimeMixer, TrainSettings
+from arwkv_student.suppressed_rows import suppress_padding_rows
 from arwkv_student.training.align import AlignTrainer, EarlyStop
 from arwkv_student.training.distill import DistillTrainer, distill_objective
 from arwkv_student.training.parameters import choose_trained
@@ -90,8 +91,9 @@ class ShardStages:
         return make_trainer(model, datasets, run, plan, settings, self.base, self.held_out)
 
     def complete(self, student: Path) -> None:
-        """The base's tokenizer."""
+        """The base's tokenizer, and which rows of the head are none of its tokens."""
         copy_tokenizer(self.base.folder, student)
+        suppress_padding_rows(student)
 
     def _starting_student(self, stage: str, run: RunFolder) -> PreTrainedModel:
         if stage != self.names[0]:

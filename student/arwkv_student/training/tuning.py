@@ -20,6 +20,7 @@ from arwkv_student.run.end_of_turn import add_end_token, end_of_turn
 from arwkv_student.run.provenance import origin
 from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import ONLY_TUNING, TrainSettings
+from arwkv_student.suppressed_rows import suppress_padding_rows
 from arwkv_student.training.arguments import training_arguments
 from arwkv_student.training.fsdp import shard
 from arwkv_student.training.parameters import choose_trained
@@ -100,6 +101,7 @@ class Tuning:
     def complete(self, student: Path) -> None:
         """The starting student's tokenizer, the chat template, and the token that ends its turns."""
         copy_tokenizer(self.start.folder, student)
+        suppress_padding_rows(student)
         if self.settings.chat_template is not None:
             replace_text(student / "chat_template.jinja", str(self.start.tokenizer.chat_template))
         if self.start.end_of_turn is not None:
