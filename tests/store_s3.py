@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -36,15 +37,24 @@ def use_s3(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
         monkeypatch.setenv(name, value)
 
 
-def _serve(without_condition: bool) -> None:
-    """Moto's server; `without_condition`, its refusals do not name the condition that failed, as of many S3 stores."""
+def _serve(*, without_condition: bool, ignoring_conditions: bool) -> None:
+    """Moto's server; `without_condition`, its refusals do not name the condition that failed, as of many S3 stores;
+    `ignoring_conditions`, it creates an object that is there, as some do."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication
     from moto.s3.exceptions import PreconditionFailed, S3ClientError
     from moto.server import main
 
+    if ignoring_conditions:
+        answer = DomainDispatcherApplication.__call__
+
+        def unconditional(self: Any, environ: dict[str, Any], start: Any) -> Any:
+            return answer(self, {name: value for name, value in environ.items() if name != "HTTP_IF_NONE_MATCH"}, start)
+
+        DomainDispatcherApplication.__call__ = unconditional
     if without_condition:
         PreconditionFailed.__init__ = lambda self, condition: S3ClientError.__init__(self, "it did not hold")
     main(["-p", "0"])
 
 
 if __name__ == "__main__":
-    _serve("--without-condition" in sys.argv)
+    _serve(without_condition="--without-condition" in sys.argv, ignoring_conditions="--ignoring-conditions" in sys.argv)

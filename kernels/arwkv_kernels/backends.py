@@ -81,6 +81,8 @@ def _obstacle_to_numba(x: Tensor, operation: str) -> str | None:
         return f"{operation} has no compiled loop"
     if x.device.type != "cpu":
         return f"the tensor is on {x.device.type}"
+    if torch.compiler.is_compiling():
+        return "torch.compile cannot trace numba's loops"
     if x.shape[-1] % 2 or x.shape[-1] > LARGEST_COMPILED_HEAD:
         return f"head size {x.shape[-1]} is odd or above {LARGEST_COMPILED_HEAD}"
     return _obstacle_to_import("numba")

@@ -129,6 +129,20 @@ def test_store_whose_refusal_names_no_condition_is_written(monkeypatch: pytest.M
         assert late.begin(b"{}") == one.info.to_bytes()
 
 
+def test_store_that_ignores_conditions_is_named(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    create_dataset(f"{s3_bucket}/careful", example_dataset_info())
+    assert caplog.text == ""
+    with s3_running("--ignoring-conditions") as address:
+        use_s3(monkeypatch, address)
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("careless")
+        writer = create_dataset("s3://careless/one", example_dataset_info())
+        assert "s3://careless/one: this store ignores If-None-Match" in caplog.text
+        writer.write_shard(0, example_samples(4))
+        assert_same_sample(open_dataset("s3://careless/one")[0], example_samples(4)[0])
+
+
 @pytest.mark.parametrize("call", ["pipe_file", "put_file"])
 def test_answers_that_are_lost_lose_nothing(memory: str, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     plain, calls = getattr(MemoryFileSystem, call), iter(range(10_000))

@@ -6,6 +6,7 @@ for the manifest, which is created only if there is none. S3 and Google Cloud St
 """
 
 import contextlib
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +20,8 @@ from arwkv_store.places.object_folder import ObjectFolder
 from arwkv_store.places.object_source import object_parts
 from arwkv_store.places.retry import Passing, with_retries
 
+log = logging.getLogger(__name__)
+
 
 class ObjectTarget:
     """Writes through fsspec; parts are made in the system's temporary folder (TMPDIR) first."""
@@ -30,7 +33,14 @@ class ObjectTarget:
     def begin(self, dataset_json: bytes) -> bytes:
         """Write dataset.json unless there is one; returns the present one."""
         self.put_beside(DATASET_FILE, dataset_json)
-        return self._folder.read(DATASET_FILE)
+        there = self._folder.read(DATASET_FILE)
+        if self._ignores_conditions(there):
+            log.warning(
+                "%s: this store ignores If-None-Match: two writers that commit one part at the same time could both "
+                "succeed, and one part would be lost; let one process write, or use another store",
+                self.uri,
+            )
+        return there
 
     def put_beside(self, name: str, content: bytes) -> None:
         """Put an object next to dataset.json; an existing object stays."""
@@ -71,6 +81,15 @@ class ObjectTarget:
     def together(self) -> AbstractContextManager[None]:
         """Does nothing: each part is committed when it is published."""
         return contextlib.nullcontext()
+
+    def _ignores_conditions(self, there: bytes) -> bool:
+        """Whether the store takes the present dataset.json once more where it was told to create it."""
+        put = partial(self._folder.filesystem().pipe_file, self._folder.path(DATASET_FILE), there, mode="create")
+        try:
+            self._folder.once(put, DATASET_FILE)
+        except (FileExistsError, Passing, ArwkvError):
+            return False
+        return True
 
     def _create(self, name: str, content: bytes) -> None:
         """Create an object if there is none. Raises Passing if it is not certain that it exists afterwards."""

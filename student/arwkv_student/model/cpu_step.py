@@ -29,6 +29,7 @@ def can_step(x_BTC: Tensor, options: TimeMixOptions) -> bool:
         and not torch.is_grad_enabled()
         and options.output_norm == "none"
         and can_compile()
+        and not torch.compiler.is_compiling()  # it cannot trace numba's loop
     )
 
 
