@@ -77,7 +77,9 @@ def require_teacher(flag: str, checkpoint: BaseCheckpoint, info: DatasetInfo, ur
                 f"{teacher.model}, weights {weights}; name that checkpoint, or capture shards with this one"
             )
         if config and checkpoint.config_hash != config:
-            _warn(f"{own}: its config.json is not the one that {uri} was captured with; make sure that they agree")
+            _warn(
+                f"{own}: its config.json differs from that of the capture in {uri}; check that both are the same model"
+            )
     elif teacher.revision is not None and checkpoint.revision is not None:
         if checkpoint.revision != teacher.revision:
             raise UsageError(
@@ -86,7 +88,10 @@ def require_teacher(flag: str, checkpoint: BaseCheckpoint, info: DatasetInfo, ur
             )
     else:
         recorded = teacher.model + (f"@{teacher.revision}" if teacher.revision else "")
-        _warn(f"{own}: nothing tells whether it is {recorded}, whose hidden states {uri} holds; make sure that it is")
+        _warn(
+            f"{own}: cannot be compared with {recorded}, which made the hidden states in {uri}; "
+            "check that they are the same model"
+        )
 
 
 def _warn(message: str) -> None:
