@@ -49,10 +49,17 @@ class Sizes:
     batch_size: int
     align_lr: float
     distill_lr: float
+    align_share: float
+    """Of the training tokens, read by stage align; a calibrated start needs no more."""
+
+    @property
+    def align_tokens(self) -> int:
+        """Tokens of stage align."""
+        return round(self.align_share * (self.train_tokens + self.chat_tokens))
 
 
-SMALL = Sizes("arwkv", 1_800_000, 0, 110_000, 128, 32, 3e-3, 1e-3)  # a small model takes large steps
-REAL = Sizes("rad-rwkv7", 60_000, 20_000, 10_000, 256, 4, 1e-3, 3e-4)
+SMALL = Sizes("arwkv", 900_000, 0, 110_000, 128, 16, 3e-3, 1e-3, 2 / 3)  # a small model takes large steps
+REAL = Sizes("rad-rwkv7", 60_000, 20_000, 10_000, 256, 4, 1e-3, 3e-4, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +75,7 @@ class DemoConfig:
     text: str | None = None
     """Glob of text files to read; default: the Python standard library's sources, for a real teacher prose too."""
     train_tokens: int | None = None
-    """Tokens of text that the teacher reads for the student; default: 1,800,000, for a real teacher 60,000."""
+    """Tokens of text that the teacher reads for the student; default: 900,000, for a real teacher 60,000."""
     chat_tokens: int | None = None
     """Tokens of conversations in addition, for a teacher with a chat template; default: 20,000."""
     heldout_tokens: int | None = None
@@ -140,7 +147,7 @@ def _say_estimate(job: Job) -> None:
     small, sizes = TeacherConfig(), job.sizes
     shape = qwen2_config(small, small.vocab_size, 0) if job.is_small else AutoConfig.from_pretrained(job.teacher)
     trained = sizes.train_tokens + sizes.chat_tokens
-    tokens = {"capture": trained + sizes.heldout_tokens, "align": trained, "distill": trained}
+    tokens = {"capture": trained + sizes.heldout_tokens, "align": sizes.align_tokens, "distill": trained}
     tokens |= {"evaluation": 3 * sizes.heldout_tokens}
     if job.is_small:
         tokens = {"teacher": small.steps * STEP_TOKENS} | tokens
@@ -218,7 +225,7 @@ def train_student(job: Job, datasets: list[str], *words: str) -> None:
     command(
         "student", "train", *itertools.chain(*(["--shards", dataset] for dataset in datasets)),
         "--base", job.teacher, "--preset", sizes.preset, "--stage", "auto", "--out", str(job.run),
-        "--batch-size", str(sizes.batch_size),
+        "--init", "calibrated", "--batch-size", str(sizes.batch_size), "--align-tokens", str(sizes.align_tokens),
         "--align-lr", str(sizes.align_lr), "--distill-lr", str(sizes.distill_lr), *words,
     )  # fmt: skip
 
@@ -275,7 +282,8 @@ def _summarize(
     aligned: dict[str, Any],
     distilled: dict[str, Any],
 ) -> dict[str, Any]:
-    align_losses = [m["loss"] for m in metrics if m.get("stage") == "align" and "loss" in m]
+    untrained_loss = next(line["untrained_loss"] for line in metrics if "untrained_loss" in line)
+    align_loss = [line["loss"] for line in metrics if line.get("stage") == "align" and "loss" in line][-1]
     by_column, tokens = stats["bytes_by_column"], stats["tokens"]
     hidden = sum(size for column, size in by_column.items() if is_hidden_column(column))
     return {
@@ -285,8 +293,8 @@ def _summarize(
         "kl_untrained": untrained["kl"],
         "kl_align": aligned["kl"],
         "kl_distill": distilled["kl"],
-        "align_loss_first": align_losses[0],
-        "align_loss_last": align_losses[-1],
+        "align_loss_first": untrained_loss,
+        "align_loss_last": align_loss,
         "top1_agreement": distilled["top1_agreement"],
         "tokens": tokens,
         "bytes_per_token_logits": round(by_column["logits"] / tokens, 2),
@@ -317,7 +325,7 @@ def _report(job: Job, summary: dict[str, Any], metrics: list[dict[str, Any]], st
         ("KL to teacher, after align", f"{summary['kl_align']:.4f} nats"),
         ("KL to teacher, after distill", f"{summary['kl_distill']:.4f} nats"),
         ("same top token as the teacher", f"{summary['top1_agreement']:.1%}"),
-        ("align loss, first to last", f"{first:.3f} to {last:.3f} (-{1 - last / first:.0%})"),
+        ("align loss, untrained to last", f"{first:.3f} to {last:.3f} (-{1 - last / first:.0%})"),
         ("training tokens stored", f"{summary['tokens']:,}"),
         ("bytes per token, logits", f"{summary['bytes_per_token_logits']:.1f}"),
         ("bytes per token, attention outputs", f"{summary['bytes_per_token_hidden']:.1f}"),

@@ -144,10 +144,14 @@ def test_readme_looks_at_shards_as_it_says(table: dict[str, str]) -> None:
 
 @pytest.fixture
 def long_teacher(tiny_teacher: Path, tmp_path: Path) -> Path:
-    """The tiny teacher with positions for the lengths that README asks for."""
+    """The tiny teacher with positions for the lengths that README asks for, and heads that vLLM has on a CPU."""
+    import torch
+    from transformers import AutoConfig, Qwen2ForCausalLM
+
     folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(AutoConfig.from_pretrained(folder, max_position_embeddings=2048, **heads)).save_pretrained(folder)
     return folder
 
 

@@ -109,6 +109,10 @@ class Evaluation:
 class Align:
     """Stage 1: each time mixer learns the output of its attention block."""
 
+    init: Literal["preset", "calibrated"] = "preset"
+    """`calibrated`: before the first step, fit every time mixer to its attention block in closed form."""
+    calibration_tokens: int = 20_000
+    """Tokens of the stage's data that --init calibrated reads."""
     align_loss: Literal["paper", "mse"] = "paper"
     """`paper`: mean length of the error vectors, without a square. `mse`: mean squared error."""
     align_layer_scaled: bool = False
@@ -242,6 +246,7 @@ class TrainSettings(Run, Length, Rates, Evaluation, Align, Distill, SftAndDpo, H
 
 COUNTS = (
     *("steps", "tokens", "align_tokens", "distill_tokens", "batch_size", "gradient_accumulation", "context"),
+    "calibration_tokens",
     *("align_context", "max_length", "align_stop_plateau", "log_every", "save_every", "eval_every"),
 )
 RATES = ("align_lr", "distill_lr", "sft_lr", "dpo_lr", "dpo_beta", "temperature", "align_stop_error", "epochs")

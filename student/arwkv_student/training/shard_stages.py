@@ -1,11 +1,14 @@
 """Stages 1 and 2: the stages that the shards allow, their starting students, and their trainers."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from arwkv_store import Dataset
@@ -29,6 +32,7 @@ from arwkv_student.data.shards import (
 )
 from arwkv_student.evaluation.held_out import HeldOutShards
 from arwkv_student.model.loading import (
+    accelerator,
     checkpoint_hash,
     computes_in_bf16,
     kept_attention,
@@ -43,6 +47,7 @@ from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import NOT_COMPARED, ONLY_TUNING, AdvancedTimeMixer, TrainSettings
 from arwkv_student.suppressed_rows import suppress_padding_rows
 from arwkv_student.training.align import AlignTrainer, EarlyStop
+from arwkv_student.training.calibrate import calibrate, calibration_batches
 from arwkv_student.training.distill import DistillTrainer, distill_objective
 from arwkv_student.training.parameters import choose_trained
 from arwkv_student.training.plan import StagePlan, samples_per_step, steps_and_tokens
@@ -105,7 +110,28 @@ class ShardStages:
             return started
         if stage == "distill" and run.finished("align"):
             return load_student(run.stage("align"))
-        return untrained_student(self.base, self.settings, self.settings.seed)
+        student = untrained_student(self.base, self.settings, self.settings.seed)
+        if self.settings.init == "calibrated" and run.last_checkpoint(stage) is None:
+            self._calibrate(student, run)
+        return student
+
+    def _calibrate(self, student: ArwkvForCausalLM, run: RunFolder) -> None:
+        """Fit the time mixers to stage 1's data, and log how close each layer comes."""
+        settings, mixed, device = self.settings, student.config.time_mix_layers, accelerator()
+        chosen = serving(self.sets, "align", settings)
+        datasets = [open_shards(shards.uri, columns_of("align", shards.info, mixed)) for shards in chosen]
+        samples, weights = ShardSamples(*datasets), [shards.weight for shards in chosen]
+        batches = calibration_batches(samples, weights, settings.batch_size, settings.calibration_tokens, settings.seed)
+        attention = _base_attention(self.base, datasets, mixed)
+        with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(settings.dtype)):
+            found = calibrate(student.to(device), self.base, batches, attention and attention.to(device))
+        student.to("cpu")
+        if PartialState().is_main_process:
+            run.forget_after("calibrate", -1)
+            errors = {f"relative_error_{layer}": round(error, 4) for layer, error in found.relative_errors.items()}
+            line = {"stage": "calibrate", "step": 0, "untrained_loss": round(found.untrained_loss, 4), **errors}
+            with run.metrics.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def open_shard_stages(settings: TrainSettings) -> ShardStages:
@@ -113,6 +139,8 @@ def open_shard_stages(settings: TrainSettings) -> ShardStages:
     if not settings.base:
         raise UsageError("--base is missing; name the checkpoint that the student starts from, such as Qwen2.5-0.5B")
     start = None if settings.start_from is None else Path(settings.start_from)
+    if start is not None and settings.init == "calibrated":
+        raise UsageError("--init calibrated and --start-from name two starts; leave one of them out")
     keeps_attention = _keeps_attention(settings, start)
     base = open_base(settings.base, any_family=keeps_attention)
     sets = open_shard_sets(settings.shards, settings.shard_weights)
@@ -166,8 +194,14 @@ def _names(
                 "--stage align: no layer of the student mixes time (--preset transformer or --layers none), so that it "
                 "has nothing to learn there; choose --stage distill"
             )
+        if settings.init == "calibrated":
+            raise UsageError(
+                "--init calibrated: no layer of the student mixes time (--preset transformer or --layers none); "
+                "leave it out"
+            )
     stages = possible if settings.stage == "auto" else [str(settings.stage)]
-    for stage in stages or ["distill"]:
+    read = stages if settings.init == "preset" or "align" in stages else ["align", *stages]
+    for stage in read or ["distill"]:
         for shards in serving(sets, stage, settings):
             if stage == "align":
                 require_fitting_hidden_states(base, shards.info, shards.uri, mixed)
@@ -177,8 +211,8 @@ def _names(
                 flag = "--base" if head is base else "--teacher-head"
                 require_fitting_head(flag, head, shards.info, shards.uri)
     for shards in sets:
-        if not any(shards.serves(stage) for stage in stages):
-            raise UsageError(f"--shards {shards.uri}: stage {', '.join(stages)} reads nothing from it; leave it out")
+        if not any(shards.serves(stage) for stage in read):
+            raise UsageError(f"--shards {shards.uri}: stage {', '.join(read)} reads nothing from it; leave it out")
     return stages
 
 
@@ -188,7 +222,8 @@ def serving(sets: Sequence[ShardSet], stage: str, settings: TrainSettings) -> li
     if not chosen:
         uris = ", ".join(settings.shards)
         if stage == "align":
-            raise UsageError(f"{uris} holds hidden states 'none'; stage align needs --hidden-states attention")
+            reader = "stage align" if settings.init == "preset" else "--init calibrated"
+            raise UsageError(f"{uris} holds hidden states 'none'; {reader} needs --hidden-states attention")
         raise UsageError(f"{uris} holds no logits to distill from; capture with --logits top-k")
     one_kind(chosen, stage)
     return chosen
@@ -239,14 +274,18 @@ def make_trainer(
         choose_trained(model, "time-mix")
         aligner = AlignTrainer(*common)
         aligner.add_callback(EarlyStop(settings.align_stop_error, settings.align_stop_plateau))
-        if infos[0].capture.hidden_states == "boundaries":
-            attention = BaseAttention(base, model.config.time_mix_layers)
-            aligner.base_attention = attention.to(aligner.args.device)
+        attention = _base_attention(base, datasets, model.config.time_mix_layers)
+        aligner.base_attention = None if attention is None else attention.to(aligner.args.device)
         return aligner
     choose_trained(model, settings.trained)
     trainer = DistillTrainer(*common)
     trainer.objective = distill_objective(settings, infos, base, trainer.args.device, bf16)
     return trainer
+
+
+def _base_attention(base: BaseCheckpoint, datasets: Sequence[Dataset], mixed: Sequence[int]) -> BaseAttention | None:
+    """What recomputes attention outputs from shards of boundaries; None for shards that hold them."""
+    return BaseAttention(base, mixed) if datasets[0].info.capture.hidden_states == "boundaries" else None
 
 
 def plan_stage(

@@ -21,10 +21,9 @@ from arwkv_student.run.provenance import origin
 from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import ONLY_TUNING, TrainSettings
 from arwkv_student.suppressed_rows import suppress_padding_rows
-from arwkv_student.training.arguments import training_arguments
 from arwkv_student.training.fsdp import shard
 from arwkv_student.training.parameters import choose_trained
-from arwkv_student.training.plan import StagePlan, samples_per_step, steps_and_tokens
+from arwkv_student.training.plan import StagePlan, samples_per_step, steps_and_tokens, training_arguments
 from arwkv_student.training.run_log import RunLog, reporters
 from arwkv_student.training.tuned_trainer import HeldOut, TunedTrainer
 
