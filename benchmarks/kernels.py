@@ -11,6 +11,7 @@ round; a ratio is the median over rounds of the ratios within a round. Needs the
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import sys
 import time
@@ -144,6 +145,35 @@ def element_wise(device: str = "cpu", B: int = 4, T: int = 512, C: int = 512) ->
     return rows
 
 
+def changing_lengths(steps: int = 1000, longest: int = 512, C: int = 256) -> Rows:
+    """A time mixer's steps on rows of changing lengths as `student train --fuse` rounds them, forward and backward.
+
+    Medians in µs per token of the first and the last hundred steps, those that compile left out by the median.
+    """
+    from arwkv_student.data.collate import rounded_length
+    from arwkv_student.model.time_mix import TimeMix, TimeMixContext
+    from arwkv_student.model.time_mix_options import BaseShape, preset_options
+
+    options = preset_options("arwkv-gate-active-mlp", BaseShape(C, C // 64, 2, 64))
+    mixer = TimeMix(options, C, layer=1, num_layers=8)
+    mixer.initialize()
+    rows = []
+    for name, fuse, length in (("eager", False, int), ("compiled, rounded", True, rounded_length)):
+        chance, us_per_token, mixer.fuse = random.Random(0), [], fuse
+        for _ in range(steps):
+            tokens = chance.randint(longest // 2 + 1, longest)
+            T = length(tokens)
+            x, v = torch.randn(1, T, C, requires_grad=True), torch.randn(1, T, options.key_value_width)
+            angles = torch.rand(1, T, 64)
+            begin = time.perf_counter()
+            y, _, _ = mixer(x, v, TimeMixContext(cos_sin_BTD=(angles.cos(), angles.sin())))
+            y.sum().backward()
+            us_per_token.append(1e6 * (time.perf_counter() - begin) / tokens)
+        first, last = statistics.median(us_per_token[:100]), statistics.median(us_per_token[-100:])
+        rows.append({"lengths": name, "first 100 steps": first, "last 100 steps": last, "ratio": last / first})
+    return rows
+
+
 def teacher_of(tokens: int, vocabulary: int, k: int, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """ids, logprobs, counts, tail_logprob of a made-up teacher, a few rows at a time."""
     generator = torch.Generator(device).manual_seed(1)
@@ -233,6 +263,7 @@ CPU_TABLES: dict[str, Callable[[], Rows]] = {
     "compiled wkv7, H=4 D=64, forward + backward": growth,
     "wkv7_step, D=64": step,
     "time mixer, B=4 T=512 C=512, bf16, forward + backward": element_wise,
+    "time mixer, C=256, rows of 257 to 512 tokens": changing_lengths,
     "linear_sparse_kl, T=1024 V=32,000 C=256 k=64, forward + backward": sparse_kl,
 }
 

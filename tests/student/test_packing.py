@@ -9,7 +9,7 @@ from arwkv_store import open_dataset
 from arwkv_student.bases.attention import BaseAttention
 from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
 from arwkv_student.bases.convert import convert, student_config
-from arwkv_student.data.collate import collate
+from arwkv_student.data.collate import collate, rounded_length
 from arwkv_student.data.mixture import truncated
 from arwkv_student.losses.objectives import Objective, align_loss_L, distill_loss
 from arwkv_student.model.modeling import ArwkvForCausalLM
@@ -96,3 +96,30 @@ def test_packed_gradients_are_the_same_with_layers_recomputed(student: ArwkvForC
     assert kept.keys() == recomputed.keys()
     for name in kept:
         torch.testing.assert_close(kept[name], recomputed[name], msg=name)
+
+
+def test_rounded_row_has_the_packed_rows_loss_and_gradient(student: ArwkvForCausalLM, tiny_shards: Path) -> None:
+    dataset = open_dataset(tiny_shards)
+    samples = [truncated(dataset[row], tokens) for row, tokens in DOCUMENTS]
+    results = []
+    for few_lengths in (False, True):
+        batch = collate(samples, packing=True, few_lengths=few_lengths)
+        loss = student(
+            input_ids=batch["input_ids"],
+            cu_seqlens=batch["cu_seqlens"],
+            head_loss=distill_loss(batch, Objective(500)),
+        ).loss
+        results.append((loss, gradients(student, loss), batch["input_ids"].shape[1], len(batch["cu_seqlens"])))
+    (plain, own, tokens, bounds), (rounded, theirs, more, more_bounds) = results
+    assert more == rounded_length(tokens) > tokens
+    assert more_bounds == bounds + 1
+    torch.testing.assert_close(rounded, plain, rtol=1e-5, atol=1e-6)
+    for name in own:
+        torch.testing.assert_close(own[name], theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_lengths_are_few_and_little_longer() -> None:
+    lengths = range(1, 16_385)
+    assert all(tokens <= rounded_length(tokens) < max(tokens + 64, 1.125 * tokens) for tokens in lengths)
+    assert len(set(map(rounded_length, lengths))) == 48
+    assert rounded_length(2048) == 2048

@@ -1,8 +1,12 @@
 """Fused and eager element-wise parts of a time mixer."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
+from arwkv_student.model import elementwise
 from arwkv_student.model.time_mix import TimeMix, TimeMixContext
 from arwkv_student.model.time_mix_options import BaseShape, preset_options
 
@@ -31,3 +35,38 @@ def test_fused_parts_give_the_same_output_and_gradients(preset: str) -> None:
         results.append((y_BTC, *torch.autograd.grad(y_BTC.square().sum(), [x_BTC, *mixer.parameters()])))
     for eager, fused in zip(*results, strict=True):
         torch.testing.assert_close(fused, eager, rtol=1e-3, atol=1e-4)
+
+
+def test_shapes_beyond_the_most_run_eagerly_and_are_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled = []
+
+    def compile(function: Any, *, dynamic: bool) -> Any:
+        def run(*arguments: Any) -> Any:
+            compiled.append(arguments)
+            return function(*arguments)
+
+        return run
+
+    monkeypatch.setattr(elementwise.torch, "compile", compile)
+    run = elementwise.fused(lambda x: x + 1)
+    for length in range(1, elementwise.MOST_VARIANTS + 20):
+        assert torch.equal(run(torch.zeros(length)), torch.ones(length))
+    assert len(compiled) == elementwise.MOST_VARIANTS
+    assert caplog.text.count("--fuse: <lambda> was compiled for 64 shapes of batches; others run eagerly") == 1
+    run(torch.zeros(5))
+    assert len(compiled) == elementwise.MOST_VARIANTS + 1
+
+
+def test_as_many_lengths_as_training_has_are_compiled() -> None:
+    counter, compile = CompileCounter(), torch.compile
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            elementwise.torch, "compile", lambda function, dynamic: compile(function, backend=counter, dynamic=dynamic)
+        )
+        run = elementwise.fused.__wrapped__(elementwise.mixed_output)
+    for length in range(64, 64 * 13, 64):
+        y_BTHD = torch.randn(1, length, 2, 16)
+        run(y_BTHD, y_BTHD, y_BTHD, y_BTHD, None, None, gate_around_one=False)
+    assert counter.frame_count == 12, "torch.compile's own limit is 8"

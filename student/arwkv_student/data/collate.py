@@ -49,8 +49,10 @@ class ShardSamples(torch.utils.data.Dataset[Sample]):
         return truncated(self.datasets[pick.shard_set][pick.sample], pick.context)
 
 
-def collate(samples: Sequence[Sample], packing: bool = False) -> dict[str, Tensor]:
+def collate(samples: Sequence[Sample], packing: bool = False, *, few_lengths: bool = False) -> dict[str, Tensor]:
     """Pad to the longest sample, on the right; or pack all into one row (B = 1), which adds cu_seqlens [n + 1].
+
+    With `few_lengths`, T is rounded up to `rounded_length`; of a packed row, the rest is one more document.
 
     input_ids, attention_mask [B, T]; predicts [B, T]: whether entry t counts, that is, the prediction of token t+1.
     Where captured: attention, boundaries [L, B, T, C] bf16 (layers in order), final [B, T, C]; counts, tail_logprob
@@ -59,36 +61,40 @@ def collate(samples: Sequence[Sample], packing: bool = False) -> dict[str, Tenso
     entropy_gap [B·T], for shards of draws (no tail) with a known teacher entropy: the entropy of the draws minus the
     teacher's. KL(draws ‖ student) plus this is an unbiased estimate of KL(teacher ‖ student).
     """
-    grid = _Grid(samples, packing)
+    grid = _Grid(samples, packing, few_lengths)
     batch = {
         "input_ids": grid.filled([sample.tokens for sample in samples]),
         "attention_mask": grid.filled([np.ones(len(sample.tokens), np.int64) for sample in samples]),
         "predicts": grid.filled([np.append(sample.loss_mask[1:], False) for sample in samples], torch.bool),
     }
     if packing:
-        batch["cu_seqlens"] = torch.tensor([0, *itertools.accumulate(grid.lengths)], dtype=torch.int32)
+        ends = [*itertools.accumulate(grid.lengths)]
+        padding = [grid.shape[1]] if ends[-1] < grid.shape[1] else []
+        batch["cu_seqlens"] = torch.tensor([0, *ends, *padding], dtype=torch.int32)
     for field in (_logits(samples, grid), _true_logprob(samples, grid), _entropy_gap(samples, grid)):
         batch |= field
     return batch | _hidden(samples, grid)
 
 
-def collate_packed(samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """`collate` with packing."""
-    return collate(samples, packing=True)
+def rounded_length(tokens: int) -> int:
+    """At most an eighth more than `tokens` (63 more below 512): eight lengths from one power of two to the next."""
+    step = max(64, 1 << max((tokens - 1).bit_length() - 4, 0))
+    return -(-tokens // step) * step
 
 
 class _Grid:
     """The place of each sample in the batch: its own row, or a range of the single row."""
 
-    def __init__(self, samples: Sequence[Sample], packing: bool) -> None:
+    def __init__(self, samples: Sequence[Sample], packing: bool, few_lengths: bool) -> None:
         self.lengths = [len(sample.tokens) for sample in samples]
         if packing:
-            self.shape = (1, sum(self.lengths))
+            rows, tokens = 1, sum(self.lengths)
             ends = itertools.accumulate(self.lengths)
             self.starts = [(0, end - length) for end, length in zip(ends, self.lengths, strict=True)]
         else:
-            self.shape = (len(samples), max(self.lengths))
+            rows, tokens = len(samples), max(self.lengths)
             self.starts = [(row, 0) for row in range(len(samples))]
+        self.shape = (rows, rounded_length(tokens) if few_lengths else tokens)
 
     def filled(self, values: Sequence[NDArray[np.generic]], dtype: torch.dtype = torch.int64) -> Tensor:
         """[B, T, …] with each sample's values at its place and 0 elsewhere."""

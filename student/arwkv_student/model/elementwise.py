@@ -7,6 +7,7 @@ Shape legend: B batch, T time, H receptance heads, G key-value heads, D head siz
 """
 
 import functools
+import logging
 import math
 from typing import Any
 
@@ -14,6 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+log = logging.getLogger(__name__)
+
+MOST_VARIANTS = 64
+"""Shapes (and types) of one function's arguments that are compiled; each takes seconds."""
 LOWEST_LOG_DECAY = -math.exp(-0.5)
 
 
@@ -87,8 +92,42 @@ def mixed_output(
 
 @functools.cache
 def fused(function: Any) -> Any:
-    """One of these functions through torch.compile, once per shape: kernels for all shapes are slower than eager."""
-    return torch.compile(function, dynamic=False)
+    """One of these functions through torch.compile, once per shape: kernels for all shapes are slower than eager.
+
+    After MOST_VARIANTS variants, others run eagerly, and a warning says so once.
+    """
+    # torch.compile's own limit is 8, after which it runs everything new eagerly and says nothing.
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * MOST_VARIANTS)
+    compiled: Any = torch.compile(function, dynamic=False)
+    variants: set[Any] = set()
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        variant = (torch.is_grad_enabled(), *map(_kind, arguments), *options.values())
+        if variant not in variants and len(variants) == MOST_VARIANTS:
+            _say_once(function.__name__)
+            return function(*arguments, **options)
+        variants.add(variant)
+        return compiled(*arguments, **options)
+
+    return run
+
+
+@functools.cache
+def _say_once(name: str) -> None:
+    log.warning(
+        "--fuse: %s was compiled for %d shapes of batches; others run eagerly, which is slower: use fewer lengths (one "
+        "--context) or one batch size",
+        name,
+        MOST_VARIANTS,
+    )
+
+
+def _kind(argument: Any) -> Any:
+    """What torch.compile compiles anew for."""
+    if isinstance(argument, tuple):
+        return tuple(map(_kind, argument))
+    return (argument.shape, argument.dtype, argument.requires_grad) if isinstance(argument, Tensor) else argument
 
 
 def _heads(y: Tensor, head_dim: int) -> Tensor:

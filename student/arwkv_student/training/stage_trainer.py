@@ -1,12 +1,13 @@
 """Common to stages 1 and 2: `transformers.Trainer` over shards, in an order that a restart does not change."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback
 
-from arwkv_student.data.collate import ShardSamples, collate, collate_packed
+from arwkv_student.data.collate import ShardSamples, collate
 from arwkv_student.data.mixture import MixtureSampler
 from arwkv_student.evaluation.held_out import HeldOutShards
 from arwkv_student.run.run_folder import RunFolder
@@ -39,7 +40,7 @@ class StageTrainer(ResumableTrainer):
             model=model,
             args=training_arguments(run.stage(plan.name), plan, settings, bf16),
             train_dataset=samples,
-            data_collator=collate_packed if settings.packing else collate,
+            data_collator=partial(collate, packing=settings.packing, few_lengths=settings.fuse),
             callbacks=[self.log_of_run, *reporters(run.path, plan.name, settings)],
         )
         self.remove_callback(PrinterCallback)
