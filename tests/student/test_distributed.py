@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from tiny_bases import tiny_base
 
 from arwkv_student.settings import TrainSettings
 from arwkv_student.training.pipeline import train as train_here
@@ -22,7 +23,8 @@ def train(shards: Path, base: Path, out: Path, processes: int, *flags: str, stop
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-c", LAUNCH, str(stop_after or 0), "train"]
-    command += ["--shards", str(shards), "--base", str(base), "--out", str(out), "--head-dim", "16", "--dtype", "fp32"]
+    command += ["--shards", str(shards), "--base", str(base), "--out", str(out), "--dtype", "fp32"]
+    command += [] if "transformer" in flags else ["--head-dim", "16"]
     command += ["--steps", str(STEPS), "--batch-size", str(4 // processes), "--log-every", "1", "--save-every", "2"]
     command += ["--align-lr", "3e-3", "--distill-lr", "3e-3", "--workers", "0", *flags]
     started = []
@@ -98,6 +100,19 @@ def test_world_size_may_change_between_checkpoints(
     train(tiny_shards, tiny_teacher, out, 1, stop_after=2)
     train(tiny_shards, tiny_teacher, out, 2, *flags, stop_after=4)
     train(tiny_shards, tiny_teacher, out, 1)
+    assert losses(out) == pytest.approx(losses(tmp_path / "steady"), rel=1e-4)
+    weights = [load_file(run / "model.safetensors") for run in (tmp_path / "steady", out)]
+    assert weights[0].keys() == weights[1].keys()
+
+
+@pytest.mark.slow
+def test_a_plain_mixture_of_experts_continues_sharded(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    """Its weights have other names in a file than in the model."""
+    base = tiny_base("qwen3_moe", tiny_teacher, tmp_path / "base")
+    train(tiny_shards, base, tmp_path / "steady", 1, "--preset", "transformer")
+    out = tmp_path / "changing"
+    train(tiny_shards, base, out, 1, "--preset", "transformer", stop_after=2)
+    train(tiny_shards, base, out, 2, "--preset", "transformer", "--fsdp")
     assert losses(out) == pytest.approx(losses(tmp_path / "steady"), rel=1e-4)
     weights = [load_file(run / "model.safetensors") for run in (tmp_path / "steady", out)]
     assert weights[0].keys() == weights[1].keys()

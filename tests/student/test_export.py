@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_bases import tiny_base
 
 from arwkv_store import open_dataset
 from arwkv_store.errors import UsageError
@@ -16,6 +17,7 @@ from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.bases.convert import convert, student_config
 from arwkv_student.bases.tokenizer import copy_tokenizer
 from arwkv_student.export.export import export
+from arwkv_student.model.architectures import ARCHITECTURES
 from arwkv_student.model.loading import load_student
 from arwkv_student.settings import ExportSettings, TrainSettings
 from arwkv_student.training.pipeline import train
@@ -61,13 +63,21 @@ def moved_student(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-@pytest.mark.parametrize(("preset", "layers"), [("arwkv-gate-active-mlp", None), ("rad-rwkv7", (1,))])
+@pytest.mark.parametrize(
+    ("model_type", "preset", "layers"),
+    [
+        ("qwen2", "arwkv-gate-active-mlp", None),
+        ("qwen2", "rad-rwkv7", (1,)),
+        *(pytest.param(name, "rad-rwkv7", (1,), marks=pytest.mark.slow) for name in ARCHITECTURES if name != "qwen2"),
+    ],
+)
 def test_self_contained_export_needs_transformers_alone(
-    preset: str, layers: tuple[int, ...] | None, tiny_teacher: Path, tmp_path: Path
+    model_type: str, preset: str, layers: tuple[int, ...] | None, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    base = open_base(str(tiny_teacher))
-    student = convert(base, student_config(base, preset, {"head_dim": 16}, layers)).model.eval()
+    base = open_base(str(tiny_base(model_type, tiny_teacher, tmp_path / "base")))
+    options = {} if preset == "rad-rwkv7" else {"head_dim": 16}
+    student = convert(base, student_config(base, preset, options, layers)).model.eval()
     for parameter in student.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     student.save_pretrained(tmp_path / "run")

@@ -47,7 +47,8 @@ def require_same_tokenizer(what: str, folder: Path, info: DatasetInfo, uri: str)
     if added:
         shown = ", ".join(added[:4]) + (", …" if len(added) > 4 else "")
         _warn(f"{what}: {len(added)} tokens beyond the ids in {uri} ({shown}); they are not trained")
-    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    config = json.loads((folder / "config.json").read_text())
+    rows = config.get("text_config", config)["vocab_size"]
     if rows < info.tokenizer.vocab_size:
         raise UsageError(
             f"{what} has {rows} embedding rows, the shards {info.tokenizer.vocab_size} token ids; "
