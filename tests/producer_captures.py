@@ -29,7 +29,7 @@ class Captures:
         return open_dataset(str(self.folder / name))
 
 
-def run_captures(runs: list[dict[str, Any]], timeout_s: float = 560, **environment: str) -> list[dict[str, Any]]:
+def run_captures(runs: list[dict[str, Any]], timeout_s: float = 280, **environment: str) -> list[dict[str, Any]]:
     """Summaries of captures made one after another in one fresh process, with more in its environment."""
     finished = subprocess.run(
         [sys.executable, str(RUN_ALL)],

@@ -55,6 +55,14 @@ def quantized_teacher(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
+def short_corpus(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three of its documents."""
+    path = tmp_path_factory.mktemp("corpus") / "short.jsonl"
+    path.write_text("".join(tiny_corpus.read_text().splitlines(keepends=True)[:3]))
+    return path
+
+
+@pytest.fixture(scope="session")
 def family_teachers(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Teachers of other families, by model type."""
     folder = tmp_path_factory.mktemp("family-teachers")
@@ -67,6 +75,7 @@ def captures(
     quantized_teacher: Path,
     family_teachers: dict[str, Path],
     tiny_corpus: Path,
+    short_corpus: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Captures:
     """The tiny teacher over the tiny corpus, in several ways (see the names)."""
@@ -93,8 +102,10 @@ def captures(
         "other_backend": asked("stock", hidden_states="none"),
         "final": asked("final", hidden_states="final", logits="none"),
         "quantized": asked("quantized", teacher=str(quantized_teacher)),
-        "qwen3_moe": asked("qwen3_moe", teacher=str(family_teachers["qwen3_moe"])),
-        "olmo2": asked("olmo2", teacher=str(family_teachers["olmo2"]), hidden_states="boundaries"),
+        "qwen3_moe": asked("qwen3_moe", teacher=str(family_teachers["qwen3_moe"]), data=[str(short_corpus)]),
+        "olmo2": asked(
+            "olmo2", teacher=str(family_teachers["olmo2"]), hidden_states="boundaries", data=[str(short_corpus)]
+        ),
     }
     return Captures(folder, dict(zip(runs, run_captures(list(runs.values())), strict=True)))
 

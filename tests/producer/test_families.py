@@ -36,14 +36,6 @@ def hidden_states(model_type: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def short_corpus(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three documents, for captures in this process."""
-    path = tmp_path_factory.mktemp("corpus") / "short.jsonl"
-    path.write_text("".join(tiny_corpus.read_text().splitlines(keepends=True)[:3]))
-    return path
-
-
-@pytest.fixture(scope="module")
 def teachers(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a checkpoint of each family, made when asked for (see `teacher`)."""
     return tmp_path_factory.mktemp("families")
@@ -54,7 +46,7 @@ def teacher(name: str, teachers: Path, tokenizer: Path) -> Path:
     return folder if folder.exists() else tiny_teacher_of(name, tokenizer, folder)
 
 
-def assert_as_in_transformers(dataset: Dataset, folder: Path, every: int = 25) -> None:
+def assert_as_in_transformers(dataset: Dataset, folder: Path, every: int = 4) -> None:
     reference = Reference(folder, vocab_size=500)
     for index in range(0, len(dataset), every):
         sample = dataset[index]
@@ -90,7 +82,7 @@ def test_family_is_captured_in_transformers_and_verified(
     out = tmp_path / "shards"
     folder = in_transformers(model_type, teachers, tiny_teacher, short_corpus, out)
     dataset = open_dataset(str(out))
-    assert_as_in_transformers(dataset, folder, every=4)
+    assert_as_in_transformers(dataset, folder)
     found = verify(VerifyConfig(shards=str(out), teacher=str(folder), samples=2))
     assert found["largest_differences"]["logprobs"] < NATS
     form = FAMILIES[model_type].form
@@ -136,10 +128,10 @@ def test_every_mode_in_transformers_is_what_vllm_captures(
 
 @pytest.fixture(scope="module")
 def in_vllm(
-    teachers: Path, tiny_teacher: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+    teachers: Path, tiny_teacher: Path, short_corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Captures:
     folder = tmp_path_factory.mktemp("families-in-vllm")
-    flags = {"data": [str(tiny_corpus)], "max_length": 64, "top_k": 16}
+    flags = {"data": [str(short_corpus)], "max_length": 64, "top_k": 16}
     runs = [
         flags
         | {
@@ -149,10 +141,11 @@ def in_vllm(
         }
         for name in IN_VLLM
     ]
-    return Captures(folder, dict(zip(IN_VLLM, run_captures(runs, timeout_s=900), strict=True)))
+    return Captures(folder, dict(zip(IN_VLLM, run_captures(runs, timeout_s=1100), strict=True)))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # of which the first waits for all captures
 @pytest.mark.parametrize("model_type", IN_VLLM)
 def test_family_is_captured_in_vllm_as_transformers_computes_it(
     model_type: str, in_vllm: Captures, teachers: Path, tiny_teacher: Path
