@@ -212,7 +212,7 @@ def test_doctor_says_what_will_happen(
     found = doctor(DoctorConfig(teacher=str(strange)))
     assert "has no architecture StrangeForCausalLM; use --capture-backend transformers" in found["engine"]
     assert (found["captured"], found["block"]) == ("logits, final", "unknown")
-    assert "nobody has compared it" in found["verified"]
+    assert "this family was not compared" in found["verified"]
     monkeypatch.setattr(sys, "argv", ["producer", "doctor"])
     with pytest.raises(SystemExit, match="0"):
         main()

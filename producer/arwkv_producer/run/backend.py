@@ -7,6 +7,7 @@ from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run.job import Job
 from arwkv_producer.teacher.engine import TeacherEngine
 from arwkv_producer.teacher.engine_faults import engine_faults
+from arwkv_producer.teacher.families import family_of
 from arwkv_producer.teacher.int8_products import multiplies_int8
 from arwkv_producer.teacher.vllm_setup import EngineConfig, prepare_environment
 
@@ -25,6 +26,9 @@ def start_engine(config: GenerateConfig, job: Job) -> "TeacherEngine | StockEngi
         from arwkv_producer.teacher.transformers_engine import TransformersEngine
 
         return TransformersEngine(job.teacher, dtype, job.capture_settings())
+    if reason := family_of(job.teacher.text).not_in_vllm:
+        way_out = 'run "producer verify" on the first shards, or use --capture-backend transformers'
+        print(f"{job.teacher.model_type} in vLLM is not verified ({reason}); {way_out}", file=sys.stderr)
     engine = EngineConfig(
         model=job.teacher.model,
         architecture=job.teacher.architecture,
