@@ -50,8 +50,8 @@ def export_gguf(settings: ExportSettings) -> dict[str, Any]:
         raise UsageError(f"--self-contained with --out {out}: a GGUF file holds no code; leave it out")
     if found := llama_cpp_obstacles(folder):
         raise UsageError(
-            f"model {folder}: llama.cpp cannot compute this student: {'; '.join(found)}. Run it with transformers, "
-            "or train a student with one of the presets arwkv*, in all layers (docs/runtimes.md)"
+            f"model {folder}: llama.cpp cannot compute this student: {'; '.join(found)}. Run it with transformers or "
+            "vLLM, or train a student with one of the presets arwkv*, in all layers (docs/runtimes.md)"
         )
     checkpoint = open_base(str(folder), any_family=True)
     config, tokenizer = ArwkvConfig.from_pretrained(folder), GgufTokenizer.open(folder)

@@ -19,7 +19,12 @@ def runtimes(folder: Path) -> dict[str, list[str]]:
 
     Of a model of preset `transformer` only transformers is named: the others run it where they know its family.
     """
-    return {"transformers": []} | ({} if kept_attention(folder) else {"llama.cpp": llama_cpp_obstacles(folder)})
+    found: dict[str, list[str]] = {"transformers": []}
+    if not kept_attention(folder):
+        experts = ArwkvConfig.from_pretrained(folder).architecture.experts is not None
+        found["vLLM"] = ["mixtures of experts were not verified there"] if experts else []
+        found["llama.cpp"] = llama_cpp_obstacles(folder)
+    return found
 
 
 def llama_cpp_obstacles(folder: Path) -> list[str]:

@@ -61,7 +61,7 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
         of the time mixer's output, and without a gradient: stage 1's teacher forcing. `only_mixes` ends with the time
         mixer, if the stream after it is not needed.
         """
-        x_BTC = self._normed(self.norms.before_mixer, hidden_BTC)
+        x_BTC = self.normed(self.norms.before_mixer, hidden_BTC)
         mixed_BTC = None
         if self.mixes_time:
             state = None if cache is None else cache.time_mix_state(self.layer, x_BTC)
@@ -80,17 +80,17 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
             return hidden_BTC, v_first_BTU, mixed_BTC
         if teacher_BTC is not None:
             with torch.no_grad():
-                return self._rest(hidden_BTC, teacher_BTC.to(hidden_BTC.dtype)), v_first_BTU, mixed_BTC
+                return self.rest(hidden_BTC, teacher_BTC.to(hidden_BTC.dtype)), v_first_BTU, mixed_BTC
         assert mixed_BTC is not None, "without a teacher's output, a layer mixes time or attends"
-        return self._rest(hidden_BTC, mixed_BTC), v_first_BTU, None
+        return self.rest(hidden_BTC, mixed_BTC), v_first_BTU, None
 
-    def _rest(self, hidden_BTC: Tensor, mixed_BTC: Tensor) -> Tensor:
+    def rest(self, hidden_BTC: Tensor, mixed_BTC: Tensor) -> Tensor:
         """The residual stream after the layer, from the mixer's output."""
-        hidden_BTC = hidden_BTC + self._normed(self.norms.after_mixer, mixed_BTC)
-        y_BTC = self.mlp(self._normed(self.norms.before_mlp, hidden_BTC))
-        return hidden_BTC + self._normed(self.norms.after_mlp, y_BTC)
+        hidden_BTC = hidden_BTC + self.normed(self.norms.after_mixer, mixed_BTC)
+        y_BTC = self.mlp(self.normed(self.norms.before_mlp, hidden_BTC))
+        return hidden_BTC + self.normed(self.norms.after_mlp, y_BTC)
 
-    def _normed(self, norm: str | None, x_BTC: Tensor) -> Tensor:
+    def normed(self, norm: str | None, x_BTC: Tensor) -> Tensor:
         if norm is None:
             return x_BTC
         normed_BTC: Tensor = getattr(self, norm)(x_BTC)

@@ -138,7 +138,7 @@ class TimeMix(nn.Module):
             x_BTC = x_BTC.to(torch.get_autocast_dtype(x_BTC.device.type))
         if context.mask_BT1 is not None:
             x_BTC = x_BTC * context.mask_BT1.to(x_BTC.dtype)
-        projected = self._projected(self._shifted(x_BTC, context, state), is_first=v_first_BTU is None)
+        projected = self.project(self._inputs(x_BTC, context, state), is_first=v_first_BTU is None)
         if v_first_BTU is None:
             v_first_BTU = projected.v.detach() if self.options.value_residual == "detached" else projected.v
         wkv: Tensor | None
@@ -152,18 +152,24 @@ class TimeMix(nn.Module):
             after = TimeMixState(_last_input(x_BTC, state, context), wkv)
         return self.output(y.to(x_BTC.dtype)), v_first_BTU, after
 
-    def _shifted(self, x_BTC: Tensor, context: TimeMixContext, state: TimeMixState | None) -> tuple[Tensor, ...]:
-        """The six inputs x + (x₋₁ − x)⊙μ for r, w, k, v, a, g; without token shift, x itself."""
+    def _inputs(self, x_BTC: Tensor, context: TimeMixContext, state: TimeMixState | None) -> tuple[Tensor, ...]:
         if not self.options.token_shift:
-            return (x_BTC,) * 6
+            return self.shifted(x_BTC, None)
         first_B1C = torch.zeros_like(x_BTC[:, :1]) if state is None else state.last_input_BC[:, None].to(x_BTC.dtype)
         previous = torch.cat([first_B1C, x_BTC[:, :-1]], dim=1) if x_BTC.shape[1] > 1 else first_B1C
         if context.cu_seqlens is not None:
             previous[:, context.cu_seqlens[1:-1].long()] = 0.0
-        difference = previous - x_BTC
+        return self.shifted(x_BTC, previous)
+
+    def shifted(self, x_BTC: Tensor, previous_BTC: Tensor | None) -> tuple[Tensor, ...]:
+        """The six inputs x + (x₋₁ − x)⊙μ for r, w, k, v, a, g; without token shift (and so x₋₁), x itself."""
+        if previous_BTC is None:
+            return (x_BTC,) * 6
+        difference = previous_BTC - x_BTC
         return tuple(torch.addcmul(x_BTC, difference, mix_C.to(x_BTC.dtype)) for mix_C in self.shift_mix)
 
-    def _projected(self, inputs: tuple[Tensor, ...], *, is_first: bool) -> Projected:
+    def project(self, inputs: tuple[Tensor, ...], *, is_first: bool) -> Projected:
+        """What the recurrence and the gate need of the six inputs [B, T, C]. `is_first`: of the first mixer."""
         x_r, x_w, x_k, x_v, x_a, x_g = inputs
         return Projected(
             r=self._normed("receptance", self.receptance(x_r)),
