@@ -50,7 +50,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "gpt_oss": {**EXPERTS, "num_local_experts": 4, "sliding_window": 24, "intermediate_size": 64},
     "deepseek_v2": LATENT | {"topk_method": "greedy"},
-    "deepseek_v3": LATENT,
+    "deepseek_v3": LATENT | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "qwen3_next": {
         **EXPERTS,
         "num_experts": 4,
