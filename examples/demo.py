@@ -59,7 +59,7 @@ class Sizes:
 
 
 SMALL = Sizes("arwkv", 900_000, 0, 110_000, 128, 16, 3e-3, 1e-3, 2 / 3)  # a small model takes large steps
-REAL = Sizes("rad-rwkv7", 60_000, 20_000, 10_000, 256, 4, 1e-3, 3e-4, 1.0)
+REAL = Sizes("rad-rwkv7", 60_000, 20_000, 10_000, 256, 2, 2e-3, 4e-4, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
