@@ -82,6 +82,16 @@ def test_error_it_reports_is_the_fitted_student_s(preset: Preset, tiny_teacher: 
     assert (after_L < 0.95 * before_L).all()
 
 
+def test_error_it_reports_is_the_fitted_student_s_under_autocast_too(tiny_teacher: Path, tiny_shards: Path) -> None:
+    base = open_base(str(tiny_teacher))
+    model = untrained_student(base, TrainSettings(head_dim=16), 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        reported = calibrate(model, base, batches(tiny_shards)).relative_errors
+    with torch.autocast("cpu", torch.bfloat16):
+        after_L = relative_errors(model, tiny_shards)
+    torch.testing.assert_close(torch.tensor(list(reported.values())), after_L, rtol=0.01, atol=0.01)
+
+
 def test_shards_of_boundaries_calibrate_alike(
     tiny_teacher: Path, tiny_shards: Path, tiny_boundary_shards: Path
 ) -> None:

@@ -160,6 +160,7 @@ def _start_from_attention(mixers: dict[int, TimeMix], base: BaseCheckpoint) -> N
     for mixer in mixers.values():
         if mixer.options.token_shift:
             mixer.shift_mix[SHIFTED_ROWS] = 0.0
+    torch.clear_autocast_cache()  # autocast keeps the copies that an earlier forward made of these weights
 
 
 def _repeated(weight_UC: Tensor, head_dim: int, rows: int) -> Tensor | None:
