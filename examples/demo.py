@@ -49,6 +49,8 @@ class Sizes:
     batch_size: int
     align_lr: float
     distill_lr: float
+    rest_lr: float
+    """Peak rate of stage distill for what is not a time mixer."""
     align_share: float
     """Of the training tokens, read by stage align; a calibrated start needs no more."""
 
@@ -58,8 +60,8 @@ class Sizes:
         return round(self.align_share * (self.train_tokens + self.chat_tokens))
 
 
-SMALL = Sizes("arwkv", 900_000, 0, 110_000, 128, 16, 3e-3, 1e-3, 2 / 3)  # a small model takes large steps
-REAL = Sizes("rad-rwkv7", 60_000, 20_000, 10_000, 256, 2, 2e-3, 4e-4, 1.0)
+SMALL = Sizes("arwkv", 900_000, 0, 110_000, 128, 16, 3e-3, 1e-3, 1e-3, 2 / 3)  # a small model takes large steps
+REAL = Sizes("rad-rwkv7", 60_000, 20_000, 10_000, 256, 2, 2e-3, 4e-4, 4e-5, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +228,7 @@ def train_student(job: Job, datasets: list[str], *words: str) -> None:
         "student", "train", *itertools.chain(*(["--shards", dataset] for dataset in datasets)),
         "--base", job.teacher, "--preset", sizes.preset, "--stage", "auto", "--out", str(job.run),
         "--init", "calibrated", "--batch-size", str(sizes.batch_size), "--align-tokens", str(sizes.align_tokens),
-        "--align-lr", str(sizes.align_lr), "--distill-lr", str(sizes.distill_lr), *words,
+        "--align-lr", str(sizes.align_lr), "--distill-lr", str(sizes.distill_lr), "--rest-lr", str(sizes.rest_lr), *words,
     )  # fmt: skip
 
 
