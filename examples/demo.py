@@ -228,7 +228,8 @@ def train_student(job: Job, datasets: list[str], *words: str) -> None:
         "student", "train", *itertools.chain(*(["--shards", dataset] for dataset in datasets)),
         "--base", job.teacher, "--preset", sizes.preset, "--stage", "auto", "--out", str(job.run),
         "--init", "calibrated", "--batch-size", str(sizes.batch_size), "--align-tokens", str(sizes.align_tokens),
-        "--align-lr", str(sizes.align_lr), "--distill-lr", str(sizes.distill_lr), "--rest-lr", str(sizes.rest_lr), *words,
+        "--align-lr", str(sizes.align_lr), "--distill-lr", str(sizes.distill_lr),
+        "--rest-lr", str(sizes.rest_lr), *words,
     )  # fmt: skip
 
 
