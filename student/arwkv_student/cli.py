@@ -43,7 +43,7 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     from arwkv_student.bases.checkpoint import open_base
     from arwkv_student.bases.convert import untrained_student
     from arwkv_student.data.shards import open_shards, require_same_tokenizer
-    from arwkv_student.evaluation.shards import evaluate as run
+    from arwkv_student.evaluation.fidelity import evaluate as run
     from arwkv_student.model.loading import accelerator, computes_in_bf16, load_any_student, model_type
 
     if (settings.model is None) == (settings.base is None):

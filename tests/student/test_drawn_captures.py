@@ -13,7 +13,7 @@ from transformers import Qwen2ForCausalLM
 from arwkv_store import Sample, open_dataset
 from arwkv_store.errors import UsageError
 from arwkv_student.data.collate import collate
-from arwkv_student.evaluation.shards import evaluate
+from arwkv_student.evaluation.fidelity import evaluate
 from arwkv_student.losses.objectives import Objective, distill_loss
 from arwkv_student.model.loading import load_student
 from arwkv_student.settings import TrainSettings

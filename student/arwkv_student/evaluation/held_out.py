@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from arwkv_store import Dataset, Sample
 from arwkv_student.data.mixture import truncated
-from arwkv_student.evaluation.shards import evaluate
+from arwkv_student.evaluation.fidelity import evaluate
 
 TEXTS, TEXT_TOKENS = 3, 96
 

@@ -11,7 +11,7 @@ from transformers import Qwen2ForCausalLM
 from arwkv_store import create_dataset, open_dataset
 from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.bases.convert import convert, student_config
-from arwkv_student.evaluation.shards import evaluate
+from arwkv_student.evaluation.fidelity import evaluate
 
 REAL_IDS = 500
 
