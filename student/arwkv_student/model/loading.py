@@ -18,7 +18,7 @@ from arwkv_student.model.transformer_student import load_transformer
 
 
 def load_any_student(folder: Path) -> PreTrainedModel:
-    """The same, or with preset `transformer` a causal language model of any other family, in fp32."""
+    """A trained student: `load_student`, or with preset `transformer` any causal language model, in fp32."""
     if kept_attention(folder):
         require_whole_weights(f"model {folder}", folder)
         return load_transformer(folder)

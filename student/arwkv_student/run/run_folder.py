@@ -49,6 +49,11 @@ class RunFolder:
         """The JSONL file of texts."""
         return self.path / "samples.jsonl"
 
+    def write_metrics(self, stage: str, **figures: Any) -> None:
+        """Add one line to the metrics."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps({"stage": stage, **figures}) + "\n")
+
     def stage(self, name: str) -> Path:
         """The folder of a stage."""
         return self.path / name

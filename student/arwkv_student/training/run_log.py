@@ -83,8 +83,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
 
     def write(self, **figures: Any) -> None:
         """Add one line to the metrics."""
-        with self.run.metrics.open("a") as file:
-            file.write(json.dumps({"stage": self.plan.name, **figures}) + "\n")
+        self.run.write_metrics(self.plan.name, **figures)
 
 
 class _EventFiles(TensorBoardCallback):  # type: ignore[misc] # transformers is untyped

@@ -1,7 +1,6 @@
 """Stages 1 and 2: the stages that the shards allow, their starting students, and their trainers."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -90,9 +89,8 @@ class ShardStages:
         settings, model = self.settings, self._starting_student(stage, run)
         for mixer in (module for module in model.modules() if isinstance(module, TimeMix)):
             mixer.fuse = settings.fuse
-        chosen, mixed = serving(self.sets, stage, settings), time_mix_layers(model)
-        datasets = [open_shards(shards.uri, columns_of(stage, shards.info, mixed)) for shards in chosen]
-        plan = plan_stage(stage, settings, datasets, [shards.weight for shards in chosen])
+        datasets, weights = self._open(stage, time_mix_layers(model))
+        plan = plan_stage(stage, settings, datasets, weights)
         return make_trainer(model, datasets, run, plan, settings, self.base, self.held_out)
 
     def complete(self, student: Path) -> None:
@@ -115,13 +113,19 @@ class ShardStages:
             self._calibrate(student, run)
         return student
 
+    def _open(self, stage: str, mixed: Sequence[int]) -> tuple[list[Dataset], list[float]]:
+        """The datasets that a stage reads, with the columns that it needs, and the weight of each."""
+        chosen = serving(self.sets, stage, self.settings)
+        datasets = [open_shards(shards.uri, columns_of(stage, shards.info, mixed)) for shards in chosen]
+        return datasets, [shards.weight for shards in chosen]
+
     def _calibrate(self, student: ArwkvForCausalLM, run: RunFolder) -> None:
         """Fit the time mixers to stage 1's data, and log how close each layer comes."""
         settings, mixed, device = self.settings, student.config.time_mix_layers, accelerator()
-        chosen = serving(self.sets, "align", settings)
-        datasets = [open_shards(shards.uri, columns_of("align", shards.info, mixed)) for shards in chosen]
-        samples, weights = ShardSamples(*datasets), [shards.weight for shards in chosen]
-        batches = calibration_batches(samples, weights, settings.batch_size, settings.calibration_tokens, settings.seed)
+        datasets, weights = self._open("align", mixed)
+        batches = calibration_batches(
+            ShardSamples(*datasets), weights, settings.batch_size, settings.calibration_tokens, settings.seed
+        )
         attention = _base_attention(self.base, datasets, mixed)
         with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(settings.dtype)):
             found = calibrate(student.to(device), self.base, batches, attention and attention.to(device))
@@ -129,9 +133,7 @@ class ShardStages:
         if PartialState().is_main_process:
             run.forget_after("calibrate", -1)
             errors = {f"relative_error_{layer}": round(error, 4) for layer, error in found.relative_errors.items()}
-            line = {"stage": "calibrate", "step": 0, "untrained_loss": round(found.untrained_loss, 4), **errors}
-            with run.metrics.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            run.write_metrics("calibrate", step=0, untrained_loss=round(found.untrained_loss, 4), **errors)
 
 
 def open_shard_stages(settings: TrainSettings) -> ShardStages:
