@@ -28,7 +28,8 @@ class Run:
     out: Path = Path("runs/student")
     """Folder of the run. The same command continues an interrupted run."""
     stage: Stage = "auto"
-    """`auto` runs what the shards allow: align with attention outputs, distill with logits. sft and dpo read --data."""
+    """`auto` runs what the shards are made for: align with attention outputs or tokens alone, distill with logits.
+    `align` also reads the tokens of other shards. sft and dpo read --data."""
     preset: Annotated[
         Preset | Literal["transformer"] | None, unset(_PRESETS, "default: arwkv, or the preset of --start-from")
     ] = None

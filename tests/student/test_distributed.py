@@ -119,7 +119,12 @@ def test_a_plain_mixture_of_experts_continues_sharded(tiny_shards: Path, tiny_te
 
 
 @pytest.mark.slow
-def test_sharded_boundaries_align_as_whole_ones(tiny_boundary_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
-    train(tiny_boundary_shards, tiny_teacher, tmp_path / "one", 1, "--stage", "align")
-    train(tiny_boundary_shards, tiny_teacher, tmp_path / "two", 2, "--stage", "align", "--fsdp", "--packing")
+@pytest.mark.parametrize(("shards", "preset"), [("tiny_boundary_shards", "arwkv"), ("tiny_final_shards", "rad-rwkv7")])
+def test_sharded_students_align_as_whole_ones(
+    shards: str, preset: str, tiny_teacher: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """From boundaries, and from tokens, which is all that stage align reads of shards of final states."""
+    flags, folder = ("--stage", "align", "--preset", preset), request.getfixturevalue(shards)
+    train(folder, tiny_teacher, tmp_path / "one", 1, *flags)
+    train(folder, tiny_teacher, tmp_path / "two", 2, *flags, "--fsdp", "--packing")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)

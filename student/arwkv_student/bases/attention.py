@@ -1,6 +1,6 @@
-"""The base's attention blocks and their norms, to compute attention outputs from a stored residual stream.
+"""The base's attention blocks and their norms, to compute attention outputs from a residual stream.
 
-Only stage align from `boundaries` needs them: other shards hold the attention outputs.
+Stage align needs them for shards that hold no attention outputs: `boundaries`, or tokens alone.
 Shape legend: B batch, T time, C model width, L layers.
 """
 
@@ -17,7 +17,8 @@ from arwkv_student.model.architectures import attention_windows
 class BaseAttention(nn.Module):
     """The normed attention of the chosen layers, frozen; no MLP, embedding or head is loaded."""
 
-    def __init__(self, base: BaseCheckpoint, layers: Sequence[int]) -> None:
+    def __init__(self, base: BaseCheckpoint, layers: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
+        """`dtype`: of the projections' weights; bf16 saves half of them where autocast would round them anyway."""
         super().__init__()
         architecture, config = base.architecture, copy.deepcopy(base.family_config)
         config._attn_implementation = "sdpa"
@@ -30,6 +31,9 @@ class BaseAttention(nn.Module):
         for layer in self.blocks:
             _load(self.blocks[layer], base, f"model.layers.{layer}.self_attn.")
             _load(self.norms[layer], base, f"model.layers.{layer}.{norm}.")
+            for module in self.blocks[layer].modules():
+                if isinstance(module, nn.Linear):
+                    module.to(dtype)
         self.requires_grad_(False)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from arwkv_store import Dataset, DatasetInfo, open_dataset
 from arwkv_store.errors import NotFound, UsageError
@@ -138,9 +138,20 @@ def layers_read(info: DatasetInfo, mixed: Sequence[int]) -> list[int]:
     return sorted(mixed) if info.capture.hidden_states == "boundaries" else list(range(max(mixed) + 1))
 
 
+AlignedFrom = Literal["attention", "boundaries", "tokens"]
+
+
+def aligned_from(info: DatasetInfo) -> AlignedFrom:
+    """What stage align reads: stored attention outputs, stored streams, or the tokens, which every dataset has."""
+    kind = info.capture.hidden_states
+    return kind if kind in ("attention", "boundaries") else "tokens"
+
+
 def columns_of(stage: str, info: DatasetInfo, mixed: Sequence[int]) -> list[str]:
     """The heavy columns that a stage reads."""
     if stage == "align":
+        if aligned_from(info) == "tokens":
+            return []
         kind = "attn" if info.capture.hidden_states == "attention" else "boundary"
         return [hidden_column(f"{kind}.{layer}") for layer in layers_read(info, mixed)]
     if info.capture.logits in ("sampled", "hybrid"):
@@ -169,11 +180,11 @@ class ShardSet:
         }
 
     def serves(self, stage: str) -> bool:
-        """Whether it holds the data of the stage."""
-        hidden_states = self.info.capture.hidden_states
+        """Whether it is made for the stage: for align, hidden states of the layers, or rows of tokens alone."""
+        distills = self.info.capture.logits != "none" or self.info.capture.hidden_states == "final"
         if stage == "align":
-            return hidden_states in ("attention", "boundaries")
-        return self.info.capture.logits != "none" or hidden_states == "final"
+            return aligned_from(self.info) != "tokens" or not distills
+        return distills
 
 
 def open_shard_sets(uris: Sequence[str], weights: Sequence[float] | None) -> list[ShardSet]:
@@ -191,7 +202,7 @@ def open_shard_sets(uris: Sequence[str], weights: Sequence[float] | None) -> lis
 def one_kind(sets: Sequence[ShardSet], stage: str) -> None:
     """Raise UsageError unless a batch may mix samples of these sets."""
     kinds = {
-        shards.info.capture.hidden_states
+        aligned_from(shards.info)
         if stage == "align"
         else "final hidden states"
         if shards.info.capture.logits == "none"

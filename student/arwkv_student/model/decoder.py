@@ -4,7 +4,6 @@ Shape legend: B batch, T time, C model width, L layers.
 """
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from arwkv_store.errors import UsageError
 from arwkv_student.model.cache import ArwkvCache
 from arwkv_student.model.configuration import TIME_MIX, WINDOWED_ATTENTION, ArwkvConfig
 from arwkv_student.model.decoder_layer import ArwkvDecoderLayer, AttentionContext
+from arwkv_student.model.stage_one import AttentionTargets
 from arwkv_student.model.time_mix import TimeMix, TimeMixContext
 
 
@@ -27,7 +27,8 @@ class ArwkvModelOutput(ModelOutput):  # type: ignore[misc] # transformers is unt
     last_hidden_state: Tensor | None = None
     past_key_values: ArwkvCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
-    time_mix_outputs: tuple[Tensor, ...] | None = None
+    losses_L: Tensor | None = None
+    """Of stage 1, by layer that mixes time."""
 
 
 class ArwkvPreTrainedModel(PreTrainedModel):  # type: ignore[misc] # transformers is untyped
@@ -74,16 +75,13 @@ class ArwkvModel(ArwkvPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         cu_seqlens: Tensor | None = None,
-        teacher_attention: Sequence[Tensor] | None = None,
-        teacher_streams: Sequence[Tensor] | None = None,
+        targets: AttentionTargets | None = None,
         output_hidden_states: bool = False,
     ) -> ArwkvModelOutput:
         """Run the stack. `cu_seqlens` [n + 1]: documents packed along T, with B = 1.
 
-        `teacher_attention`: the teacher's attention outputs, L of [B, T, C] (or one [L, B, T, C]), up to the last layer
-        that mixes time. Every time mixer then reads the teacher's residual stream, rebuilt by this model's embedding,
-        norms and MLPs, and `time_mix_outputs` holds their outputs. `teacher_streams`: the same from stored residual
-        streams that enter each layer.
+        With `targets`, stage 1: every time mixer up to the last reads the teacher's residual stream, and the result is
+        their `losses_L` alone.
         """
         hidden_BTC = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
@@ -92,29 +90,36 @@ class ArwkvModel(ArwkvPreTrainedModel):
         if cache is not None and cu_seqlens is not None:
             raise UsageError("cu_seqlens and a cache: a packed row has no single final state; pass use_cache=False")
         context, attention = self._context(hidden_BTC, attention_mask, position_ids, cache, cu_seqlens)
-        v_first_BTU, streams, mixed = None, [hidden_BTC], []
-        blocks = self.layers
-        if teacher_attention is not None or teacher_streams is not None:
-            blocks = blocks[: self.config.time_mix_layers[-1] + 1]
-        for layer, block in enumerate(blocks):
-            teacher_BTC = None if teacher_attention is None else teacher_attention[layer]
-            if teacher_streams is not None:
-                hidden_BTC = teacher_streams[layer].to(hidden_BTC.dtype)
-            is_last = layer == len(blocks) - 1
-            only_mixes = teacher_streams is not None or (teacher_attention is not None and is_last)
-            hidden_BTC, v_first_BTU, mixed_BTC = block(
-                hidden_BTC, v_first_BTU, context, attention, cache, teacher_BTC, only_mixes
-            )
+        if targets is not None:
+            return ArwkvModelOutput(losses_L=self._learn(hidden_BTC, context, attention, targets))
+        v_first_BTU, streams = None, [hidden_BTC]
+        for block in self.layers:
+            hidden_BTC, v_first_BTU, _ = block(hidden_BTC, v_first_BTU, context, attention, cache)
             if output_hidden_states:
                 streams.append(hidden_BTC)
-            if mixed_BTC is not None:
-                mixed.append(mixed_BTC)
         return ArwkvModelOutput(
             last_hidden_state=self.norm(hidden_BTC),
             past_key_values=cache,
             hidden_states=tuple(streams) if output_hidden_states else None,
-            time_mix_outputs=tuple(mixed),
         )
+
+    def _learn(
+        self,
+        hidden_BTC: Tensor,
+        context: TimeMixContext,
+        attention: AttentionContext | None,
+        targets: AttentionTargets,
+    ) -> Tensor:
+        """Stage 1's losses [L] of the layers that mix time."""
+        v_first_BTU, losses, last = None, [], self.config.time_mix_layers[-1]
+        for layer, block in enumerate(self.layers[: last + 1]):
+            if block.mixes_time or targets.rebuilds:
+                only_mixes = layer == last or not targets.rebuilds
+                hidden_BTC, v_first_BTU, loss = block(
+                    hidden_BTC, v_first_BTU, context, attention, None, targets, only_mixes
+                )
+                losses += [] if loss is None else [loss]
+        return torch.stack(losses)
 
     def _context(
         self,

@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from arwkv_student.model.cache import ArwkvCache
 from arwkv_student.model.configuration import TIME_MIX, ArwkvConfig
+from arwkv_student.model.stage_one import AttentionTargets, with_gradient_at_once
 from arwkv_student.model.time_mix import TimeMix, TimeMixContext
 
 
@@ -52,37 +53,65 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
         context: TimeMixContext,
         attention: AttentionContext | None,
         cache: ArwkvCache | None,
-        teacher_BTC: Tensor | None = None,
+        targets: AttentionTargets | None = None,
         only_mixes: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Returns (stream after the layer, the first mixer's value, its output where a teacher's was given).
+        """Returns (stream after the layer, the first mixer's value, stage 1's loss of this layer).
 
-        With `teacher_BTC`, the teacher's attention output of this layer, the residual stream continues with it instead
-        of the time mixer's output, and without a gradient: stage 1's teacher forcing. `only_mixes` ends with the time
-        mixer, if the stream after it is not needed.
+        With `targets`, the mixer learns the teacher's attention output, and the stream continues with that output,
+        without a gradient. `only_mixes` ends with the loss, if the stream after it is not needed.
         """
+        if targets is not None:
+            return self._learn(hidden_BTC, v_first_BTU, context, attention, targets, only_mixes)
         x_BTC = self.normed(self.norms.before_mixer, hidden_BTC)
-        mixed_BTC = None
         if self.mixes_time:
             state = None if cache is None else cache.time_mix_state(self.layer, x_BTC)
             mixed_BTC, v_first_BTU, state = self.time_mix(x_BTC, v_first_BTU, context, state)
             if cache is not None:
                 cache.keep_time_mix_state(self.layer, state, x_BTC.shape[1])
-        elif teacher_BTC is None and not only_mixes:
-            assert attention is not None, "a layer that attends was given no positions"
-            mixed_BTC, _ = self.self_attn(
-                hidden_states=x_BTC,
-                position_embeddings=attention.cos_sin_BTD,
-                attention_mask=attention.causal_masks[self.kind],
-                past_key_values=cache,
-            )
-        if only_mixes:
-            return hidden_BTC, v_first_BTU, mixed_BTC
-        if teacher_BTC is not None:
-            with torch.no_grad():
-                return self.rest(hidden_BTC, teacher_BTC.to(hidden_BTC.dtype)), v_first_BTU, mixed_BTC
-        assert mixed_BTC is not None, "without a teacher's output, a layer mixes time or attends"
+        else:
+            mixed_BTC = self._attend(x_BTC, attention, cache)
         return self.rest(hidden_BTC, mixed_BTC), v_first_BTU, None
+
+    def _learn(
+        self,
+        hidden_BTC: Tensor,
+        v_first_BTU: Tensor | None,
+        context: TimeMixContext,
+        attention: AttentionContext | None,
+        targets: AttentionTargets,
+        only_mixes: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Only the time mixer has a gradient, computed here; that of a first mixer to which others add comes later."""
+        with torch.no_grad():
+            hidden_BTC = targets.stream(self.layer, hidden_BTC)
+            x_BTC = self.normed(self.norms.before_mixer, hidden_BTC)
+            output_BTC = targets.attention(self.layer, hidden_BTC)
+            if output_BTC is None:
+                output_BTC = self._attend(x_BTC, attention, None)
+        loss = None
+        if self.mixes_time:
+            first = v_first_BTU is None
+            mixed_BTC, v_first_BTU, _ = self.time_mix(x_BTC, v_first_BTU, context)
+            loss = targets.loss(self.layer, mixed_BTC, output_BTC)
+            if self.time_mix.options.value_residual != "differentiable":
+                v_first_BTU = v_first_BTU.detach()
+            if not (first and v_first_BTU.requires_grad):
+                loss = with_gradient_at_once(loss, [*self.time_mix.parameters(), v_first_BTU])
+        if not only_mixes:
+            with torch.no_grad():
+                hidden_BTC = self.rest(hidden_BTC, output_BTC.to(hidden_BTC.dtype))
+        return hidden_BTC, v_first_BTU, loss
+
+    def _attend(self, x_BTC: Tensor, attention: AttentionContext | None, cache: ArwkvCache | None) -> Tensor:
+        assert attention is not None, "a layer that attends was given no positions"
+        output_BTC: Tensor = self.self_attn(
+            hidden_states=x_BTC,
+            position_embeddings=attention.cos_sin_BTD,
+            attention_mask=attention.causal_masks[self.kind],
+            past_key_values=cache,
+        )[0]
+        return output_BTC
 
     def rest(self, hidden_BTC: Tensor, mixed_BTC: Tensor) -> Tensor:
         """The residual stream after the layer, from the mixer's output."""

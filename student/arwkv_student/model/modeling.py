@@ -4,7 +4,7 @@ Layers that `config.layer_types` calls "linear_attention" mix time; all others k
 Shape legend: B batch, T time, C model width, V vocabulary rows, L layers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from arwkv_store.errors import UsageError
 from arwkv_student.model.cache import ArwkvCache
 from arwkv_student.model.configuration import ArwkvConfig
 from arwkv_student.model.decoder import ArwkvModel, ArwkvModelOutput, ArwkvPreTrainedModel
+from arwkv_student.model.stage_one import AttentionTargets
 
 # hidden [B, T, C], head weight [V, C] -> loss
 HeadLoss = Callable[[Tensor, Tensor], Tensor]
@@ -46,15 +47,14 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cu_seqlens: Tensor | None = None,
-        teacher_attention: Sequence[Tensor] | None = None,
-        teacher_streams: Sequence[Tensor] | None = None,
+        targets: AttentionTargets | None = None,
         head_loss: HeadLoss | None = None,
         output_hidden_states: bool | None = None,
         **loss_options: Any,  # what transformers' and TRL's loss functions take
     ) -> CausalLMOutputWithPast | ArwkvModelOutput:
         """Logits [B, T, V], and the loss of `labels` (shifted here, once).
 
-        With a teacher's values (see `ArwkvModel.forward`) no logits are computed, and the stack's output is returned.
+        With `targets` (see `ArwkvModel.forward`) no logits are computed, and the stack's output is returned.
         With `head_loss` none are computed either: it is called with the final hidden states and the head's weight. This
         happens inside this forward, where a sharded head is gathered.
         """
@@ -65,15 +65,12 @@ class ArwkvForCausalLM(ArwkvPreTrainedModel, GenerationMixin):  # type: ignore[m
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=self._keeps_cache(head_loss, teacher_attention, teacher_streams, packed)
-            if use_cache is None
-            else use_cache,
+            use_cache=self._keeps_cache(head_loss, targets, packed) if use_cache is None else use_cache,
             cu_seqlens=cu_seqlens,
-            teacher_attention=teacher_attention,
-            teacher_streams=teacher_streams,
+            targets=targets,
             output_hidden_states=bool(output_hidden_states),
         )
-        if teacher_attention is not None or teacher_streams is not None:
+        if targets is not None:
             return outputs
         hidden_BTC = outputs.last_hidden_state
         if head_loss is not None:

@@ -1,6 +1,7 @@
-"""Stage 1: each time mixer learns the outputs of the attention it replaces, from stored hidden states alone."""
+"""Stage 1: each time mixer learns the outputs of the attention it replaces: stored, or the base's own from tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,17 +17,58 @@ LEAST_FALL = 0.01
 """A loss that has fallen by less than this share counts as constant."""
 
 
+LayerLoss = Callable[[int, Tensor, Tensor], Tensor]
+"""(layer, output of its time mixer [B, T, C], of the teacher's attention [B, T, C]) -> its loss."""
+
+
+@dataclass(frozen=True)
+class BatchTargets:
+    """The `AttentionTargets` of a batch made by `collate`, from what its shards hold.
+
+    From attention outputs of the layers up to the last that mixes time, which rebuild the residual stream. From
+    boundaries, the streams themselves, of the layers that mix time or of all: `base_attention` computes the outputs.
+    From tokens alone, it computes them on the stream that they rebuild.
+    """
+
+    batch: Mapping[str, Tensor]
+    layers: Sequence[int]
+    """Those that mix time."""
+    base_attention: BaseAttention | None
+    layer_loss: LayerLoss
+
+    @property
+    def rebuilds(self) -> bool:
+        return "boundaries" not in self.batch
+
+    def stream(self, layer: int, rebuilt_BTC: Tensor) -> Tensor:
+        if self.rebuilds:
+            return rebuilt_BTC
+        stored = self.batch["boundaries"]
+        return stored[self.layers.index(layer) if len(stored) == len(self.layers) else layer].to(rebuilt_BTC.dtype)
+
+    def attention(self, layer: int, stream_BTC: Tensor) -> Tensor | None:
+        if self.base_attention is None:
+            return self.batch["attention"][layer]
+        if layer not in self.layers:
+            return None
+        attention_BTC: Tensor = self.base_attention(layer, stream_BTC, self.batch.get("cu_seqlens"))
+        return attention_BTC
+
+    def loss(self, layer: int, mixed_BTC: Tensor, attention_BTC: Tensor) -> Tensor:
+        return self.layer_loss(layer, mixed_BTC, attention_BTC)
+
+
 class AlignTrainer(StageTrainer):
     """L = mean over layers and tokens of ‖a_l − TimeMix_l(LN1_l(h_l))‖₂ / √C (arXiv 2501.15570), or another loss by the
     settings.
 
     The residual stream h_l is the teacher's: h_{l+1} = h_l + a_l + MLP_l(LN2_l(h_l + a_l)), rebuilt by the student's
-    own frozen embedding, norms and MLPs. No attention weights are needed.
+    own frozen embedding, norms and MLPs. Where a_l is not stored, it is the base's own attention on h_l.
     """
 
     counted = "attention_mask"
     base_attention: BaseAttention | None = None
-    """Recomputes, a layer at a time, what shards of `boundaries` do not hold."""
+    """Computes, a layer at a time, the attention outputs that the shards do not hold."""
     error_and_size_2L: Tensor | None = None
 
     def compute_loss(
@@ -34,13 +76,21 @@ class AlignTrainer(StageTrainer):
     ) -> Any:
         """The mean over layers, of a batch made by `collate`."""
         settings, mask = self.settings, inputs["attention_mask"]
-        mixed, teacher = align_outputs(model, inputs, self.base_attention)
-        losses = align_loss_L(mixed, teacher, mask, settings.align_loss, layer_scaled=settings.align_layer_scaled)
-        if self.state.global_step % self.args.logging_steps == self.args.logging_steps - 1:
-            with torch.no_grad():
-                self.error_and_size_2L = error_and_size_2L(mixed, teacher, mask)
-        loss = self.weighed(losses.mean(), inputs, num_items_in_batch)
-        return (loss, mixed) if return_outputs else loss
+        logs = self.state.global_step % self.args.logging_steps == self.args.logging_steps - 1
+        measured: list[Tensor] = []
+
+        def layer_loss(_layer: int, mixed: Tensor, attention: Tensor) -> Tensor:
+            if logs:
+                with torch.no_grad():
+                    measured.append(error_and_size_2L([mixed], [attention], mask))
+            scaled = settings.align_layer_scaled
+            return align_loss_L([mixed], [attention], mask, settings.align_loss, layer_scaled=scaled)[0]
+
+        losses_L = align_losses(model, inputs, self.base_attention, layer_loss)
+        if logs:
+            self.error_and_size_2L = torch.cat(measured, dim=1)
+        loss = self.weighed(losses_L.mean(), inputs, num_items_in_batch)
+        return (loss, losses_L) if return_outputs else loss
 
     def _run_epoch(self, *arguments: Any, **named: Any) -> None:
         """No further step if the checkpoint's log shows that the stage has ended."""
@@ -93,23 +143,26 @@ def stands_still(history: Sequence[dict[str, float]], steps: int | None) -> bool
     return steps is not None and step - best_step >= steps
 
 
-def align_outputs(
-    model: Any, batch: dict[str, Tensor], base_attention: BaseAttention | None = None
-) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """The output of each time mixer on the teacher's residual stream, and of the teacher's attention, layer by layer.
-
-    From `attention` outputs of the layers up to the last that mixes time; or from `boundaries` of the layers that do
-    (or of all), whose attention outputs `base_attention` recomputes.
-    """
+def align_losses(
+    model: Any, batch: Mapping[str, Tensor], base_attention: BaseAttention | None, layer_loss: LayerLoss
+) -> Tensor:
+    """`layer_loss` of every layer that mixes time, [L], in their order, and each one's gradient with it."""
     inner: ArwkvForCausalLM = model.module if hasattr(model, "module") else model
-    layers = inner.config.time_mix_layers
-    common = {"input_ids": batch["input_ids"], "cu_seqlens": batch.get("cu_seqlens")}
-    if base_attention is None:
-        mixed = model(**common, teacher_attention=batch["attention"]).time_mix_outputs
-        return mixed, [batch["attention"][layer] for layer in layers]
-    stored = batch["boundaries"].float()
-    of_layer = dict(zip(layers, stored, strict=True)) if len(stored) == len(layers) else dict(enumerate(stored))
-    # A layer that keeps its attention is not used, so any stream may take its place.
-    streams = [of_layer.get(layer, stored[0]) for layer in range(inner.config.num_hidden_layers)]
-    mixed = model(**common, teacher_streams=streams).time_mix_outputs
-    return mixed, [base_attention(layer, of_layer[layer], batch.get("cu_seqlens")) for layer in layers]
+    targets = BatchTargets(batch, inner.config.time_mix_layers, base_attention, layer_loss)
+    losses_L: Tensor = model(input_ids=batch["input_ids"], cu_seqlens=batch.get("cu_seqlens"), targets=targets).losses_L
+    return losses_L
+
+
+def align_outputs(
+    model: Any, batch: Mapping[str, Tensor], base_attention: BaseAttention | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The output of each time mixer on the teacher's residual stream, and of the teacher's attention; all at once."""
+    mixed, attention = [], []
+
+    def keep(_layer: int, mixed_BTC: Tensor, attention_BTC: Tensor) -> Tensor:
+        mixed.append(mixed_BTC)
+        attention.append(attention_BTC)
+        return mixed_BTC.new_zeros(())
+
+    align_losses(model, batch, base_attention, keep)
+    return mixed, attention

@@ -28,7 +28,7 @@ from arwkv_student.data.mixture import MixtureSampler
 from arwkv_student.losses.objectives import align_loss_L
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.model.time_mix import TimeMix
-from arwkv_student.training.align import align_outputs
+from arwkv_student.training.align import LayerLoss, align_losses
 
 RIDGE = 1e-3
 SHIFTED_ROWS = [0, 2, 3]
@@ -87,7 +87,7 @@ def calibrate(
 ) -> Calibration:
     """Fit every time mixer of `model` in place.
 
-    `batches` are `collate`d stage-1 data: attention outputs, or boundaries and `base_attention`.
+    `batches` are `collate`d stage-1 data: attention outputs; or boundaries, or tokens alone, and `base_attention`.
     """
     mixers = {layer: model.model.layers[layer].time_mix for layer in model.config.time_mix_layers}
     moments = {layer: Moments.zero(mixer.output) for layer, mixer in mixers.items()}
@@ -95,19 +95,28 @@ def calibrate(
     with _handed_to_outputs(mixers) as y_of_layer:
         for number, batch in enumerate(batches):
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            if number == 0:
-                mixed, attention = align_outputs(model, batch, base_attention)
-                untrained_loss = float(align_loss_L(mixed, attention, batch["attention_mask"]).mean())
-                _start_from_attention(mixers, base)
             mask_BT = batch["attention_mask"].bool()
-            _, attention = align_outputs(model, batch, base_attention)
-            for layer, attention_BTC in zip(mixers, attention, strict=True):
-                moments[layer].add(y_of_layer[layer][mask_BT], attention_BTC[mask_BT])
+            if number == 0:
+                untrained_loss = float(align_losses(model, batch, base_attention, _loss_over(mask_BT)).mean())
+                _start_from_attention(mixers, base)
+            align_losses(model, batch, base_attention, _added_to(moments, y_of_layer, mask_BT))
     errors = {}
     for layer, mixer in mixers.items():
         weight_CW, errors[layer] = moments[layer].solved()
         mixer.output.weight.copy_(weight_CW)
     return Calibration(untrained_loss, errors)
+
+
+def _loss_over(mask_BT: Tensor) -> LayerLoss:
+    return lambda _, mixed_BTC, attention_BTC: align_loss_L([mixed_BTC], [attention_BTC], mask_BT)[0]
+
+
+def _added_to(moments: dict[int, Moments], y_of_layer: dict[int, Tensor], mask_BT: Tensor) -> LayerLoss:
+    def add(layer: int, _mixed_BTC: Tensor, attention_BTC: Tensor) -> Tensor:
+        moments[layer].add(y_of_layer.pop(layer)[mask_BT], attention_BTC[mask_BT])
+        return attention_BTC.new_zeros(())
+
+    return add
 
 
 def calibration_batches(

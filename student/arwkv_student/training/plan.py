@@ -76,7 +76,8 @@ def training_arguments(
         max_grad_norm=settings.max_grad_norm,
         bf16=bf16,
         use_cpu=on_cpu,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        # Stage align keeps the activations of one layer anyway.
+        gradient_checkpointing=settings.gradient_checkpointing and plan.name != "align",
         logging_steps=settings.log_every,
         logging_first_step=True,
         logging_nan_inf_filter=False,

@@ -20,6 +20,7 @@ from arwkv_student.data.collate import ShardSamples
 from arwkv_student.data.mixture import ContextSchedule
 from arwkv_student.data.shards import (
     ShardSet,
+    aligned_from,
     columns_of,
     one_kind,
     open_shard_sets,
@@ -103,6 +104,8 @@ class ShardStages:
             return load_any_student(run.stage(self.names[self.names.index(stage) - 1]))
         if self.settings.start_from is not None:
             started = load_any_student(Path(self.settings.start_from))
+            if stage == "align":
+                _require_width_of_base(started, self.settings, self.base)
             if isinstance(started, ArwkvForCausalLM):
                 _take_preset(started, self.settings, self.base)
             return started
@@ -126,7 +129,7 @@ class ShardStages:
         batches = calibration_batches(
             ShardSamples(*datasets), weights, settings.batch_size, settings.calibration_tokens, settings.seed
         )
-        attention = _base_attention(self.base, datasets, mixed)
+        attention = _base_attention(self.base, datasets, mixed, bf16=computes_in_bf16(settings.dtype))
         with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(settings.dtype)):
             found = calibrate(student.to(device), self.base, batches, attention and attention.to(device))
         student.to("cpu")
@@ -203,29 +206,34 @@ def _names(
             )
     stages = possible if settings.stage == "auto" else [str(settings.stage)]
     read = stages if settings.init == "preset" or "align" in stages else ["align", *stages]
+    used: set[str] = set()
     for stage in read or ["distill"]:
         for shards in serving(sets, stage, settings):
+            used.add(shards.uri)
             if stage == "align":
-                require_fitting_hidden_states(base, shards.info, shards.uri, mixed)
+                if aligned_from(shards.info) != "tokens":
+                    require_fitting_hidden_states(base, shards.info, shards.uri, mixed)
                 continue
             require_counted(shards.uri)
             if shards.info.capture.logits == "none":
                 flag = "--base" if head is base else "--teacher-head"
                 require_fitting_head(flag, head, shards.info, shards.uri)
     for shards in sets:
-        if not any(shards.serves(stage) for stage in read):
+        if shards.uri not in used:
             raise UsageError(f"--shards {shards.uri}: stage {', '.join(read)} reads nothing from it; leave it out")
     return stages
 
 
 def serving(sets: Sequence[ShardSet], stage: str, settings: TrainSettings) -> list[ShardSet]:
-    """The sets that a stage reads, at least one, which are compatible."""
+    """The sets that a stage reads, at least one, which are compatible.
+
+    Those that are made for it; stage align reads the tokens of any other set if there is none.
+    """
     chosen = [shards for shards in sets if shards.serves(stage)]
+    if not chosen and stage == "align":
+        chosen = list(sets)
     if not chosen:
         uris = ", ".join(settings.shards)
-        if stage == "align":
-            reader = "stage align" if settings.init == "preset" else "--init calibrated"
-            raise UsageError(f"{uris} holds hidden states 'none'; {reader} needs --hidden-states attention")
         raise UsageError(f"{uris} holds no logits to distill from; capture with --logits top-k")
     one_kind(chosen, stage)
     return chosen
@@ -237,6 +245,18 @@ def _held_out(settings: TrainSettings, base: BaseCheckpoint) -> HeldOutShards | 
     dataset = open_shards(settings.eval_shards, ["logits", "token_stats"], flag="--eval-shards")
     require_same_tokenizer(f"base {base.name}", base.folder, dataset.info, settings.eval_shards)
     return HeldOutShards(dataset, base.folder, settings.batch_size, computes_in_bf16(settings.dtype))
+
+
+def _require_width_of_base(student: PreTrainedModel, settings: TrainSettings, base: BaseCheckpoint) -> None:
+    own, other = (
+        tuple(getattr(config, name) for name in ("hidden_size", "num_hidden_layers"))
+        for config in (student.config, base.family_config)
+    )
+    if own != other:
+        raise UsageError(
+            f"--start-from {settings.start_from} has hidden size {own[0]} and {own[1]} layers, --base {base.name} "
+            f"{other[0]} and {other[1]}; stage align needs the base that the student was made from"
+        )
 
 
 def _take_preset(student: ArwkvForCausalLM, settings: TrainSettings, base: BaseCheckpoint) -> None:
@@ -276,7 +296,7 @@ def make_trainer(
         choose_trained(model, "time-mix")
         aligner = AlignTrainer(*common)
         aligner.add_callback(EarlyStop(settings.align_stop_error, settings.align_stop_plateau))
-        attention = _base_attention(base, datasets, model.config.time_mix_layers)
+        attention = _base_attention(base, datasets, model.config.time_mix_layers, bf16=bf16)
         aligner.base_attention = None if attention is None else attention.to(aligner.args.device)
         return aligner
     choose_trained(model, settings.trained)
@@ -285,9 +305,13 @@ def make_trainer(
     return trainer
 
 
-def _base_attention(base: BaseCheckpoint, datasets: Sequence[Dataset], mixed: Sequence[int]) -> BaseAttention | None:
-    """What recomputes attention outputs from shards of boundaries; None for shards that hold them."""
-    return BaseAttention(base, mixed) if datasets[0].info.capture.hidden_states == "boundaries" else None
+def _base_attention(
+    base: BaseCheckpoint, datasets: Sequence[Dataset], mixed: Sequence[int], *, bf16: bool
+) -> BaseAttention | None:
+    """What computes the attention outputs that shards of boundaries, or of tokens alone, do not hold; else None."""
+    if aligned_from(datasets[0].info) == "attention":
+        return None
+    return BaseAttention(base, mixed, torch.bfloat16 if bf16 else torch.float32)
 
 
 def plan_stage(
