@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from arwkv_kernels.memory import keep_freed_memory
 from arwkv_kernels.precision import compute_dtype, machine
 from arwkv_store.commands.command_line import main
 from arwkv_store.commands.progress import Progress
@@ -87,6 +88,7 @@ def _train(config: TeacherConfig, corpus: Corpus, out: Path) -> dict[str, Any]:
     import torch
     from transformers import Qwen2ForCausalLM
 
+    keep_freed_memory()
     tokenizer = _train_tokenizer(config.vocab_size, (document["text"] for document in corpus.train))
     tokenizer.save_pretrained(out)
     train_ids = _encode(tokenizer, corpus.train)

@@ -111,6 +111,9 @@ def _prepare() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from transformers.utils import logging
 
+    from arwkv_kernels.memory import keep_freed_memory
+
+    keep_freed_memory()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
