@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import re
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -59,6 +60,11 @@ class ExampleService:
         items = [{"part": int(path.stem[5:]), "manifest": path.read_text()} for path in names[first:last]]
         following = str(last) if last < len(names) else None
         return json.dumps({"items": items, "next_cursor": following, "committed": len(names)}).encode()
+
+
+def parts_fetched(service: ExampleService) -> set[int]:
+    """The parts of whose files bytes were asked for."""
+    return {int(part) for path in service.requests for part in re.findall(r"/shards/(\d+)/data", path)}
 
 
 @contextmanager

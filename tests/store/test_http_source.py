@@ -1,5 +1,6 @@
 """Reading over HTTP: complete, verified, and patient with a bad line."""
 
+import itertools
 import json
 import multiprocessing
 import pickle
@@ -16,10 +17,11 @@ from arwkv_store import CorruptShard, NotFound, TryAgain, UsageError, open_datas
 from arwkv_store.commands.copy import copy_dataset
 from arwkv_store.commands.verify import verify_dataset
 from arwkv_store.dataset import reader
+from arwkv_store.dataset.sampler import BLOCK_SHARDS, ShardSampler
 from arwkv_store.places import retry
 from arwkv_store.places.cache import FileCache
 from store_examples import assert_same_sample, example_dataset_info, read_sample_id, write_example_dataset
-from store_server import Fault, served
+from store_server import Fault, parts_fetched, served
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +163,41 @@ def test_next_part_is_fetched_while_one_is_read(tmp_path: Path, columns: list[st
         assert [sample.sample_id for sample in reading] == [sample.sample_id for sample in written[1:]]
         fetched = [path for path in service.requests if "/data?" in path]
         assert len(fetched) == len(set(fetched))
+
+
+def test_parts_of_a_shuffled_order_are_fetched_before_they_are_read(tmp_path: Path) -> None:
+    write_example_dataset(tmp_path / "data", info=example_dataset_info(samples=36, samples_per_part=2, layers=()))
+    with served(tmp_path / "data") as service:
+        dataset = open_dataset(service.uri)
+        order = [index for (index,) in ShardSampler(dataset.shard_rows, batch_size=1)]
+        soon = dataset.read_soon(order)
+        assert next(soon) == order[0]
+        block = {index // 2 for index in order[: 2 * BLOCK_SHARDS + 1]}
+        eventually(lambda: parts_fetched(service) == block)
+        assert [dataset[index].sample_id for index in soon] == order[1:]
+        fetched = [path for path in service.requests if "/data?" in path]
+        assert len(fetched) == len(set(fetched)) == len(dataset.shard_rows)
+
+
+def test_parts_that_a_resumed_run_passes_are_not_fetched(tmp_path: Path) -> None:
+    write_example_dataset(tmp_path / "data", info=example_dataset_info(samples=60, samples_per_part=1, layers=()))
+    came, goes_on = threading.Event(), threading.Event()
+
+    def slow(path: str, body: bytes) -> tuple[int, bytes]:
+        if "/data?" in path:
+            came.set()
+            assert goes_on.wait(60)
+        return 200, body
+
+    with served(tmp_path / "data") as service:
+        service.fault = slow
+        soon = open_dataset(service.uri).read_soon(range(60))
+        next(soon)
+        assert came.wait(60)
+        assert list(itertools.islice(soon, 39)) == list(range(1, 40))
+        goes_on.set()
+        eventually(lambda: 40 + BLOCK_SHARDS - 1 in parts_fetched(service))
+        assert not parts_fetched(service) & set(range(1, 39))
 
 
 def test_fault_met_ahead_is_the_readers_when_it_comes_there(tmp_path: Path) -> None:

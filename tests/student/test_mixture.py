@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from api_eventually import eventually
 from arwkv_store import open_dataset
 from arwkv_store.errors import UsageError
 from arwkv_student.data.collate import OrderSampler
 from arwkv_student.data.mixture import ContextSchedule, MixtureSampler, truncated
+from store_examples import example_dataset_info, write_example_dataset
+from store_server import parts_fetched, served
 
 ROWS = [[7, 4, 9], [30]]
 
@@ -33,6 +36,23 @@ def test_sizes_as_weights_see_every_sample_once_an_epoch() -> None:
     picks = list(MixtureSampler(ROWS, [20.0, 30.0], steps=10, per_step=5, seed=1))
     assert set(Counter(picks).values()) == {1}
     assert len(picks) == 50
+
+
+def test_remote_parts_are_fetched_before_their_samples_are_picked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARWKV_CACHE", str(tmp_path / "cache"))
+    write_example_dataset(tmp_path / "data", info=example_dataset_info(samples=30, samples_per_part=2, layers=()))
+    with served(tmp_path / "data") as service:
+        remote = [open_dataset(service.uri), open_dataset(tmp_path / "data")]
+        asked = [dataset.shard_rows for dataset in remote], [0.5, 0.5]
+        picks = MixtureSampler(*asked, steps=2, per_step=8, seed=1, datasets=remote)
+        expected = list(MixtureSampler(*asked, steps=2, per_step=8, seed=1))
+        assert list(picks) == expected
+        used = {pick.sample // 2 for pick in expected if pick.shard_set == 0}
+        soon = iter(picks)
+        next(soon)
+        eventually(lambda: used <= (found := parts_fetched(service)) and len(found) <= len(used) + 1)
 
 
 def test_order_depends_on_seed_and_position_alone() -> None:

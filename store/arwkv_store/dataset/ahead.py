@@ -1,4 +1,4 @@
-"""Fetches the next part of a remote dataset in a thread while the reader uses the current one."""
+"""Fetches parts of a remote dataset in a thread before their reader comes to them."""
 
 import contextlib
 import queue
@@ -16,9 +16,9 @@ class FetchAhead:
     them again when it opens the part.
     """
 
-    def __init__(self, fetch: Callable[[int], None], stop: threading.Event) -> None:
-        """`fetch` ends soon after `stop` is set."""
-        self._fetch, self._stop = fetch, stop
+    def __init__(self, fetch: Callable[[int], None], stop: threading.Event, most: int = 1) -> None:
+        """`fetch` ends soon after `stop` is set. Of the parts asked for, at most the last `most` wait to be fetched."""
+        self._fetch, self._stop, self._most = fetch, stop, most
         self._asked: queue.SimpleQueue[tuple[int, threading.Event] | None] = queue.SimpleQueue()
         self._ended: dict[int, threading.Event] = {}
         # A daemon thread: a server that does not answer must not delay the end of the process.
@@ -26,6 +26,10 @@ class FetchAhead:
 
     def ask(self, part: int) -> None:
         """Have this part fetched."""
+        with contextlib.suppress(queue.Empty):
+            while self._asked.qsize() >= self._most:
+                if oldest := self._asked.get_nowait():
+                    oldest[1].set()
         ended = self._ended[part] = threading.Event()
         self._asked.put((part, ended))
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from arwkv_store.dataset.ahead import FetchAhead
 from arwkv_store.dataset.index import ManifestIndex, Manifests
+from arwkv_store.dataset.sampler import BLOCK_SHARDS
 from arwkv_store.dataset.shard import Shard
 from arwkv_store.errors import UsageError
 from arwkv_store.format.columns import HeavyColumn, heavy_columns, known_columns
@@ -90,16 +92,43 @@ class Dataset(Sequence[Sample]):
                 yield self[index]
             return
 
-        def fetch(shard: int) -> None:
-            Shard(source, self._index.manifest(shard), self._columns, verify=self._verify).fetch()
-
-        with FetchAhead(fetch, stop) as ahead:
+        with FetchAhead(self._fetching(source), stop) as ahead:
             for shard, rows in enumerate(self.shard_rows.tolist()):
                 ahead.wait(shard)
                 if shard + 1 < len(self._index.ends):
                     ahead.ask(shard + 1)
                 for row in range(rows):
                     yield self._shard(shard).sample(row)
+
+    def read_soon(self, indices: Iterable[int]) -> Iterator[int]:
+        """The same sample indices; of a remote dataset, their parts are fetched before, in a thread.
+
+        It looks as many indices ahead as a block of shuffled parts has (see `sampler`), so that the next block comes
+        while one is used. The cache serves the processes that read; it has to hold 32 files of a size, or they are
+        fetched only when they are read.
+        """
+        stop = threading.Event()
+        source = self._source.ahead(stop, 4 * BLOCK_SHARDS)
+        if source is None:
+            yield from indices
+            return
+        block = BLOCK_SHARDS * len(self) // max(len(self._index.ends), 1)
+        coming: deque[int] = deque()
+        asked: deque[int] = deque(maxlen=2 * BLOCK_SHARDS)
+        with FetchAhead(self._fetching(source), stop, most=BLOCK_SHARDS + 1) as ahead:
+            for index in indices:
+                shard = int(np.searchsorted(self._index.ends, index, side="right"))
+                if shard not in asked:
+                    asked.append(shard)
+                    ahead.ask(shard)
+                coming.append(index)
+                if len(coming) > block:
+                    yield coming.popleft()
+            yield from coming
+
+    def _fetching(self, source: Source) -> Callable[[int], None]:
+        """What fetches the part at a place from `source`."""
+        return lambda at: Shard(source, self._index.manifest(at), self._columns, verify=self._verify).fetch()
 
     def reads(self, column: str) -> bool:
         """Whether this heavy column is read."""

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -25,7 +25,7 @@ from arwkv_store.places.room import require_room
 DEFAULT_FOLDER = Path("~/.cache/arwkv")
 DEFAULT_MAX_BYTES = 64 << 30
 AHEAD_SHARE = 4
-"""A file is fetched ahead of its reader only if the cache can hold this many of its size."""
+"""A file is fetched ahead of a reader of part after part only if the cache can hold this many of its size."""
 _PARTIAL, _RANGED = ".partial", ".ranged"
 _OTHER_FOLDER = "or name another folder: ARWKV_CACHE, or for store verify TMPDIR"
 _SIZE = re.compile(r"(\d{1,15})([KMGT]?)i?B?", re.IGNORECASE)
@@ -50,6 +50,8 @@ class FileCache:
     max_bytes: int
     stop: threading.Event | None = None
     """Set to end fetching ahead of a reader; None for the reader's own fetches."""
+    ahead_share: int = AHEAD_SHARE
+    """A file is fetched ahead only if the cache can hold this many of its size."""
 
     @classmethod
     def of(cls, folder: Path | None, max_bytes: int | None) -> "FileCache":
@@ -57,6 +59,10 @@ class FileCache:
         chosen = folder or Path(os.environ.get("ARWKV_CACHE") or DEFAULT_FOLDER)
         limit = _bytes_asked() if max_bytes is None else max_bytes
         return cls(chosen.expanduser(), limit)
+
+    def ahead(self, stop: threading.Event, share: int) -> "FileCache":
+        """The same for a thread that fetches before the reader does."""
+        return replace(self, stop=stop, ahead_share=share)
 
     def fetch(self, file: FileInfo, stream: Stream, where: str) -> Path:
         """The local path of a copy that was verified when it was made. Raises CorruptShard if the remote file is gone
@@ -101,7 +107,7 @@ class FileCache:
         if self.stop is None:
             return stream
         stop = self.stop
-        if AHEAD_SHARE * file.size_bytes > self.max_bytes:
+        if self.ahead_share * file.size_bytes > self.max_bytes:
             raise TryAgain(f"{file.name}: no room for it in the cache beside what is being read")
 
         def pieces(offset: int, end: int | None) -> Iterator[bytes]:

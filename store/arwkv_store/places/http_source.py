@@ -1,6 +1,5 @@
 """A dataset served by `api serve`: `http(s)://host/v1/datasets/NAME`."""
 
-import dataclasses
 import json
 import re
 import threading
@@ -13,7 +12,7 @@ from typing import Any
 from arwkv_store.errors import TryAgain, UsageError
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
-from arwkv_store.places.cache import FileCache, RangedFile, Stream, require_size
+from arwkv_store.places.cache import AHEAD_SHARE, FileCache, RangedFile, Stream, require_size
 from arwkv_store.places.http_connection import answer_pieces
 from arwkv_store.places.retry import with_retries
 
@@ -82,9 +81,9 @@ class HttpSource:
         self._cache.forget(file)
         return True
 
-    def ahead(self, stop: threading.Event) -> "HttpSource":
+    def ahead(self, stop: threading.Event, share: int = AHEAD_SHARE) -> "HttpSource":
         """A source whose cache stops fetching when it is told to."""
-        return HttpSource(self.uri, dataclasses.replace(self._cache, stop=stop))
+        return HttpSource(self.uri, self._cache.ahead(stop, share))
 
     def _get_json(self, path: str) -> dict[str, Any]:
         return self._document(self._get(path, MAX_PAGE_BYTES), path)

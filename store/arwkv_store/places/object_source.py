@@ -1,7 +1,6 @@
 """Reading a dataset from an object store or the Hub."""
 
 import contextlib
-import dataclasses
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +10,7 @@ from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.layout import BESIDE_FILES, DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
-from arwkv_store.places.cache import FileCache, RangedFile, require_size
+from arwkv_store.places.cache import AHEAD_SHARE, FileCache, RangedFile, require_size
 from arwkv_store.places.object_folder import ObjectFolder
 
 PIECE_BYTES = 8 << 20
@@ -82,9 +81,9 @@ class ObjectSource:
         self._cache.forget(file)
         return True
 
-    def ahead(self, stop: threading.Event) -> "ObjectSource":
+    def ahead(self, stop: threading.Event, share: int = AHEAD_SHARE) -> "ObjectSource":
         """A source whose cache stops fetching when it is told to."""
-        return ObjectSource(self.uri, dataclasses.replace(self._cache, stop=stop))
+        return ObjectSource(self.uri, self._cache.ahead(stop, share))
 
     def _read_many(self, names: list[str]) -> list[bytes]:
         """The content of each document; all are requested at once, and failed ones again one by one."""

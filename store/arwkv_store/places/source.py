@@ -10,7 +10,7 @@ from arwkv_store.errors import CorruptShard, NotFound
 from arwkv_store.format.layout import BESIDE_FILES, DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
-from arwkv_store.places.cache import FileCache, RangedFile
+from arwkv_store.places.cache import AHEAD_SHARE, FileCache, RangedFile
 
 
 class Source(Protocol):
@@ -43,8 +43,11 @@ class Source(Protocol):
     def forget(self, file: FileInfo) -> bool:
         """Remove a copy that is damaged or gone; False if the file itself is read."""
 
-    def ahead(self, stop: threading.Event) -> "Source | None":
-        """This source for a thread that fetches the next part until `stop` is set; None if data files are local."""
+    def ahead(self, stop: threading.Event, share: int = AHEAD_SHARE) -> "Source | None":
+        """This source for a thread that fetches ahead of a reader until `stop` is set; None if data files are local.
+
+        A file is fetched so only if the cache can hold `share` of its size.
+        """
 
 
 class LocalSource:
@@ -92,7 +95,7 @@ class LocalSource:
         """Does nothing: the file belongs to the dataset."""
         return False
 
-    def ahead(self, stop: threading.Event) -> None:
+    def ahead(self, stop: threading.Event, share: int = AHEAD_SHARE) -> None:
         """None: the files are local."""
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from arwkv_store import Sample, SparseLogits
+from arwkv_store import Dataset, Sample, SparseLogits
 from arwkv_store.dataset.sampler import ShardSampler
 from arwkv_store.errors import UsageError
 
@@ -66,7 +66,7 @@ class MixtureSampler(torch.utils.data.Sampler[Pick]):
 
     Each set has its own endless order. Position p is given to the set that is furthest behind its share of the p picks
     so far, so every part of the run is close to the weights. With the numbers of samples as weights, an epoch has every
-    sample once.
+    sample once. Parts of remote `datasets` are fetched before their samples are picked.
     """
 
     def __init__(
@@ -77,10 +77,11 @@ class MixtureSampler(torch.utils.data.Sampler[Pick]):
         per_step: int,
         seed: int,
         schedule: ContextSchedule | None = None,
+        datasets: Sequence[Dataset] = (),
     ) -> None:
         self._rows, self._steps, self._per_step = shard_rows, steps, per_step
         self._shares = [weight / sum(weights) for weight in weights]
-        self._seed, self._schedule = seed, schedule or ContextSchedule()
+        self._seed, self._schedule, self._datasets = seed, schedule or ContextSchedule(), datasets
 
     def __len__(self) -> int:
         return self._steps * self._per_step
@@ -93,12 +94,16 @@ class MixtureSampler(torch.utils.data.Sampler[Pick]):
             chosen = max(range(len(lags)), key=lags.__getitem__)
             picked[chosen] += 1
             context = self._schedule.at(position // self._per_step, self._steps)
-            yield Pick(chosen, next(orders[chosen])[0], context)
+            yield Pick(chosen, next(orders[chosen]), context)
 
-    def _order(self, shard_set: int) -> Iterator[list[int]]:
+    def _order(self, shard_set: int) -> Iterator[int]:
         rows = self._rows[shard_set]
         epochs = math.ceil(len(self) / int(np.sum(rows)))
-        return iter(ShardSampler(rows, batch_size=1, epochs=epochs, seed=self._seed + (shard_set << 32)))
+        order = ShardSampler(rows, batch_size=1, epochs=epochs, seed=self._seed + (shard_set << 32))
+        # A set is never a whole pick ahead of its share.
+        picks = math.ceil(self._shares[shard_set] * len(self)) + 1
+        indices = (index for (index,) in itertools.islice(order, picks))
+        return self._datasets[shard_set].read_soon(indices) if self._datasets else indices
 
 
 def truncated(sample: Sample, tokens: int | None) -> Sample:

@@ -53,8 +53,9 @@ class StageTrainer(ResumableTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> MixtureSampler:
         args = self.args
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        rows = [dataset.shard_rows for dataset in self.samples.datasets]
-        return MixtureSampler(rows, self.plan.weights, args.max_steps, per_step, args.data_seed, self.plan.schedule)
+        datasets, plan = self.samples.datasets, self.plan
+        rows = [dataset.shard_rows for dataset in datasets]
+        return MixtureSampler(rows, plan.weights, args.max_steps, per_step, args.data_seed, plan.schedule, datasets)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Positions that count in this step, over its batches and all processes."""
