@@ -223,3 +223,25 @@ def read_sample_id(asked: tuple[Dataset, int]) -> int:
     """For worker processes: a spawned one can import this module, and no test module."""
     dataset, index = asked
     return dataset[index].sample_id
+
+
+def tokens_info() -> DatasetInfo:
+    """Identity of a dataset of tokens alone, which grows."""
+    info = example_dataset_info(layers=(), logits="none", top_k=None, logits_codec="none")
+    corpus = info.corpus.model_copy(update={"samples": 0, "tokens": 0, "parts": 0, "fingerprint": "rules"})
+    return info.model_copy(update={"corpus": corpus})
+
+
+def token_samples(first: int, count: int) -> list[Sample]:
+    """Samples without a teacher's outputs."""
+    return [
+        Sample(sample_id=at, tokens=sample.tokens, loss_mask=sample.loss_mask, source=sample.source)
+        for at, sample in enumerate(example_samples(first + count)[first:], start=first)
+    ]
+
+
+def write_tokens(folder: Path, parts: Sequence[int] = (0, 1)) -> None:
+    """A dataset of tokens alone, 4 samples in each of these parts."""
+    writer = create_dataset(folder, tokens_info())
+    for part in parts:
+        writer.write_shard(part, token_samples(4 * part, 4))

@@ -70,6 +70,7 @@ def test_commands_in_the_text_name_flags_that_exist(document: Path, parse: Parse
     required = {
         "producer generate": ["--teacher", "x", "--data", "x", "--out", "x"],
         "producer plan": ["--teacher", "x"],
+        "producer tokenise": ["--teacher", "x", "--data", "x", "--out", "x"],
         "producer verify": ["--teacher", "x", "--shards", "x"],
         "student generate": ["--model", "x", "--prompt", "x"],
         "student export": ["--model", "x", "--out", "x"],

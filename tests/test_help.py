@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 COMMANDS = {
-    "producer": ("generate", "plan", "verify", "doctor"),
+    "producer": ("generate", "plan", "tokenise", "verify", "doctor"),
     "store": ("ls", "info", "stats", "verify", "export", "copy", "reindex"),
     "student": ("train", "eval", "generate", "export"),
     "api": ("serve", "key"),

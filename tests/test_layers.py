@@ -34,7 +34,8 @@ ROOMS_MAY_IMPORT = {
         "numerics": set(),
         "teacher": {"numerics"},
         "text": {"teacher"},
-        "run": {"text", "teacher"},
+        "tokens": {"text", "teacher"},
+        "run": {"tokens", "text", "teacher"},
         "check": {"text", "teacher"},
     },
     "api": {

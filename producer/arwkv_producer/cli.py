@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from arwkv_producer.config import DoctorConfig, GenerateConfig, PlanConfig, VerifyConfig
+from arwkv_producer.config import DoctorConfig, GenerateConfig, PlanConfig, TokeniseConfig, VerifyConfig
 from arwkv_store.commands import command_line
 
 
@@ -13,6 +13,7 @@ def main() -> None:
     commands: dict[str, command_line.Command] = {
         "generate": generate,
         "plan": plan,
+        "tokenise": tokenise,
         "verify": verify,
         "doctor": doctor,
     }
@@ -69,6 +70,20 @@ def _print_plans(config: GenerateConfig, document: dict[str, Any]) -> dict[str, 
         for plan_of_one in document.values() if config.data else [document]:
             print_plan(plan_of_one)
     return document
+
+
+def tokenise(config: TokeniseConfig) -> dict[str, Any]:
+    """Tokenize text into a dataset of tokens. The same command continues, and adds appended documents."""
+    from arwkv_producer.run.tokenise import tokenise
+
+    summary = tokenise(config)
+    if not config.json:
+        print(
+            f"{summary['shards']:,} shards, {summary['samples']:,} samples, {summary['tokens']:,} tokens at "
+            f"{summary['tokens_per_s']:,.0f} tokens/s added to {summary['dataset']}",
+            file=sys.stderr,
+        )
+    return summary
 
 
 def verify(config: VerifyConfig) -> dict[str, Any]:

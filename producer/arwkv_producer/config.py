@@ -23,6 +23,7 @@ class Capture:
     data: tuple[str, ...]
     """Files, folders or globs of .jsonl, .json, .parquet, .csv, .tsv, .arrow and .txt (also .gz, .zst, .bz2, .xz).
     They may be at s3://, hf:// and similar addresses. Or the name of a Hub dataset: `NAME` or `NAME:SUBSET`.
+    Or one dataset that `producer tokenise` made, or an earlier capture, for the same samples.
     `a.jsonl:0.7 b.jsonl:0.3` mixes sources in proportion to their tokens."""
     out: str
     """The dataset's folder, or the URI of an object store, such as s3://BUCKET/NAME."""
@@ -212,6 +213,47 @@ class PlanConfig(PlannedCapture, GenerateConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.tokens >= 1, f"--tokens {self.tokens}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenStore:
+    """Which text becomes a dataset of tokens."""
+
+    teacher: str
+    """A model folder or a Hub name, as for `producer generate`. Only its tokenizer and configuration are read."""
+    data: tuple[str, ...]
+    """Text, as for `producer generate`."""
+    out: str
+    """The dataset's folder, or the URI of an object store, such as s3://BUCKET/NAME."""
+    max_length: int = 2048
+    """Tokens per sample. A longer document is split into several samples; no token is dropped."""
+    extend: bool = False
+    """`--data` names further text only; what the dataset was made of need not be there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """How the dataset is made."""
+
+    workers: Annotated[int, unset("INT", "default: one for each processor")] = 0
+    """Processes that tokenize. Their number changes no byte of the dataset."""
+    tokens_per_shard: int = 4_000_000
+    """A part is complete when it holds so many tokens, or 16,384 samples."""
+    json: bool = False
+    """Print one JSON document on stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokeniseConfig(TokenStore, Text, Making):
+    """Tokenize text into a dataset of tokens, for `producer generate --data` and stage `align`. The same command
+    continues, and adds the documents that were appended to the text since."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.data), "--data: no file given")
+        _require(self.max_length >= 2, f"--max-length {self.max_length}: must be at least 2 tokens")
+        _require(0 <= self.held_out < 1, f"--held-out {self.held_out}: must be at least 0 and below 1")
+        _require(self.workers >= 0, f"--workers {self.workers}: must be 0 (one for each processor) or more")
+        _require(self.tokens_per_shard >= 1, f"--tokens-per-shard {self.tokens_per_shard}: must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

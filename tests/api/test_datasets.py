@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from api_eventually import eventually
 from arwkv_api.http import service
 from arwkv_store import DatasetInfo, open_dataset
-from store_examples import example_dataset_info, write_example_dataset
+from store_examples import example_dataset_info, write_example_dataset, write_tokens
 
 
 def test_list_shows_each_folder_under_the_root_with_its_totals(client: TestClient, root: Path) -> None:
@@ -50,6 +50,17 @@ def test_statistics_are_the_stores_own(client: TestClient, root: Path) -> None:
     assert answer.keys() == expected.keys()
     for name, value in expected.items():
         assert answer[name] == (pytest.approx(value) if isinstance(value, float | dict) else value), name
+
+
+def test_dataset_that_grows_has_as_many_parts_as_are_committed(client: TestClient, root: Path) -> None:
+    for shards in (1, 2):
+        write_tokens(root / "tokens", parts=range(shards))
+        eventually(lambda shards=shards: client.get("/v1/datasets/tokens").json().get("shards") == shards)
+        answer, stats = client.get("/v1/datasets/tokens").json(), client.get("/v1/datasets/tokens/stats").json()
+        assert (answer["parts"], stats["parts"], stats["positions"]) == (shards, shards, 0)
+        assert stats["bytes_by_column"].keys() == {"rows"}
+    preview = client.get("/v1/datasets/tokens/samples/3").json()
+    assert preview["tokens"][1]["alternatives"] == []
 
 
 def test_empty_dataset_has_empty_statistics(client: TestClient, root: Path) -> None:

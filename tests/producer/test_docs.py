@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from arwkv_producer.cli import main
-from arwkv_producer.config import DoctorConfig, GenerateConfig, PlanConfig, VerifyConfig
+from arwkv_producer.config import DoctorConfig, GenerateConfig, PlanConfig, TokeniseConfig, VerifyConfig
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "producer.md"
 
 
-@pytest.mark.parametrize("config", [GenerateConfig, PlanConfig, VerifyConfig, DoctorConfig])
+@pytest.mark.parametrize("config", [GenerateConfig, PlanConfig, TokeniseConfig, VerifyConfig, DoctorConfig])
 def test_every_flag_is_documented(config: type) -> None:
     text = DOCUMENT.read_text()
     flags = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(config)]
@@ -25,6 +25,7 @@ def test_every_flag_is_documented(config: type) -> None:
     [
         ("generate", ["teacher", "data", "out", "logits", "top-k", "hidden-states", "layers", "max-length"]),
         ("plan", ["teacher", "data", "out", "logits", "top-k", "hidden-states", "layers", "max-length", "tokens"]),
+        ("tokenise", ["teacher", "data", "out", "max-length", "extend"]),
         ("verify", ["shards", "teacher", "json"]),
     ],
 )

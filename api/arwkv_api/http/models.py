@@ -151,7 +151,7 @@ def _summary(row: DatasetRow | Row[Any]) -> dict[str, Any]:  # values of the mod
         "state": row.state,
         "problem": row.problem,
         "teacher": row.teacher,
-        "parts": row.parts,
+        "parts": row.parts or row.shards,  # 0: the dataset grows
         "shards": row.shards,
         "faulty_shards": row.faulty_shards,
         "verified_shards": row.verified_shards,

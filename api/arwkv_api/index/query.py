@@ -190,8 +190,9 @@ def find_shard(session: Session, dataset: DatasetRow, part: int) -> ShardRow:
     if row is None and dataset.state == "indexing":
         raise still_indexed(dataset.name)
     if row is None:
+        planned = dataset.parts or dataset.shards
         raise NotFound(
-            f"dataset {dataset.name!r}: part {part} is not committed ({dataset.shards} of {dataset.parts} are); "
+            f"dataset {dataset.name!r}: part {part} is not committed ({dataset.shards} of {planned} are); "
             "it appears within seconds after its commit"
         )
     return row

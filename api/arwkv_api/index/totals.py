@@ -30,5 +30,5 @@ def statistics(row: DatasetRow) -> DatasetStats:
 
 
 def _write(row: DatasetRow, merged: DatasetStats) -> None:
-    totals = {"shards": row.shards, "parts": row.parts, "size_bytes": row.size_bytes}
+    totals = {"shards": row.shards, "parts": row.parts or row.shards, "size_bytes": row.size_bytes}
     row.stats = merged.model_copy(update=totals).model_dump_json()

@@ -36,7 +36,7 @@ export async function datasetView(place, signal, name) {
 function figures(dataset, stats) {
   const perToken = dataset.tokens ? bytes(Math.round(dataset.size_bytes / dataset.tokens)) : "–";
   return tiles([
-    ["Shards", `${count(dataset.shards)} / ${count(dataset.parts)}`, dataset.shards < dataset.parts ? `${percent(dataset.shards / dataset.parts)} done` : "complete"],
+    ["Shards", `${count(dataset.shards)} / ${count(dataset.parts)}`, dataset.shards < dataset.parts ? `${percent(dataset.shards / dataset.parts)} done` : dataset.info?.corpus.parts === 0 ? "may grow" : "complete"],
     ["Tokens", short(dataset.tokens), `${count(dataset.samples)} samples`],
     ["Size", bytes(dataset.size_bytes), `${perToken} per token`],
     ["Integrity", dataset.faulty_shards ? `${count(dataset.faulty_shards)} faulty` : dataset.shards ? percent(dataset.verified_shards / dataset.shards) : "–",
@@ -45,21 +45,23 @@ function figures(dataset, stats) {
   ]);
 }
 
-function identity({ name, info }) {
+function identity({ name, info, samples, tokens }) {
   const uri = address(`v1/datasets/${enc(name)}`);
   const said = element("span", { role: "status", class: "soft" });
   const copy = element("button", { type: "button", onclick: async () => {
     await navigator.clipboard.writeText(uri);
     said.textContent = "copied";
   } }, "Copy");
-  const capture = info.capture;
+  const { capture, corpus } = info;
+  const read = capture.logits !== "none" || capture.hidden_states !== "none";
+  const length = corpus.parts ? corpus : { samples, tokens }; // without planned parts, the dataset grows
   return element("section", { class: "card" }, element("h2", {}, "Identity"), facts([
     ["Teacher", info.teacher.model + (info.teacher.revision ? ` @ ${info.teacher.revision}` : "")],
     ["Model", `${info.teacher.model_type}, ${info.teacher.num_hidden_layers} layers, width ${count(info.teacher.hidden_size)}, ${info.teacher.dtype}`],
     ["Vocabulary", `${count(info.tokenizer.vocab_size)} tokens (head of ${count(info.vocab_size_padded)} rows)`],
-    ["Logits", [capture.logits, capture.top_k && `k = ${capture.top_k}`, capture.top_p && `p = ${capture.top_p}`, capture.samples && `${capture.samples} samples`, capture.logits_codec].filter(Boolean).join(", ")],
+    ["Logits", !read ? "none: tokens alone, for a capture or stage align" : [capture.logits, capture.top_k && `k = ${capture.top_k}`, capture.top_p && `p = ${capture.top_p}`, capture.samples && `${capture.samples} samples`, capture.logits_codec].filter(Boolean).join(", ")],
     ["Hidden states", capture.hidden_states === "none" ? "none" : `${capture.hidden_states}, ${capture.layers.length || 1} columns, ${capture.hidden_dtype}`],
-    ["Corpus", `${info.corpus.description || info.corpus.fingerprint}: ${count(info.corpus.samples)} samples, ${count(info.corpus.tokens)} tokens`],
+    ["Corpus", `${corpus.description || corpus.fingerprint}: ${count(length.samples)} samples, ${count(length.tokens)} tokens`],
     ["Command", info.command],
   ]), element("div", { class: "uri" }, element("code", {}, `student train --shards ${uri}`), copy, said));
 }

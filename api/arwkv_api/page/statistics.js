@@ -2,8 +2,8 @@
 import { chartCard } from "./charts.js";
 import { count, figure, percent, short, tick, when } from "./elements.js";
 
-// Tiles of the teacher's perplexity and entropy, and of the probability mass that was kept.
-export const quality = (stats) => [
+// Tiles of the teacher's perplexity and entropy, and of the probability mass that was kept; none without logits.
+export const quality = (stats) => !stats.positions ? [] : [
   ["Teacher perplexity", figure(stats.teacher_perplexity), `${figure(stats.teacher_nll_mean)} nats per token`],
   ["Mean entropy", figure(stats.entropy_mean), "nats, full distribution"],
   ["Mass kept", stats.tail_mass_p50 == null ? "–" : percent(1 - stats.tail_mass_p50), stats.tail_mass_p99 == null ? "" : `p1 ${percent(1 - stats.tail_mass_p99)}, ${figure(stats.mean_k)} entries`],

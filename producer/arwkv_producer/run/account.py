@@ -66,7 +66,7 @@ class Account:
         for reason, count in report.left_out().items():
             self._left_out.labels(reason).inc(count)
         self._cut.inc(report.documents_cut)
-        self._say("corpus", dataset=job.out, samples=len(job.corpus), tokens=len(job.corpus.tokens), **vars(report))
+        self._say("corpus", dataset=job.out, samples=len(job.corpus), tokens=job.corpus.size, **vars(report))
 
     def begin(self, tokens: int, shards: int) -> None:
         """Set the amount of work. The speed is measured from here."""

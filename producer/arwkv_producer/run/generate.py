@@ -9,7 +9,7 @@ from typing import Any
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run.account import Account
 from arwkv_producer.run.backend import start_engine
-from arwkv_producer.run.job import Job, prepare, report_corpus
+from arwkv_producer.run.job import Job, fitted, prepare, report_corpus
 from arwkv_producer.run.parts import Work, capture_parts, share, summary_of
 from arwkv_producer.run.stopping import stop_requested
 from arwkv_producer.run.teacher_pass import Engine
@@ -24,6 +24,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     signal, or before the engine has started.
     """
     began = time.monotonic()
+    config = fitted(config)
     prepare_environment(config.tensor_parallel, config.verbose)
     with Account(config) as account, stop_requested(account) as stopping:
         jobs = prepare(config)

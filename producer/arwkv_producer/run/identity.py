@@ -7,11 +7,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from arwkv_producer.config import GenerateConfig
+from arwkv_producer.config import GenerateConfig, TokeniseConfig
 from arwkv_producer.run.sizes import samples_per_part
 from arwkv_producer.teacher.families import family_of, require_known_block
 from arwkv_producer.teacher.teacher import Teacher, chosen_layers
-from arwkv_producer.text.corpus import Corpus
+from arwkv_producer.text.corpus import Texts
 from arwkv_producer.text.sources import printable
 from arwkv_producer.text.tokenizer import real_vocab_size
 from arwkv_store import DatasetInfo
@@ -29,6 +29,7 @@ CREATED_BY = {
 NOT_RECORDED = (
     *("out", "rank", "world_size", "ray", "ray_actors", "gpu_memory_fraction", "fill_disk", "dry_run"),
     *("step_tokens", "tokens_per_s", "log_jsonl", "metrics_port", "metrics_host", "json", "verbose", "strict"),
+    *("extend", "workers"),
 )
 """Flags for where and how a dataset is made, which do not change dataset.json."""
 
@@ -54,7 +55,7 @@ def dataset_info(
     config: GenerateConfig,
     teacher: Teacher,
     tokenizer: TokenizerInfo,
-    corpus: Corpus,
+    corpus: Texts,
     description: str,
     weights_hash: str | None,
     dtype: str,
@@ -67,23 +68,14 @@ def dataset_info(
     else:
         per_part = samples_per_part(config, capture, teacher.width)
     return DatasetInfo(
-        teacher=TeacherInfo(
-            model=teacher.name,
-            revision=teacher.revision,
-            model_type=teacher.model_type,
-            hidden_size=teacher.width,
-            num_hidden_layers=teacher.layers,
-            dtype=dtype,
-            weights_hash=weights_hash,
-            block_form=_block_form(capture, teacher),
-        ),
+        teacher=teacher_info(teacher, dtype, weights_hash, _block_form(capture, teacher)),
         tokenizer=tokenizer,
         vocab_size_padded=teacher.head_rows,
         capture=capture,
         corpus=CorpusInfo(
             fingerprint=corpus.fingerprint(),
             samples=len(corpus),
-            tokens=len(corpus.tokens),
+            tokens=corpus.size,
             samples_per_part=per_part,
             parts=-(-len(corpus) // per_part),
             description=description,
@@ -91,6 +83,22 @@ def dataset_info(
         command=recorded_command(config),
         versions=versions("float32" if teacher.head_dtype == "float32" else dtype),
         created_by=CREATED_BY[config.capture_backend],
+    )
+
+
+def teacher_info(
+    teacher: Teacher, dtype: str, weights_hash: str | None = None, block_form: str | None = None
+) -> TeacherInfo:
+    """The teacher as recorded."""
+    return TeacherInfo(
+        model=teacher.name,
+        revision=teacher.revision,
+        model_type=teacher.model_type,
+        hidden_size=teacher.width,
+        num_hidden_layers=teacher.layers,
+        dtype=dtype,
+        weights_hash=weights_hash,
+        block_form=block_form,
     )
 
 
@@ -139,10 +147,13 @@ def require_fitting(config: GenerateConfig, teacher: Teacher, tokenizer: Any) ->
         )
 
 
-def recorded_command(config: GenerateConfig) -> str:
-    """The flags that affect the capture and are not at their defaults, typed or from a file."""
-    words = ["producer", "generate"]
-    for field in (field for group in GenerateConfig.__bases__ for field in dataclasses.fields(group)):
+def recorded_command(config: GenerateConfig | TokeniseConfig) -> str:
+    """The flags that affect the dataset and are not at their defaults, typed or from a file."""
+    command, groups = "generate", GenerateConfig.__bases__
+    if isinstance(config, TokeniseConfig):
+        command, groups = "tokenise", TokeniseConfig.__bases__
+    words = ["producer", command]
+    for field in (field for group in groups for field in dataclasses.fields(group)):
         value = getattr(config, field.name)
         if field.name in NOT_RECORDED or value == field.default:
             continue

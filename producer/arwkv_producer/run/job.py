@@ -1,27 +1,30 @@
 """Everything that can be checked and computed before the teacher's weights load."""
 
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run.identity import dataset_info, require_fitting, teacher_dtype
-from arwkv_producer.run.output_folder import present_info, require_room, require_writable
+from arwkv_producer.run.output_folder import both_places, present_info, require_room, require_writable
 from arwkv_producer.teacher.capture import CaptureSettings
 from arwkv_producer.teacher.teacher import Teacher, find_teacher, require_weights, weights_hash
+from arwkv_producer.text.chosen import described, field_of, print_report, require_text, shares_of, with_files
 from arwkv_producer.text.conversations import chat_documents, plain_documents
-from arwkv_producer.text.corpus import Corpus, tokenize
+from arwkv_producer.text.corpus import Corpus, Texts, tokenize
 from arwkv_producer.text.reading import read_records
-from arwkv_producer.text.sources import Share, find_shares, printable
-from arwkv_producer.text.tokenizer import load_tokenizer, real_vocab_size, tokenizer_files
+from arwkv_producer.text.sources import Share
+from arwkv_producer.text.tokenizer import load_tokenizer, real_vocab_size, rust_tokenizer, tokenizer_files
+from arwkv_producer.tokens.stored import StoredCorpus, stored_corpus
 from arwkv_store import DatasetInfo
 from arwkv_store.commands.progress import working
 from arwkv_store.errors import UsageError
 from arwkv_store.format.schema import TokenizerInfo
 from arwkv_store.format.vocabulary import vocabulary_hash
+
+MUCH_TEXT_TOKENS = 200_000_000
+"""A corpus above this size is better tokenized first: it takes a gigabyte in every rank."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Job:
     """A checked run: the teacher, the text, what to capture and the dataset to write."""
 
     teacher: Teacher
-    corpus: Corpus
+    corpus: Texts
     info: DatasetInfo
     out: str
     tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
@@ -43,7 +46,7 @@ class Job:
 
     def part_tokens(self, part: int) -> int:
         samples = self.part_samples(part)
-        return int(self.corpus.starts[samples.stop] - self.corpus.starts[samples.start])
+        return self.corpus.tokens_between(samples.start, samples.stop)
 
     def capture_settings(self) -> CaptureSettings:
         """Settings for the worker."""
@@ -65,30 +68,29 @@ def prepare(config: GenerateConfig) -> list[Job]:
     Raises UsageError or NotFound; writes nothing.
     """
     teacher = find_teacher(config.teacher)
-    shares = find_shares(config.data, config.split)
-    if config.strict:
-        _require_nothing_passed_over(shares)
+    outs = both_places(config.out)
+    present = [present_info(out) for out in outs]
+    stored = stored_corpus(config.data, present[0])
+    shares = [] if stored else shares_of(config, config.data)
     require_writable(config.out)
     with working("loading the tokenizer"):
         tokenizer = load_tokenizer(teacher)
     vocab_size = real_vocab_size(tokenizer)
     require_fitting(config, teacher, tokenizer)
     require_weights(teacher)
-    with working("reading and tokenizing the text"):
-        corpora = _read(config, shares, tokenizer)
-    if len(corpora[0]) == 0:
-        sources = sum(len(share.sources) for share in shares)
-        raise UsageError(
-            f"--data {' '.join(config.data)}: no text in {sources} sources; name sources that contain text"
-        )
-    _require_counted(config, corpora[0])
-    if not config.fill_disk and not config.dry_run:
-        require_room(config, teacher, sum(len(corpus.tokens) for corpus in corpora))
     tokenizer_info = TokenizerInfo(hash=vocabulary_hash(tokenizer.get_vocab()), vocab_size=vocab_size)
-    description = _description(config, shares, tokenizer)
+    corpora: Sequence[Texts]
+    if stored is not None:
+        _require_tokenizer_of(stored, config, tokenizer_info)
+        corpora, description = [stored], stored.info.corpus.description
+    else:
+        with working("reading and tokenizing the text"):
+            corpora = _read(config, shares, tokenizer)
+        require_text(config, config.data, shares, corpora[0].report, corpora[0].size)
+        description = described(config, shares, tokenizer)
+    if not config.fill_disk and not config.dry_run:
+        require_room(config, teacher, sum(corpus.size for corpus in corpora))
     files = tokenizer_files(tokenizer)
-    outs = config.out, config.out.rstrip("/") + "-held-out"
-    present = [present_info(out) for out in outs]
     with working("hashing the teacher's weights"):
         teacher_hash = weights_hash(teacher, None if present[0] is None else present[0].teacher.weights_hash)
     dtype = teacher_dtype(config, teacher, present[0] or present[1])
@@ -101,84 +103,68 @@ def prepare(config: GenerateConfig) -> list[Job]:
             files,
             config.writers,
         )
-        for corpus, out, begun in zip(corpora, outs, present, strict=True)
+        for corpus, out, begun in zip(corpora, outs, present, strict=False)
         if len(corpus)
     ]
 
 
 def _read(config: GenerateConfig, shares: Sequence[Share], tokenizer: Any) -> tuple[Corpus, Corpus]:
     """The corpus and its held-out documents."""
-    field = config.field or ("messages" if config.chat else "text")
+    field = field_of(config)
     streams = [read_records(share.sources, field) for share in shares]
     corpora = tokenize(
         [
             chat_documents(records, field, tokenizer) if config.chat else plain_documents(records, field)
             for records in streams
         ],
-        tokenizer,
+        rust_tokenizer(tokenizer),
         config.max_length,
         weights=[share.weight for share in shares],
         special_tokens=not config.chat,
         keep_duplicates=config.keep_duplicates,
         held_out=config.held_out,
     )
-    files = [source.label for share in shares for source in share.sources]
-    passed_over = {passed.name: passed.reason for share in shares for passed in share.passed_over}
-    kept, apart = (
-        replace(corpus, report=replace(corpus.report, files_read=files, files_passed_over=passed_over))
-        for corpus in corpora
-    )
+    kept, apart = (replace(corpus, report=with_files(corpus.report, shares)) for corpus in corpora)
     return kept, apart
 
 
-def _require_nothing_passed_over(shares: Sequence[Share]) -> None:
-    passed_over = [passed for share in shares for passed in share.passed_over]
-    if passed_over:
-        first = passed_over[0]
+def fitted(config: GenerateConfig) -> GenerateConfig:
+    """The command with the sample length of the dataset that `--data` names, if it names one.
+
+    Raises UsageError for flags that say how text is read: the dataset's samples are what they are.
+    """
+    stored = stored_corpus(config.data)
+    if stored is None:
+        return config
+    for flag in ("chat", "field", "held_out", "keep_duplicates"):
+        if getattr(config, flag) != GenerateConfig.__dataclass_fields__[flag].default:
+            name = flag.replace("_", "-")
+            raise UsageError(f"--{name}: {config.data[0]} is tokenized already; leave --{name} out")
+    length, default = stored.info.capture.max_length, GenerateConfig.__dataclass_fields__["max_length"].default
+    if config.max_length not in (length, default):
         raise UsageError(
-            f"--strict: {len(passed_over)} files or folders would be skipped, first {first.name} ({first.reason}); "
-            "name the files to read, or leave --strict out"
+            f"--max-length {config.max_length}: the samples of {config.data[0]} have up to {length} tokens; leave "
+            "--max-length out"
         )
+    return replace(config, max_length=length)
 
 
-def _require_counted(config: GenerateConfig, corpus: Corpus) -> None:
-    """Raise UsageError if no token counts in the loss."""
-    if not corpus.report.tokens_counted:
-        told = "; ".join(corpus.report.lines(len(corpus.tokens)))
-        way_out = "replies are turns of the role assistant" if config.chat else "documents need two tokens or more"
-        raise UsageError(f"--data {' '.join(config.data)}: no token counts ({told}); {way_out}")
-
-
-def _description(config: GenerateConfig, shares: Sequence[Share], tokenizer: Any) -> str:
-    sources = [source for share in shares for source in share.sources]
-    names = [source.label for source in sources]
-    described = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    if len(shares) > 1:
-        described += f"; shares {', '.join(f'{Path(share.name).name} {share.weight:g}' for share in shares)}"
-    if config.held_out:
-        described += f"; held out {config.held_out}"
-    if config.chat:
-        described += f"; chat template {hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]}"
-    return printable(described)
+def _require_tokenizer_of(stored: StoredCorpus, config: GenerateConfig, tokenizer: TokenizerInfo) -> None:
+    if stored.info.tokenizer.hash != tokenizer.hash:
+        raise UsageError(
+            f"--data {config.data[0]}: tokenized with the tokenizer of {stored.info.teacher.model} "
+            f"({stored.info.tokenizer.hash[:16]}), which is not that of --teacher {config.teacher} "
+            f"({tokenizer.hash[:16]}); name the text itself, or tokenise it for this teacher"
+        )
 
 
 def report_corpus(job: Job) -> None:
     """Print on stderr what was read, split and left out."""
-    report = job.corpus.report
-    notes = [
-        f", {count:,} {what}"
-        for count, what in (
-            (report.documents_cut, f"longer than {job.info.capture.max_length} tokens cut"),
-            (report.documents_empty, "empty or null left out"),
-            (report.documents_duplicate, "duplicates left out"),
-            (report.documents_beyond_share, "beyond their source's share left out"),
+    corpus, info = job.corpus, job.info
+    print_report(job.out, corpus.report, info.capture.max_length, len(corpus), corpus.size, info.corpus.parts)
+    if isinstance(corpus, Corpus) and corpus.size > MUCH_TEXT_TOKENS:
+        print(
+            f"  every rank holds these {corpus.size:,} tokens in memory; producer tokenise makes a dataset of them "
+            "that --data can name",
+            file=sys.stderr,
         )
-        if count
-    ]
-    print(
-        f"{job.out}: {report.documents:,} documents{''.join(notes)}: {len(job.corpus):,} samples, "
-        f"{len(job.corpus.tokens):,} tokens in {job.info.corpus.parts:,} shards",
-        *(f"  {line}" for line in report.lines(len(job.corpus.tokens))),
-        sep="\n",
-        file=sys.stderr,
-    )

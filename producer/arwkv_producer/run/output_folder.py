@@ -18,6 +18,11 @@ ROOM_TO_USE = 0.9
 """Fraction of the free disk space that a dataset may take without --fill-disk."""
 
 
+def both_places(out: str) -> tuple[str, str]:
+    """The place of a dataset, and of the one with its held-out documents."""
+    return out, out.rstrip("/") + "-held-out"
+
+
 def require_room(config: GenerateConfig, teacher: Teacher, tokens: int) -> None:
     """Ask the user if the whole dataset would take more than 90% of the free disk space.
 

@@ -46,7 +46,7 @@ def share(config: GenerateConfig, job: Job) -> Work:
     for name, content in job.tokenizer_files.items():
         writer.put_beside(name, content)
     corpus = job.corpus
-    writer.put_beside(CORPUS_FILE, corpus.report.to_bytes(len(corpus), len(corpus.tokens)))
+    writer.put_beside(CORPUS_FILE, corpus.report.to_bytes(len(corpus), corpus.size))
     missing = writer.missing_parts()
     return Work(job, writer, len(missing), [part for part in missing if part % config.world_size == config.rank])
 

@@ -33,15 +33,16 @@ def plan(config: PlanConfig) -> dict[str, Any]:
 
 def plan_of_text(config: GenerateConfig) -> dict[str, Any]:
     """A plan for each dataset that the command would make, by its `--out`. The text is read and everything checked."""
-    from arwkv_producer.run.job import prepare, report_corpus
+    from arwkv_producer.run.job import fitted, prepare, report_corpus
 
     documents = {}
+    config = fitted(config)
     jobs = prepare(replace(config, dry_run=True))
     for job in jobs:
         report_corpus(job)
-        documents[job.out] = costs(config, job.teacher, len(job.corpus.tokens), len(job.corpus), config.tokens_per_s)
+        documents[job.out] = costs(config, job.teacher, job.corpus.size, len(job.corpus), config.tokens_per_s)
         documents[job.out]["corpus"] = asdict(job.corpus.report)
-    tokens = sum(len(job.corpus.tokens) for job in jobs)
+    tokens = sum(job.corpus.size for job in jobs)
     if (problem := missing_room(config, jobs[0].teacher, tokens)) is not None:
         print(f"{problem}; the run will not start without --fill-disk", file=sys.stderr)
     return documents

@@ -1,6 +1,6 @@
 """The teacher's pass over samples: engine calls of a good size, each answer checked, a bad one tried once more."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,7 +52,8 @@ class TeacherPass:
         """
         samples = []
         ids = self._job.part_samples(part)
-        for sample_id, answer in zip(ids, self._answers(ids), strict=True):
+        texts = [self._job.corpus[sample_id] for sample_id in ids]
+        for sample_id, answer in zip(ids, self._answers(ids, texts), strict=True):
             if isinstance(answer, Sample):
                 self._bad_in_a_row = 0
                 samples.append(answer)
@@ -64,43 +65,43 @@ class TeacherPass:
                 raise GaveUp(f"gave up after {BAD_IN_A_ROW} bad samples in a row; last: {answer}")
         return None if part in self.failed else samples
 
-    def _answers(self, ids: range) -> Iterator[Sample | BadCapture]:
-        for call in self._calls(ids):
-            tokens = [self._job.corpus.sample_tokens(sample_id) for sample_id in call]
-            for sample_id, rows in zip(call, self._engine.capture(tokens, call, self._account.captured), strict=True):
-                yield self._checked(sample_id, rows)
+    def _answers(self, ids: range, texts: Sequence[Sample]) -> Iterator[Sample | BadCapture]:
+        for call in self._calls(zip(ids, texts, strict=True)):
+            keys, tokens = [sample_id for sample_id, _ in call], [text.tokens for _, text in call]
+            answers = self._engine.capture(tokens, keys, self._account.captured)
+            for (sample_id, text), rows in zip(call, answers, strict=True):
+                yield self._checked(sample_id, text, rows)
 
-    def _checked(self, sample_id: int, rows: Any) -> Sample | BadCapture:
+    def _checked(self, sample_id: int, text: Sample, rows: Any) -> Sample | BadCapture:
         try:
-            return self._build(sample_id, rows)
+            return self._build(sample_id, text, rows)
         except BadCapture:
-            again = [self._job.corpus.sample_tokens(sample_id)]
-            (rows,) = self._engine.capture(again, [sample_id], unheard)
+            (rows,) = self._engine.capture([text.tokens], [sample_id], unheard)
         try:
-            return self._build(sample_id, rows)
+            return self._build(sample_id, text, rows)
         except BadCapture as bad:
             return bad
 
-    def _calls(self, ids: range) -> Iterator[list[int]]:
-        call: list[int] = []
+    def _calls(self, texts: Iterable[tuple[int, Sample]]) -> Iterator[list[tuple[int, Sample]]]:
+        call: list[tuple[int, Sample]] = []
         size = 0
-        for sample_id in ids:
-            tokens = len(self._job.corpus.sample_tokens(sample_id))
+        for sample_id, text in texts:
+            tokens = len(text.tokens)
             if call and size + tokens > self._call_tokens:
                 yield call
                 call, size = [], 0
-            call.append(sample_id)
+            call.append((sample_id, text))
             size += tokens
         if call:
             yield call
 
-    def _build(self, sample_id: int, rows: Any) -> Sample:
-        capture, corpus = self._job.info.capture, self._job.corpus
+    def _build(self, sample_id: int, text: Sample, rows: Any) -> Sample:
+        capture = self._job.info.capture
         return to_sample(
             sample_id,
-            corpus.sample_tokens(sample_id),
-            corpus.sample_mask(sample_id),
-            corpus.sources[sample_id],
+            text.tokens,
+            text.loss_mask,
+            text.source,
             rows,
             expected=(*self._engine.distribution, *capture.hidden_names()),
             capture=capture,

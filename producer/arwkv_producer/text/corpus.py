@@ -2,20 +2,46 @@
 
 import hashlib
 import itertools
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from arwkv_producer.text.conversations import Document
+from arwkv_producer.text.encoding import Encoded, encode
+from arwkv_producer.text.mixing import Counts, Mixer, Placed, Rules, SeenInMemory, split
 from arwkv_producer.text.report import CorpusReport
-from arwkv_store.text.chat_template import Span
+from arwkv_store import Sample
 
 DOCUMENTS_PER_BATCH = 256
+
+
+class Texts(Protocol):
+    """The samples of a corpus, in memory or in a dataset of tokens."""
+
+    @property
+    def report(self) -> CorpusReport:
+        """What was read and left out."""
+
+    @property
+    def size(self) -> int:
+        """Tokens of all samples together."""
+
+    def __len__(self) -> int:
+        """Samples."""
+
+    def __getitem__(self, sample: int) -> Sample:
+        """A sample's tokens, mask and source."""
+
+    def tokens_between(self, first: int, end: int) -> int:
+        """Tokens of the samples from `first` to before `end`."""
+
+    def fingerprint(self) -> str:
+        """sha256 over sample bounds, tokens and mask."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +61,15 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    @property
+    def size(self) -> int:
+        """N, the tokens of all samples together."""
+        return len(self.tokens)
+
+    def __getitem__(self, sample: int) -> Sample:
+        tokens, mask = self.sample_tokens(sample), self.sample_mask(sample)
+        return Sample(sample_id=sample, tokens=tokens, loss_mask=mask, source=self.sources[sample])
+
     def sample_tokens(self, sample: int) -> NDArray[np.int32]:
         """[T] tokens of one sample."""
         return self.tokens[self.starts[sample] : self.starts[sample + 1]]
@@ -42,6 +77,10 @@ class Corpus:
     def sample_mask(self, sample: int) -> NDArray[np.bool_]:
         """[T] loss mask of one sample."""
         return self.loss_mask[self.starts[sample] : self.starts[sample + 1]]
+
+    def tokens_between(self, first: int, end: int) -> int:
+        """Tokens of the samples from `first` to before `end`."""
+        return int(self.starts[end] - self.starts[first])
 
     def fingerprint(self) -> str:
         """sha256 over sample bounds, tokens and mask."""
@@ -53,38 +92,31 @@ class Corpus:
 
 @dataclass
 class _Building:
-    """One corpus while documents arrive."""
+    """One corpus while documents arrive, in buffers that grow in place."""
 
     max_length: int
-    tokens: list[NDArray[np.int32]] = field(default_factory=list)
-    masks: list[NDArray[np.bool_]] = field(default_factory=list)
+    tokens: "array[int]" = field(default_factory=lambda: array("i"))
+    masks: bytearray = field(default_factory=bytearray)
+    starts: "array[int]" = field(default_factory=lambda: array("q", [0]))
     sources: list[str] = field(default_factory=list)
-    report: CorpusReport = field(default_factory=CorpusReport)
-    turns: Counter[str] = field(default_factory=Counter)
+    counts: Counts = field(default_factory=Counts)
 
-    def add(self, document: Document, ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> None:
-        """Split a document of n tokens into ceil(n / max_length) samples that hold each token once, in order."""
-        report = self.report
-        self.report = replace(
-            report,
-            documents=report.documents + 1,
-            documents_cut=report.documents_cut + (len(ids) > self.max_length),
-            documents_empty=report.documents_empty + (len(ids) == 0),
-        )
-        self.turns.update(document.roles)
-        for start in range(0, len(ids), self.max_length):
-            self.tokens.append(ids[start : start + self.max_length])
-            self.masks.append(mask[start : start + self.max_length])
-            self.sources.append(document.source + (f"+{start}" if start else ""))
+    def add(self, placed: Placed) -> None:
+        self.counts.add(placed, self.max_length)
+        if not placed.duplicate:
+            for ids, mask, source in split(placed.document, self.max_length):
+                self.tokens.frombytes(ids.tobytes())
+                self.masks += mask.tobytes()
+                self.starts.append(len(self.tokens))
+                self.sources.append(source)
 
     def corpus(self) -> Corpus:
-        counted = sum(int(mask[1:].sum()) for mask in self.masks)
         return Corpus(
-            tokens=np.concatenate([np.empty(0, np.int32), *self.tokens]),
-            loss_mask=np.concatenate([np.empty(0, np.bool_), *self.masks]),
-            starts=np.cumsum([0, *map(len, self.tokens)], dtype=np.int64),
+            tokens=np.frombuffer(self.tokens, np.int32) if self.tokens else np.empty(0, np.int32),
+            loss_mask=np.frombuffer(self.masks, np.bool_) if self.masks else np.empty(0, np.bool_),
+            starts=np.frombuffer(self.starts, np.int64),
             sources=self.sources,
-            report=replace(self.report, tokens_counted=counted, turns=dict(self.turns)),
+            report=self.counts.report(),
         )
 
 
@@ -100,34 +132,15 @@ def tokenize(
 ) -> tuple[Corpus, Corpus]:
     """Tokenize with the teacher's tokenizer (transformers) and split; returns the corpus and its held-out documents.
 
-    Several sources give tokens in proportion to their weights: the next document is always of the source that is
-    furthest behind its share, and the corpus ends when that source has no more. The rest of the others is counted.
-    About the fraction `held_out` of the documents is held out; the choice depends on their text, not on their order.
-    Without `keep_duplicates`, further documents of the same text are left out and counted.
+    `Mixer` says how several sources share the tokens, and which documents are held out or left out.
     """
     kept, apart = _Building(max_length), _Building(max_length)
-    seen: set[tuple[int, bool]] = set()
     streams = [_Stream(documents, tokenizer, special_tokens) for documents in sources]
-    given = [0.0] * len(streams)
-    turn = 0
-    while (tokenized := streams[turn].next()) is not None:
-        document, ids, mask = tokenized
-        content = xxhash.xxh3_128_intdigest((document.pair or document.text).encode("utf-8", "surrogatepass"))
-        building = apart if (content >> 64) < held_out * 2**64 else kept
-        if not keep_duplicates and len(ids) and (content, document.is_chosen) in seen:
-            building.report = replace(building.report, documents_duplicate=building.report.documents_duplicate + 1)
-        else:
-            seen.add((content, document.is_chosen))
-            building.add(document, ids, mask)
-            given[turn] += len(ids) / weights[turn]
-        if not document.is_chosen:  # its other half comes next, whosoever's turn it is
-            turn = given.index(min(given))
-    kept.report = replace(kept.report, documents_beyond_share=sum(stream.rest() for stream in streams))
-    return kept.corpus(), apart.corpus()
-
-
-Tokenized = tuple[Document, NDArray[np.int32], NDArray[np.bool_]]
-"""A document, its token ids [T] and its loss mask [T]."""
+    mixer = Mixer(streams, Rules(max_length, tuple(weights), held_out, keep_duplicates), SeenInMemory())
+    while (placed := mixer.next()) is not None:
+        (apart if placed.held_out else kept).add(placed)
+    corpus = kept.corpus()
+    return replace(corpus, report=replace(corpus.report, documents_beyond_share=mixer.rest())), apart.corpus()
 
 
 class _Stream:
@@ -136,41 +149,15 @@ class _Stream:
     def __init__(self, documents: Iterable[Document], tokenizer: Any, special_tokens: bool) -> None:
         self._documents = iter(documents)
         self._tokenizer, self._special_tokens = tokenizer, special_tokens
-        self._waiting: deque[Tokenized] = deque()
+        self._waiting: deque[Encoded] = deque()
 
-    def next(self) -> Tokenized | None:
+    def next(self) -> Encoded | None:
         """The next document, None after the last."""
         if not self._waiting:
             batch = list(itertools.islice(self._documents, DOCUMENTS_PER_BATCH))
-            self._waiting.extend(self._tokenized(batch) if batch else ())
+            self._waiting.extend(encode(batch, self._tokenizer, special_tokens=self._special_tokens) if batch else ())
         return self._waiting.popleft() if self._waiting else None
 
     def rest(self) -> int:
         """How many documents are left, read to the end."""
         return len(self._waiting) + sum(1 for _ in self._documents)
-
-    def _tokenized(self, batch: list[Document]) -> Iterator[Tokenized]:
-        partly = any(document.counted is not None for document in batch)
-        # verbose=False: that a document is longer than the model's context is no news here.
-        encoded = self._tokenizer(
-            [document.text for document in batch],
-            add_special_tokens=self._special_tokens,
-            return_attention_mask=False,
-            return_offsets_mapping=partly,
-            verbose=False,
-        )
-        for index, document in enumerate(batch):
-            ids = np.asarray(encoded["input_ids"][index], dtype=np.int32)
-            if document.counted is None:
-                yield document, ids, np.ones(len(ids), np.bool_)
-            else:
-                yield document, ids, _counted_tokens(encoded["offset_mapping"][index], document.counted)
-
-
-def _counted_tokens(offsets: Sequence[Span], counted: Sequence[Span]) -> NDArray[np.bool_]:
-    """[T] whether a token holds a counted character."""
-    bounds = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
-    mask = np.zeros(len(bounds), np.bool_)
-    for first, end in counted:
-        mask |= (bounds[:, 0] < end) & (bounds[:, 1] > first)
-    return mask

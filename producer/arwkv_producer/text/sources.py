@@ -1,6 +1,8 @@
 """The sources of `--data`: files, local or in an object store, and Hub datasets; and the skipped files."""
 
+import contextlib
 import glob
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,8 @@ from arwkv_producer.text.kinds import KNOWN, kind_of
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.places.object_folder import ObjectFolder
 
+SIGNS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "blob_id", "sha256", "md5Hash")
+"""What filesystems say of a file's content."""
 WEIGHT = re.compile(r"\d+(\.\d*)?|\.\d+")
 HUB_NAME = re.compile(r"([\w-][\w.-]*(?:/[\w.-]+)?)(?::([\w.-]+))?")
 """Of a dataset, and of one of its configurations."""
@@ -27,6 +31,20 @@ class DataFile:
     def label(self) -> str:
         """Its name alone, as samples carry it."""
         return printable(PurePosixPath(self.path).name)
+
+    @property
+    def key(self) -> str:
+        """A name that no other source has, wherever the command runs."""
+        return self.path if "://" in self.path else printable(str(Path(self.path).absolute()))
+
+    def signature(self) -> str:
+        """Size and time of the last change, or what an object store says instead. Raises as `open`."""
+        if "://" not in self.path:
+            about = Path(self.path).stat()
+            return f"{about.st_size} {about.st_mtime_ns}"
+        place = ObjectFolder(self.path)
+        facts: dict[str, Any] = place.attempt(lambda: place.filesystem().info(self.path), "")
+        return json.dumps({name: str(facts[name]) for name in SIGNS if name in facts})
 
     def open(self) -> IO[bytes]:
         """Its bytes. Raises OSError, and what `ObjectFolder.attempt` raises."""
@@ -45,6 +63,19 @@ class HubDataset:
     split: str
     subset: str | None = None
     """Which of its configurations, where it has several."""
+
+    @property
+    def key(self) -> str:
+        """A name that no other source has."""
+        return f"{self.label}/{self.split}"
+
+    def signature(self) -> str:
+        """The dataset's commit on the Hub; empty if the Hub cannot be asked."""
+        from huggingface_hub import HfApi
+
+        with contextlib.suppress(OSError, ValueError):
+            return str(HfApi().dataset_info(self.name).sha)
+        return ""
 
     @property
     def label(self) -> str:

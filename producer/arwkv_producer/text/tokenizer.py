@@ -26,6 +26,22 @@ def load_tokenizer(teacher: Teacher) -> Any:
     return tokenizer
 
 
+def rust_tokenizer(tokenizer: Any) -> Any:
+    """The Rust tokenizer inside a transformers one, which neither truncates nor pads; a tokenizer without one itself.
+
+    It gives the same tokens in less time, and a process that only tokenizes needs no transformers.
+    """
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None:
+        return tokenizer
+    from tokenizers import Tokenizer
+
+    copy = Tokenizer.from_str(inner.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
 def real_vocab_size(tokenizer: Any) -> int:
     """Token ids the tokenizer can name: the highest plus one. Head rows from here on are padding."""
     return int(max(tokenizer.get_vocab().values())) + 1

@@ -27,6 +27,10 @@ class _Ragged:
     def __getitem__(self, row: int) -> Any:  # a numpy array whose type depends on the column
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
+    def all(self) -> Any:
+        """The values of all rows, one after another."""
+        return self.values[self.offsets[0] : self.offsets[-1]]
+
     def lengths(self) -> list[int]:
         return [end - start for start, end in itertools.pairwise(self.offsets)]
 
@@ -73,6 +77,10 @@ class Batch:
         """[T], a copy."""
         mask: NDArray[np.bool_] = self._mask[row].copy()
         return mask
+
+    def texts(self) -> tuple[list[int], NDArray[np.int32], NDArray[np.bool_]]:
+        """The rows' lengths, and their tokens and masks one after another."""
+        return self.n_tokens, self._tokens.all(), self._mask.all()
 
     def source(self, row: int) -> str:
         """The sample's source."""

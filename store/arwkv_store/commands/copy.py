@@ -12,7 +12,7 @@ from arwkv_store.commands.progress import followed
 from arwkv_store.dataset.index import manifest_of
 from arwkv_store.errors import ConfigurationDiffers, CorruptShard
 from arwkv_store.format.file_hash import pieces_of, sha256_of
-from arwkv_store.format.layout import DATASET_FILE, manifest_uri
+from arwkv_store.format.layout import CORPUS_FILE, DATASET_FILE, manifest_uri
 from arwkv_store.format.manifest import FileInfo, ShardManifest
 from arwkv_store.format.schema import DatasetInfo, require_same
 from arwkv_store.places.cache import FileCache
@@ -51,8 +51,10 @@ def copy_dataset(source_uri: str, target_uri: str) -> Iterator[Copied]:
         other = DatasetInfo.from_bytes(there, where)
         require_same(other, info, where)
         raise ConfigurationDiffers(f"{where}: another run made it ({other.created_by}); name another folder")
-    for name, content in source.beside().items():
-        target.put_beside(name, content)
+    beside = source.beside()
+    length = {CORPUS_FILE} if info.corpus.grows else set()  # it says how long the dataset is: after the parts
+    for name in beside.keys() - length:
+        target.put_beside(name, beside[name])
     present, dataset_hash = target.committed_parts(), hashlib.sha256(raw).hexdigest()
     copied = Copied(len(present))
     missing = ((part, raw_manifest) for part, raw_manifest in source.manifests() if part not in present)
@@ -65,6 +67,8 @@ def copy_dataset(source_uri: str, target_uri: str) -> Iterator[Copied]:
                 copied.tokens += manifest.tokens
                 copied.size_bytes += manifest.size_bytes
                 yield copied
+    for name in beside.keys() & length:
+        target.replace_beside(name, beside[name])
     yield copied
 
 

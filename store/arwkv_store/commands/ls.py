@@ -58,7 +58,7 @@ def _dataset_row(folder: Path) -> dict[str, Any]:
         "logits": dataset.info.capture.logits,
         "hidden_states": dataset.info.capture.hidden_states,
         "parts": len(dataset.shards),
-        "planned_parts": dataset.info.corpus.parts,
+        "planned_parts": dataset.info.corpus.parts or len(dataset.shards),
         "samples": len(dataset),
         "tokens": dataset.tokens,
         "size_bytes": sum(manifest.size_bytes for manifest in dataset.shards),

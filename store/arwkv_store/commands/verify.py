@@ -85,7 +85,8 @@ def verify_dataset(uri: str, *, deep: bool = False, repair: bool = False) -> Ite
                     set_aside(Path(uri), part)
                     verdict.set_aside.append(part)
             yield verdict
-        verdict.missing = sorted(set(range(info.corpus.parts)) - committed)
+        # A dataset that grows lacks what was set aside before its last part.
+        verdict.missing = sorted(set(range(info.corpus.parts or max(committed, default=-1) + 1)) - committed)
         verdict.unclaimed = [] if "://" in uri else _unclaimed(Path(uri), committed)
         yield verdict
 

@@ -130,6 +130,15 @@ class Dataset(Sequence[Sample]):
         """What fetches the part at a place from `source`."""
         return lambda at: Shard(source, self._index.manifest(at), self._columns, verify=self._verify).fetch()
 
+    def texts(self) -> Iterator[tuple[list[int], NDArray[np.int32], NDArray[np.bool_]]]:
+        """All samples in order, some thousands at a time: their lengths, and their tokens and masks one after another.
+
+        Faster than one sample after another where only these are needed; keeps nothing.
+        """
+        for at in range(len(self._index.ends)):
+            columns = {**self._columns, "hidden": ()}
+            yield from Shard(self._source, self._index.manifest(at), columns, verify=self._verify).texts()
+
     def reads(self, column: str) -> bool:
         """Whether this heavy column is read."""
         return column in self._names
@@ -149,6 +158,15 @@ class Dataset(Sequence[Sample]):
         """Samples in each committed part, in order."""
         return np.diff(self._index.ends, prepend=0)
 
+    @property
+    def shard_tokens(self) -> NDArray[np.int64]:
+        """Tokens in each committed part, in order."""
+        return self._index.tokens
+
+    def beside(self) -> dict[str, bytes]:
+        """The files next to dataset.json by name: the tokenizer's, and the producer's report."""
+        return self._source.beside()
+
     def stats(self) -> DatasetStats:
         """Statistics of all committed parts, from their manifests."""
         manifests = list(self.shards)
@@ -156,7 +174,7 @@ class Dataset(Sequence[Sample]):
         return DatasetStats(
             **merged.model_dump(),
             shards=len(manifests),
-            parts=self.info.corpus.parts,
+            parts=self.info.corpus.parts or len(manifests),
             size_bytes=sum(manifest.size_bytes for manifest in manifests),
         )
 

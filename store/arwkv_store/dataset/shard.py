@@ -3,10 +3,13 @@
 import bisect
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import accumulate
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from arwkv_store.arrow.arrow_file import REMEDY, ArrowFile
 from arwkv_store.arrow.batch import Batch
@@ -59,6 +62,11 @@ class Shard:
             hidden=hidden,
         )
 
+    def texts(self) -> Iterator[tuple[list[int], NDArray[np.int32], NDArray[np.bool_]]]:
+        """The lengths, tokens and masks of its samples, a record batch at a time. Raises as `sample` does."""
+        for batch in self._rows.batches():
+            yield batch.texts()
+
     def fetch(self) -> None:
         """Fetch everything that its samples need into the cache. Raises as `sample` does."""
         for file in filter(None, (self._rows, self._hidden)):
@@ -87,6 +95,11 @@ class _OpenFile:
         """Fetch what opening did not fetch: the columns of each batch of a sparse copy."""
         for end in self._ends if self._in_part else ():
             self.row(end - 1)
+
+    def batches(self) -> Iterator[Batch]:
+        """Every batch; none is kept."""
+        for index in range(len(self._ends)):
+            yield self._reading(partial(self._batch, index=index))
 
     def row(self, row: int) -> tuple[Batch, int]:
         """The batch that holds the row, and the row's place in it."""

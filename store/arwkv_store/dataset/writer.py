@@ -10,7 +10,7 @@ from typing import IO
 from arwkv_store.arrow.arrow_file_writer import write_arrow_file
 from arwkv_store.arrow.rows import arrow_schema, record_batches
 from arwkv_store.arrow.tally import Tally
-from arwkv_store.errors import UsageError
+from arwkv_store.errors import ConfigurationDiffers, UsageError
 from arwkv_store.format.columns import heavy_columns, require_captured
 from arwkv_store.format.hidden_names import is_hidden_column
 from arwkv_store.format.layout import DATASET_FILE, data_file_name, manifest_uri
@@ -49,15 +49,20 @@ class Writer:
         """Put a file next to dataset.json, completely or not at all; an existing file stays."""
         self._target.put_beside(name, content)
 
-    def missing_parts(self) -> list[int]:
-        """Parts that have no manifest yet, in order."""
-        present = self._target.committed_parts()
-        return [part for part in range(self.info.corpus.parts) if part not in present]
+    def replace_beside(self, name: str, content: bytes) -> None:
+        """Put a file next to dataset.json in the place of an earlier one, completely or not at all."""
+        self._target.replace_beside(name, content)
 
-    def write_shard(self, part: int, samples: Sequence[Sample]) -> ShardManifest:
+    def missing_parts(self) -> list[int]:
+        """Parts that have no manifest yet, in order; in a dataset that grows, those before the last committed one."""
+        present = self._target.committed_parts()
+        return [part for part in range(self.info.corpus.parts or max(present, default=-1) + 1) if part not in present]
+
+    def write_shard(self, part: int, samples: Sequence[Sample], *, exact: bool = False) -> ShardManifest:
         """Commit a part and return its manifest; if another process was first, return that one's manifest.
 
-        Raises UsageError for samples that do not fit the dataset (nothing is written), TryAgain if the disk fails.
+        Raises UsageError for samples that do not fit the dataset (nothing is written), TryAgain if the disk fails, and
+        with `exact` ConfigurationDiffers if the committed part has other bytes.
         """
         self._require_fitting(part, samples)
         with storage_faults(manifest_uri(self._target.uri, part)), contextlib.ExitStack() as open_files:
@@ -75,7 +80,19 @@ class Writer:
                 files[kind] = write_arrow_file(file, data_file_name(part, kind), schema, batches, heavy)
             tally.require_faithful(part)
             manifest = self._target.placed(self._manifest(part, samples, files, tally))
-            return manifest if self._target.publish(manifest, data) else self.committed(part)
+            if self._target.publish(manifest, data):
+                return manifest
+        committed = self.committed(part)
+        if exact and any(file.sha256 != committed.files[kind].sha256 for kind, file in files.items()):
+            raise ConfigurationDiffers(
+                f"{manifest_uri(self._target.uri, part)}: holds other samples than the same command makes now; "
+                "restore the text it was made of, or name another folder"
+            )
+        return committed
+
+    def committed_parts(self) -> set[int]:
+        """The parts that have a manifest."""
+        return self._target.committed_parts()
 
     def committed(self, part: int) -> ShardManifest:
         """The manifest of a part that is committed."""
@@ -104,7 +121,7 @@ class Writer:
 
     def _require_fitting(self, part: int, samples: Sequence[Sample]) -> None:
         corpus = self.info.corpus
-        if not 0 <= part < corpus.parts:
+        if part < 0 or (part >= corpus.parts and not corpus.grows):
             raise UsageError(f"part {part}: the dataset has parts 0..{corpus.parts - 1}")
         if not 0 < len(samples) <= corpus.samples_per_part:
             raise UsageError(f"part {part}: {len(samples)} samples, a part holds 1..{corpus.samples_per_part}")

@@ -60,6 +60,8 @@ class HeavyColumn:
 
 def heavy_columns(info: DatasetInfo) -> dict[str, tuple[HeavyColumn, ...]]:
     """The heavy columns of the "rows" and the "hidden" file. Raises UsageError for a codec this release lacks."""
+    if info.capture.tokens_only:
+        return {"rows": (), "hidden": ()}
     rows = [] if info.capture.logits == "none" else [_logits_column(info)]
     hidden = [_hidden_column(name, info) for name in info.capture.hidden_columns()]
     return {"rows": (*rows, _token_stats_column()), "hidden": tuple(hidden)}
@@ -96,6 +98,8 @@ def require_captured(sample: Sample, info: DatasetInfo) -> None:
         )
     if sample.logits is not None and _LOGITS[info.capture.logits_codec] is logits_compact:
         logits_compact.require_codes(where, sample.logits)
+    if info.capture.tokens_only and sample.entropy is not None:
+        raise UsageError(f"{where}: entropy is given, the dataset holds tokens alone")
     expected, given = set(info.capture.hidden_names()), set(sample.hidden)
     if expected != given:
         raise UsageError(f"{where}: hidden states {sorted(given)}, the dataset captures {sorted(expected)}")
@@ -151,5 +155,7 @@ def _named(codecs: dict[str, Any], kind: str, name: str) -> Any:  # a module wit
 
 def known_columns(capture: CaptureInfo) -> tuple[str, ...]:
     """Names that `open_dataset(columns=...)` accepts for such a dataset."""
+    if capture.tokens_only:
+        return ()
     logits = () if capture.logits == "none" else ("logits",)
     return (*logits, "token_stats", *capture.hidden_columns())

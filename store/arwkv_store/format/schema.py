@@ -59,6 +59,11 @@ class CaptureInfo(_Frozen):
     max_length: int = Field(gt=0)
     logits_codec: Literal["exact", "compact", "sampled", "hybrid", "none"] = "exact"
 
+    @property
+    def tokens_only(self) -> bool:
+        """Whether the dataset is tokenized text alone: no teacher has read it."""
+        return self.logits == "none" and self.hidden_states == "none"
+
     def hidden_names(self) -> tuple[str, ...]:
         """Names of the hidden states these settings capture, as in `Sample.hidden`, in file order."""
         if self.hidden_states == "none":
@@ -82,6 +87,12 @@ class CorpusInfo(_Frozen):
     samples_per_part: int = Field(gt=0)
     parts: int = Field(ge=0)
     description: str = ""
+
+    @property
+    def grows(self) -> bool:
+        """Whether the length is that of the committed parts: `parts`, `samples` and `tokens` are 0 then, and
+        `fingerprint` states the rules by which documents become rows."""
+        return self.parts == 0
 
 
 class DatasetInfo(_Frozen):

@@ -60,6 +60,15 @@ def write_once(path: Path, content: bytes) -> bool:
     return True
 
 
+def write_anew(path: Path, content: bytes) -> None:
+    """Give `path` this content, durably, in the place of what it had."""
+    with temporary_file(path.parent) as file:
+        write_all(file, content)
+        os.fsync(file.fileno())
+        os.replace(file.name, path)
+    sync_folder(path.parent)
+
+
 def _named(temporary: str, path: Path) -> bool:
     """Give a file its name unless it is taken; where there are no hard links, under a lock of the folder."""
     try:

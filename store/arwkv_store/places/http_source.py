@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from arwkv_store.errors import TryAgain, UsageError
+from arwkv_store.errors import NotFound, TryAgain, UsageError
+from arwkv_store.format.layout import CORPUS_FILE
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
 from arwkv_store.places.cache import AHEAD_SHARE, FileCache, RangedFile, Stream, require_size
@@ -32,8 +33,12 @@ class HttpSource:
         return self._get("/manifest")
 
     def beside(self) -> dict[str, bytes]:
-        """Nothing: a service serves only shards and manifests."""
-        return {}
+        """The producer's report of the corpus; a service serves no other file but shards and manifests."""
+        try:
+            report = self._get_json("/corpus").get("report")
+        except NotFound:
+            return {}
+        return {} if report is None else {CORPUS_FILE: json.dumps(report, indent=2).encode() + b"\n"}
 
     def manifests(self) -> Iterator[tuple[int, bytes]]:
         """(part, bytes) of every committed part, in order, PAGE_SHARDS to a request.

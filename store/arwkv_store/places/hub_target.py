@@ -44,6 +44,16 @@ class HubTarget(ObjectTarget):
         self._together.append(part)
         return True
 
+    def replace_beside(self, name: str, content: bytes) -> None:
+        """A commit that puts the file there, or replaces it."""
+        self._folder.attempt(partial(self._commit_anew, name, content), name)
+
+    def _commit_anew(self, name: str, content: bytes) -> None:
+        api, repository = self._repository()
+        head = str(api.repo_info(**repository).sha)
+        addition = self._addition(name, content)
+        api.create_commit(operations=[addition], commit_message=f"Write {name}", parent_commit=head, **repository)
+
     def _create(self, name: str, content: bytes) -> None:
         self._folder.once(partial(self._commit_once, [(name, [self._addition(name, content)])]), name)
 

@@ -46,6 +46,10 @@ class ObjectTarget:
         """Put an object next to dataset.json; an existing object stays."""
         with_retries(partial(self._create, name, content), f"{self.uri}/{name}")
 
+    def replace_beside(self, name: str, content: bytes) -> None:
+        """The same; an existing object is replaced."""
+        self._folder.attempt(partial(self._folder.filesystem().pipe_file, self._folder.path(name), content), name)
+
     def committed_parts(self) -> set[int]:
         """Parts that have a manifest."""
         return object_parts(self._folder)

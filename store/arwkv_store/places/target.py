@@ -10,7 +10,15 @@ from typing import IO, Protocol
 from arwkv_store.errors import UsageError
 from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name
 from arwkv_store.format.manifest import ShardManifest
-from arwkv_store.places.commit import make_folder, publish, remove_abandoned, storage_faults, temporary_file, write_once
+from arwkv_store.places.commit import (
+    make_folder,
+    publish,
+    remove_abandoned,
+    storage_faults,
+    temporary_file,
+    write_anew,
+    write_once,
+)
 
 
 class Target(Protocol):
@@ -23,6 +31,9 @@ class Target(Protocol):
 
     def put_beside(self, name: str, content: bytes) -> None:
         """Put a file next to dataset.json, completely or not at all; an existing file stays."""
+
+    def replace_beside(self, name: str, content: bytes) -> None:
+        """The same; an existing file is replaced."""
 
     def committed_parts(self) -> set[int]:
         """Parts that have a manifest."""
@@ -67,6 +78,11 @@ class LocalTarget:
         with storage_faults(self.uri):
             if not (self._folder / name).exists():
                 write_once(self._folder / name, content)
+
+    def replace_beside(self, name: str, content: bytes) -> None:
+        """The same; an existing file is replaced."""
+        with storage_faults(self.uri):
+            write_anew(self._folder / name, content)
 
     def committed_parts(self) -> set[int]:
         """Parts that have a manifest."""
