@@ -339,7 +339,10 @@ def test_capture_has_the_identity_of_one_from_text(command: TokeniseConfig, tiny
     assert [job.corpus[at].source for at in (0, 9)] == [expected.corpus[at].source for at in (0, 9)]
 
 
-def test_captured_cells_and_rows_are_those_of_a_capture_from_text(command: TokeniseConfig, tmp_path: Path) -> None:
+def test_captured_cells_and_rows_are_those_of_a_capture_from_text(
+    command: TokeniseConfig, tmp_path: Path, short_corpus: Path
+) -> None:
+    command = replace(command, data=(str(short_corpus),), tokens_per_shard=500)
     tokenise(command)
     capture = GenerateConfig(
         teacher=command.teacher,
@@ -348,7 +351,7 @@ def test_captured_cells_and_rows_are_those_of_a_capture_from_text(command: Token
         max_length=MAX_LENGTH,
         top_k=8,
         hidden_states="attention",
-        samples_per_shard=50,
+        samples_per_shard=5,
         capture_backend="transformers",
     )
     generate(capture)
