@@ -50,8 +50,15 @@ demo: setup  ## teacher -> shards -> HTTP -> student -> evaluation; report in ru
 
 test: setup  ## the default suite
 	export OMP_NUM_THREADS=1
-	$(BIN)/pytest tests/store  # in a process of its own: its tests fork, and torch's threads do not survive that
-	$(BIN)/pytest -n 2 --dist loadgroup --ignore=tests/store
+	# The store's tests fork, which torch's threads do not survive: a process of its own, beside the others.
+	mkdir -p build
+	$(BIN)/pytest tests/store >build/test-store.txt 2>&1 & store=$$!
+	trap 'kill $$store 2>/dev/null || true' EXIT
+	failed=0
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --ignore=tests/store || failed=1
+	wait $$store || failed=1
+	cat build/test-store.txt
+	exit $$failed
 
 test-all: setup  ## everything that needs no GPU, slow and crash tests included
 	$(BIN)/pytest -m 'not gpu' --timeout=3600 tests/store

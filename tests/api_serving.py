@@ -1,10 +1,11 @@
 """`api serve` as a process of its own, for tests that need the real thing."""
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -12,11 +13,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from preloaded import preloaded
+
+
+@functools.cache
+def python_with_api() -> list[str]:
+    """Words that start Python with the service loaded; made once a session."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(preloaded("arwkv_api.http.app", "arwkv_api.http.server", "alembic.command"))
+
 
 @contextmanager
 def serving(*flags: str, cache: Path, environment: dict[str, str] | None = None) -> Iterator[tuple[str, int]]:
     """`api serve` as its own process; gives its address and process id, and ends it with SIGTERM, cleanly."""
-    command = [sys.executable, "-m", "arwkv_api", "serve", "--port", "0", "--json", *flags]
+    command = [*python_with_api(), "-m", "arwkv_api", "serve", "--port", "0", "--json", *flags]
     variables = {**os.environ, "XDG_CACHE_HOME": str(cache), **(environment or {})}
     cache.mkdir(parents=True, exist_ok=True)
     log = cache / "api.log"  # a file: nobody empties a pipe while the test asks
@@ -27,8 +38,9 @@ def serving(*flags: str, cache: Path, environment: dict[str, str] | None = None)
         line = process.stdout.readline()
         try:
             assert line, log.read_text()
-            _wait_until_ready(json.loads(line)["url"])
-            yield json.loads(line)["url"], process.pid
+            said = json.loads(line)
+            _wait_until_ready(said["url"])
+            yield said["url"], said["pid"]
         finally:
             process.terminate()
             process.wait(timeout=60)

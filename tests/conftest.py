@@ -1,11 +1,16 @@
 """Small real models and text, made here: nothing is downloaded."""
 
+import atexit
+import gc
 import json
 import os
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from preloaded import preloaded
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -16,11 +21,48 @@ DOCUMENTS = ("ast.py", "bisect.py", "calendar.py", "cmd.py", "code.py", "colorsy
              "io.py", "keyword.py", "queue.py", "shlex.py")  # fmt: skip
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where workers share the tests, those of one file go to one worker, and the producer's: captures are made once."""
+LONGEST = ("producer", "kernels/test_triton.py", "transformers", "kernels/test_wkv7.py", "api/test_page.py")
+"""Groups of tests that begin first where workers share the tests, so that none is left alone with a long one."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where workers share the tests, those of one file go to one worker.
+
+    So do the producer's, whose captures are made once, with whatever else starts Python with vLLM loaded; and what
+    starts it with transformers loaded.
+    """
+    here = Path(__file__).parent
+    groups: dict[pytest.Item, str] = {}
     for item in items:
-        folder = item.path.parent
-        item.add_marker(pytest.mark.xdist_group(str(folder if folder.name == "producer" else item.path)))
+        groups[item] = "producer" if item.path.parent == here / "producer" else str(item.path.relative_to(here))
+        for fixture, group in (("python_with_vllm", "producer"), ("python_with_transformers", "transformers")):
+            if fixture in getattr(item, "fixturenames", ()):
+                groups[item] = group
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is loaded out of garbage collections: each would take half a second, and trainers ask for many."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # else nanobind calls them leaked
+
+
+@pytest.fixture(scope="session")
+def python_with_vllm() -> Iterator[list[str]]:
+    """Words that start Python with what a capture loads first."""
+    with preloaded("loaded_vllm", OMP_NUM_THREADS="1") as python:
+        yield python
+
+
+@pytest.fixture(scope="session")
+def python_with_transformers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Words that start Python with what transformers loads to make, run and train a model; nothing of ours."""
+    modules = ("transformers.models.auto.modeling_auto", "transformers.models.qwen2.modeling_qwen2")
+    environment = {"OMP_NUM_THREADS": "1", "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules"))}
+    with preloaded("torch", *modules, "transformers.trainer", **environment) as python:
+        yield python
 
 
 @pytest.fixture(scope="session")

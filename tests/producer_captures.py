@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ class Captures:
         return open_dataset(str(self.folder / name))
 
 
-def run_captures(runs: list[dict[str, Any]], timeout_s: float = 280, **environment: str) -> list[dict[str, Any]]:
-    """Summaries of captures made one after another in one fresh process, with more in its environment."""
+def run_captures(
+    runs: list[dict[str, Any]], timeout_s: float = 280, python: Sequence[str] = (sys.executable,), **environment: str
+) -> list[dict[str, Any]]:
+    """Summaries of captures made one after another in one fresh process of `python`, with more in its environment."""
     finished = subprocess.run(
-        [sys.executable, str(RUN_ALL)],
+        [*python, str(RUN_ALL)],
         input=json.dumps(runs),
         capture_output=True,
         text=True,

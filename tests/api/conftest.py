@@ -1,5 +1,6 @@
 """A root with two example datasets, the application over it, and a real server on loopback."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from api_postgres import new_database, postgres_server
 from api_serving import serving
 from arwkv_api.config import Settings
 from arwkv_api.http.app import create_app
+from arwkv_api.index.database import connect
 from store_examples import example_dataset_info, write_example_dataset
 
 
@@ -23,11 +25,9 @@ def no_unexpected_failure(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A folder with datasets `train` (20 samples in 5 parts) and `heldout` (10 in 3)."""
-    write_example_dataset(tmp_path / "root" / "train", info=example_dataset_info(samples=20))
-    write_example_dataset(tmp_path / "root" / "heldout")
-    return tmp_path / "root"
+def root(served_root: Path, tmp_path: Path) -> Path:
+    """A folder with datasets `train` (20 samples in 5 parts) and `heldout` (10 in 3), the test's own."""
+    return shutil.copytree(served_root, tmp_path / "root", copy_function=shutil.copy)
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +45,21 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return new_database(request.getfixturevalue("postgres"))
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty SQLite index with the tables of today."""
+    file = tmp_path_factory.mktemp("migrated") / "index.sqlite3"
+    connect(f"sqlite:///{file}").dispose()
+    return file
+
+
 @pytest.fixture
-def settings(root: Path, database: str) -> Settings:
+def settings(root: Path, database: str, migrated: Path) -> Settings:
     """Settings over `root`, with an index of its own, looked at twenty times a second."""
+    if database.startswith("sqlite"):
+        file = Path(database.removeprefix("sqlite:///"))
+        file.parent.mkdir(exist_ok=True)
+        shutil.copy(migrated, file)
     return Settings(roots=(root,), runs=(), database=database, scan_interval_s=0.05, trusted_hosts=("testserver",))
 
 
@@ -72,7 +84,7 @@ def client(settings: Settings, open_client: Callable[[Settings], TestClient]) ->
 
 @pytest.fixture(scope="session")
 def served_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `root`, for the server that the whole session shares: read only."""
+    """Datasets `train` and `heldout` of the server that the whole session shares: read only."""
     folder = tmp_path_factory.mktemp("served")
     write_example_dataset(folder / "root" / "train", info=example_dataset_info(samples=20))
     write_example_dataset(folder / "root" / "heldout")

@@ -13,12 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api_serving import serving
+from api_serving import python_with_api, serving
 from arwkv_api.config import ServeConfig
 
 
 def _api(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "arwkv_api", *arguments]
+    command = [*python_with_api(), "-m", "arwkv_api", *arguments]
     environment = {**os.environ, "XDG_CACHE_HOME": str(cwd), "ARWKV_API_KEY": ""}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False, cwd=cwd)
 

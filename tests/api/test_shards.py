@@ -172,7 +172,7 @@ def test_manifest_of_another_dataset_is_refused(client: TestClient, root: Path) 
     assert "belongs to dataset" in shard["problem"]
 
 
-def test_what_is_kept_is_bounded_in_bytes_and_the_longest_unused_goes_first_a_number_of_bytes() -> None:
+def test_what_is_kept_is_bounded_in_bytes_and_the_longest_unused_goes_first() -> None:
     kept = Kept[bytes](1000, len)
     made: list[int] = []
     for number in (0, 1, 0, 2, 0, 1):

@@ -1,22 +1,19 @@
 """The demo's texts: budgets in tokens, conversations from docstrings."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-EXAMPLES = str(Path(__file__).parents[2] / "examples")
+from examples_run import examples_importable
 
 
 @pytest.fixture
-def corpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(EXAMPLES)
-    import corpus
+def corpus() -> Iterator[ModuleType]:
+    with examples_importable():
+        import corpus
 
-    yield corpus
-    sys.modules.pop("corpus")
+        yield corpus
 
 
 def count_words(text: str) -> dict[str, list[str]]:

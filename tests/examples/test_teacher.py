@@ -1,21 +1,14 @@
 """The demo's teacher, trained for some seconds at a tiny size."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from examples_run import end_example, examples_importable
+
 SMALL = ["--steps", "60", "--hidden-size", "64", "--layers", "1", "--vocab-size", "400", "--context", "32"]
-
-
-def run_teacher(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "examples/teacher.py", "--out", str(out), *words],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +21,9 @@ def some_text(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> st
 
 
 def test_teacher_is_a_hugging_face_checkpoint_and_is_cached(tmp_path: Path, some_text: str) -> None:
-    first = run_teacher(tmp_path, "--text", some_text, *SMALL, "--json")
-    assert first.returncode == 0, first.stderr
+    words = ["--out", str(tmp_path), "--text", some_text, *SMALL, "--json"]
+    first = end_example("teacher.py", *words)
+    assert first.code == 0, first.stderr
     summary = json.loads(first.stdout)
     assert summary["heldout_perplexity"] < 300
     weights = (tmp_path / "model.safetensors").stat().st_mtime_ns
@@ -47,23 +41,21 @@ def test_teacher_is_a_hugging_face_checkpoint_and_is_cached(tmp_path: Path, some
     text = "class A:\n    def f(self):\n        return 12345, 'b' * 2\n"
     assert tokenizer(text)["input_ids"] == trained_with.encode(text).ids
 
-    again = run_teacher(tmp_path, "--text", some_text, *SMALL, "--json")
+    again = end_example("teacher.py", *words)
     assert json.loads(again.stdout) == summary
     assert (tmp_path / "model.safetensors").stat().st_mtime_ns == weights
 
 
 def test_text_that_matches_nothing_is_refused(tmp_path: Path) -> None:
-    done = run_teacher(tmp_path, "--text", f"{tmp_path}/*.none")
-    assert done.returncode == 2
+    done = end_example("teacher.py", "--out", str(tmp_path), "--text", f"{tmp_path}/*.none")
+    assert done.code == 2
     assert done.stderr.count("\n") == 1
     assert "name a glob" in done.stderr
 
 
 def test_bigram_perplexity_of_a_deterministic_text_is_near_one() -> None:
-    code = (
-        "from teacher import bigram_perplexity\n"
-        "assert bigram_perplexity([0, 1, 2] * 500, [[0, 1, 2] * 50], 3) < 1.02\n"
-        "import random; draw = random.Random(0).choices(range(8), k=4000)\n"
-        "assert 7.5 < bigram_perplexity(draw[:2000], [draw[2000:]], 8) < 9\n"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "examples", check=True)
+    with examples_importable():
+        from teacher import bigram_perplexity
+    assert bigram_perplexity([0, 1, 2] * 500, [[0, 1, 2] * 50], 3) < 1.02
+    draw = Random(0).choices(range(8), k=4000)
+    assert 7.5 < bigram_perplexity(draw[:2000], [draw[2000:]], 8) < 9

@@ -28,9 +28,18 @@ def _run(command: list[str], **environment: str) -> str:
     return result.stdout
 
 
+def _interpret(*flags: str) -> None:
+    common = ["-q", "-p", "no:cacheprovider", "-W", "default", str(HERE / "interpreted.py")]
+    _run([sys.executable, "-m", "pytest", *common, *flags], TRITON_INTERPRET="1")
+
+
 def test_kernels_are_right_under_the_interpreter() -> None:
-    flags = ["-q", "-p", "no:cacheprovider", "-W", "default"]
-    _run([sys.executable, "-m", "pytest", *flags, str(HERE / "interpreted.py")], TRITON_INTERPRET="1")
+    _interpret()
+
+
+@pytest.mark.slow
+def test_kernels_are_right_under_the_interpreter_in_longer_cases() -> None:
+    _interpret("-m", "slow")
 
 
 def _compile(*head_sizes: int, **environment: str) -> list[dict[str, Any]]:

@@ -71,6 +71,7 @@ def family_teachers(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def captures(
+    python_with_vllm: list[str],
     tiny_teacher: Path,
     quantized_teacher: Path,
     family_teachers: dict[str, Path],
@@ -107,7 +108,8 @@ def captures(
             "olmo2", teacher=str(family_teachers["olmo2"]), hidden_states="boundaries", data=[str(short_corpus)]
         ),
     }
-    return Captures(folder, dict(zip(runs, run_captures(list(runs.values())), strict=True)))
+    made = run_captures(list(runs.values()), python=python_with_vllm)
+    return Captures(folder, dict(zip(runs, made, strict=True)))
 
 
 @pytest.fixture(scope="session")

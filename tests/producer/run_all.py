@@ -1,14 +1,17 @@
-"""Run several captures in one process of their own: vLLM is imported once, and the tests' process stays clean.
+"""Run several captures, each in a process forked from one that has vLLM loaded; the tests' process stays clean.
 
 stdin: a JSON list of GenerateConfig's fields. stdout: a JSON list of summaries, or {"error": …} where one was refused.
 With `copy_of` and `lost_part` a run finds a copy of that dataset, without that part; with `shuffled` an engine is asked
 for each call's samples in random order.
 """
 
+import gc
 import json
+import os
 import random
 import shutil
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,5 +50,31 @@ def run(fields: dict[str, Any]) -> dict[str, Any]:
         return {"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
 
 
+def run_in_a_fork(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same in a process that ends with the engine: nothing of it is left, and nothing has to be collected."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        gc.freeze()
+        gc.unfreeze = lambda: None  # type: ignore[method-assign]  # else vLLM collects all that is loaded, several times
+        try:
+            with open(writing, "w") as answer:
+                json.dump(run(fields), answer)
+            os._exit(0)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+    os.close(writing)
+    with open(reading) as answer:
+        summary = answer.read()
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, fields
+    found: dict[str, Any] = json.loads(summary)
+    return found
+
+
 if __name__ == "__main__":
-    json.dump([run(fields) for fields in json.load(sys.stdin)], sys.stdout)
+    sys.path.append(str(Path(__file__).parents[1]))
+    import loaded_vllm  # noqa: F401 -- before the forks
+
+    json.dump([run_in_a_fork(fields) for fields in json.load(sys.stdin)], sys.stdout)

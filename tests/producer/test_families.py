@@ -181,7 +181,7 @@ def test_states_inside_blocks_of_unknown_form_are_refused_before_weights_load(
 
 
 def test_a_run_in_transformers_loads_no_vllm(
-    teachers: Path, tiny_teacher: Path, short_corpus: Path, tmp_path: Path
+    python_with_transformers: list[str], teachers: Path, tiny_teacher: Path, short_corpus: Path, tmp_path: Path
 ) -> None:
     folder = teacher("granite", teachers, tiny_teacher)
     words = ["generate", "--teacher", str(folder), "--data", str(short_corpus), "--out", str(tmp_path / "out")]
@@ -190,7 +190,7 @@ def test_a_run_in_transformers_loads_no_vllm(
         "import sys; sys.modules['vllm'] = None\nfrom arwkv_producer.cli import main\n"
         f"sys.argv = ['producer', *{words!r}]\nmain()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([*python_with_transformers, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(open_dataset(str(tmp_path / "out"))) > 0
 

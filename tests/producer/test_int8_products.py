@@ -28,10 +28,10 @@ def test_quantized_activations_are_told_from_quantized_weights(quantization: dic
 
 
 def test_a_quantized_teacher_is_refused_where_its_products_saturate(
-    quantized_teacher: Path, tiny_corpus: Path, tmp_path: Path
+    python_with_vllm: list[str], quantized_teacher: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
     asked = {"teacher": str(quantized_teacher), "data": [str(tiny_corpus)], "out": str(tmp_path / "o")}
-    (refusal,) = run_captures([{**asked, "max_length": 96}], ONEDNN_MAX_CPU_ISA="AVX2")
+    (refusal,) = run_captures([{**asked, "max_length": 96}], python=python_with_vllm, ONEDNN_MAX_CPU_ISA="AVX2")
     assert (refusal["error"], refusal["exit_code"]) == ("UsageError", 2)
     assert "this processor has no VNNI instructions" in refusal["message"], json.dumps(refusal)
     assert not list((tmp_path / "o" / "shards").glob("*"))

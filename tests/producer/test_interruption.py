@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,13 @@ def arguments(tiny_teacher: Path, tiny_corpus: Path) -> list[str]:
     return ["--teacher", str(tiny_teacher), "--data", str(tiny_corpus), *flags.split()]
 
 
-def start(arguments: list[str], out: Path) -> "subprocess.Popen[str]":
+def start(arguments: list[str], out: Path, python: Sequence[str] = (sys.executable,)) -> "subprocess.Popen[str]":
     """The command with `--out shards`, run in `out`'s parent: the very same words wherever the dataset lies.
 
     Words matter: dataset.json records the command, and every shard carries dataset.json's hash.
     """
     out.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", "from arwkv_producer.cli import main; main()", "generate", *arguments]
+    command = [*python, "-c", "from arwkv_producer.cli import main; main()", "generate", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([*command, "--out", out.name], env=environment, cwd=out.parent, text=True, **pipes)
@@ -54,10 +55,10 @@ def wait_for_a_shard(process: "subprocess.Popen[str]", out: Path) -> None:
 
 @pytest.mark.timeout(900)
 def test_a_signal_finishes_the_shard_a_second_stops_at_once_and_the_same_command_continues(
-    arguments: list[str], tmp_path: Path
+    python_with_vllm: list[str], arguments: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "stopped" / "shards"
-    process = start(arguments, out)
+    process = start(arguments, out, python_with_vllm)
     wait_for_a_shard(process, out)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=280)
@@ -68,7 +69,7 @@ def test_a_signal_finishes_the_shard_a_second_stops_at_once_and_the_same_command
     before = committed(out)
     assert 0 < before < open_dataset(str(out)).info.corpus.parts
 
-    process = start(arguments, out)
+    process = start(arguments, out, python_with_vllm)
     wait_for_a_shard(process, out)
     process.send_signal(signal.SIGTERM)
     assert process.stderr is not None
@@ -82,7 +83,7 @@ def test_a_signal_finishes_the_shard_a_second_stops_at_once_and_the_same_command
     assert before < committed(out) < open_dataset(str(out)).info.corpus.parts
     before = committed(out)
 
-    process = start(arguments, out)
+    process = start(arguments, out, python_with_vllm)
     stdout, stderr = process.communicate(timeout=280)
     assert process.returncode == 0, stderr
     summary = json.loads(stdout)

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,20 @@ from arwkv_student.training.pipeline import train as train_here
 STEPS = 6
 
 
-def train(shards: Path, base: Path, out: Path, processes: int, *flags: str, stop_after: int | None = None) -> None:
+def train(
+    shards: Path,
+    base: Path,
+    out: Path,
+    processes: int,
+    *flags: str,
+    stop_after: int | None = None,
+    python: Sequence[str] = (sys.executable,),
+) -> None:
     """Run `student train` on `processes` CPU processes, together 4 samples a step; optionally die after some steps."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", LAUNCH, str(stop_after or 0), "train"]
+    command = [*python, "-c", LAUNCH, str(stop_after or 0), "train"]
     command += ["--shards", str(shards), "--base", str(base), "--out", str(out), "--dtype", "fp32"]
     command += [] if "transformer" in flags else ["--head-dim", "16"]
     command += ["--steps", str(STEPS), "--batch-size", str(4 // processes), "--log-every", "1", "--save-every", "2"]
@@ -60,10 +69,12 @@ def losses(run: Path) -> dict[tuple[str, int], float]:
     return figures | held_out
 
 
-def test_two_sharded_processes_distill_as_one(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+def test_two_sharded_processes_distill_as_one(
+    python_with_transformers: list[str], tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
     """The quick one of these: the single process is this one, and the held-out figures are those of the end."""
     stage = ("--stage", "distill", "--eval-shards", str(tiny_shards))
-    train(tiny_shards, tiny_teacher, tmp_path / "two", 2, *stage, "--fsdp")
+    train(tiny_shards, tiny_teacher, tmp_path / "two", 2, *stage, "--fsdp", python=python_with_transformers)
     settings = TrainSettings(
         shards=(str(tiny_shards),), base=str(tiny_teacher), out=tmp_path / "one", stage="distill", head_dim=16,
         steps=STEPS, batch_size=4, distill_lr=3e-3, eval_shards=str(tiny_shards), dtype="fp32", log_every=1, workers=0,

@@ -1,7 +1,6 @@
 import hashlib
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -42,11 +41,10 @@ torch.save({"logits": model(tokens).logits, "generated": generated}, out)
 TOKENS = torch.arange(40).view(2, 20)
 
 
-def run_without_our_packages(code: str, exported: Path, tmp_path: Path) -> None:
+def run_without_our_packages(python: list[str], code: str, exported: Path, tmp_path: Path) -> None:
     """The code leaves result.pt there."""
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, str(exported), str(tmp_path / "result.pt")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = [*python, "-c", code, str(exported), str(tmp_path / "result.pt")]
+    done = subprocess.run(command, env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -72,7 +70,12 @@ def moved_student(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) 
     ],
 )
 def test_self_contained_export_needs_transformers_alone(
-    model_type: str, preset: str, layers: tuple[int, ...] | None, tiny_teacher: Path, tmp_path: Path
+    model_type: str,
+    preset: str,
+    layers: tuple[int, ...] | None,
+    python_with_transformers: list[str],
+    tiny_teacher: Path,
+    tmp_path: Path,
 ) -> None:
     torch.manual_seed(0)
     base = open_base(str(tiny_base(model_type, tiny_teacher, tmp_path / "base")))
@@ -83,7 +86,7 @@ def test_self_contained_export_needs_transformers_alone(
     student.save_pretrained(tmp_path / "run")
     copy_tokenizer(tiny_teacher, tmp_path / "run")
     export(ExportSettings(model=str(tmp_path / "run"), out=tmp_path / "out", self_contained=True))
-    run_without_our_packages(WITHOUT_OUR_PACKAGES, tmp_path / "out", tmp_path)
+    run_without_our_packages(python_with_transformers, WITHOUT_OUR_PACKAGES, tmp_path / "out", tmp_path)
     result = torch.load(tmp_path / "result.pt")
     tokens = torch.arange(40).view(2, 20)
     torch.testing.assert_close(result["logits"], student(tokens).logits, rtol=1e-3, atol=1e-4)
@@ -126,10 +129,12 @@ def test_export_is_written_in_the_type_asked_for_but_for_the_decays_bias(
     assert (said - whole).norm() < 0.05 * whole.norm()
 
 
-def test_self_contained_export_keeps_the_decays_bias_whole_in_bf16(moved_student: Path, tmp_path: Path) -> None:
+def test_self_contained_export_keeps_the_decays_bias_whole_in_bf16(
+    python_with_transformers: list[str], moved_student: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     export(ExportSettings(model=str(moved_student), out=out, dtype="fp32", self_contained=True))
-    run_without_our_packages(LOADS_IN_BF16, out, tmp_path)
+    run_without_our_packages(python_with_transformers, LOADS_IN_BF16, out, tmp_path)
     result, whole = torch.load(tmp_path / "result.pt"), load_student(moved_student).eval()
     assert torch.equal(result["bias"], whole.model.layers[1].time_mix.decay.bias)
     assert result["logits"].dtype == torch.bfloat16

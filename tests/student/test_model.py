@@ -1,5 +1,4 @@
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,9 +205,9 @@ def test_decays_bias_is_not_rounded_in_a_student_loaded_in_bf16(tmp_path: Path) 
     assert loaded(tokens_BT()).logits.dtype == torch.bfloat16
 
 
-def test_import_registers_the_student_with_transformers() -> None:
+def test_import_registers_the_student_with_transformers(python_with_transformers: list[str]) -> None:
     code = "import arwkv_student; from transformers import AutoConfig; AutoConfig.for_model('arwkv')"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([*python_with_transformers, "-c", code], check=True)
 
 
 def test_options_that_cannot_be_are_refused() -> None:

@@ -118,11 +118,11 @@ print(json.dumps(said_by_vllm(engine(Path(sys.argv[1]), max_num_batched_tokens=3
 """vLLM looks at every module of its process, and modules that other tests import (Flask's) do not stand that."""
 
 
-def test_vllm_says_what_transformers_says(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_vllm_says_what_transformers_says(python_with_vllm: list[str], tiny_teacher: Path, tmp_path: Path) -> None:
     """A hybrid, ragged prompts, in chunks of 33 tokens, several sequences in each batch."""
     run = student_folder("hybrid", tiny_teacher, tmp_path)
-    environment = os.environ | QUIET | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    words = [sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN, str(run)]
+    environment = os.environ | QUIET
+    words = [*python_with_vllm, "-c", IN_A_PROCESS_OF_ITS_OWN, str(run)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert json.loads(done.stdout.splitlines()[-1]) == said_by_transformers(run, prompts())
