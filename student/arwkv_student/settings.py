@@ -128,8 +128,13 @@ class Align:
 class Distill:
     """Stage 2: the student learns the teacher's next-token distribution."""
 
-    divergence: Literal["forward", "reverse", "adaptive"] = "forward"
-    """Direction of the KL divergence between teacher and student. `adaptive` mixes both."""
+    divergence: Literal["forward", "reverse", "adaptive", "jsd", "tvd", "skewed-forward", "skewed-reverse"] = "forward"
+    """From teacher to student: KL in either direction, `adaptive` mixes both; Jensen-Shannon; total variation; KL to a
+    mixture of both."""
+    skew: float = 0.1
+    """Share of the first distribution in the mixture that a skewed divergence compares it with."""
+    token_weight: Literal["equal", "entropy", "error"] = "equal"
+    """Weight of each position: the teacher's entropy, or the student's error 1 − q of the true next token."""
     temperature: float = 1.0
     """Temperature of both distributions."""
     ce_weight: float = 0.0
@@ -262,6 +267,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 
 
 ONLY_TUNING = frozenset({"max_length", "sft_lr", "dpo_lr", "dpo_beta"})
+    (("skew",), lambda value: 0 < value < 1, "a share between 0 and 1"),
 """Flags that only stages sft and dpo use and compare when a run continues."""
 
 # What may differ when a run continues: places, how often figures are reported, and how a step's samples are split

@@ -8,7 +8,7 @@ import torch
 from arwkv_store import open_dataset
 from arwkv_student.data.collate import collate
 from arwkv_student.losses import divergences
-from arwkv_student.losses.divergences import DIVERGENCES, adaptive_kl, exact_kl, forward_kl, sparse_divergence
+from arwkv_student.losses.divergences import DIVERGENCES, adaptive_kl, forward_kl, sparse_divergence
 from arwkv_student.losses.objectives import Objective, distill_loss
 
 V, C = 500, 12
@@ -18,6 +18,17 @@ V, C = 500, 12
 def batch(tiny_shards: Path) -> dict[str, torch.Tensor]:
     dataset = open_dataset(tiny_shards)
     return collate([dataset[row] for row in (0, 3, 5)])
+
+
+def weights(kind: str, batch: dict[str, torch.Tensor], log_q: torch.Tensor) -> torch.Tensor:
+    """Of the positions that count, from the student's dense log-probabilities [P, V]."""
+    keep = batch["predicts"].flatten()
+    if kind == "entropy":
+        return batch["entropy"].flatten()[keep].double()
+    true = batch["input_ids"].roll(-1, dims=1).flatten()[keep]
+    return (
+        1 - log_q.detach().exp().gather(1, true[:, None]).squeeze(1) if kind == "error" else log_q.new_ones(len(true))
+    )
 
 
 @pytest.fixture
@@ -41,18 +52,26 @@ def outcomes(batch: dict[str, torch.Tensor], hidden: torch.Tensor, weight: torch
     return log_p[keep], torch.cat([log_q.gather(1, ids), rest], dim=1)[keep]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("temperature", "weight_of"), [(1.0, "equal"), (2.0, "equal"), (1.0, "entropy"), (1.0, "error")]
+)
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_divergence_and_its_gradients_equal_the_dense_definition(
-    name: str, temperature: float, batch: dict[str, torch.Tensor], head: tuple[torch.Tensor, torch.Tensor]
+    name: str,
+    temperature: float,
+    weight_of: str,
+    batch: dict[str, torch.Tensor],
+    head: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     hidden, weight = head
-    objective = Objective(V, divergence=name, temperature=temperature)
+    objective = Objective(V, divergence=name, temperature=temperature, token_weight=weight_of)
     loss = distill_loss(batch, objective)(hidden, weight)
     gradients = torch.autograd.grad(loss, [hidden, weight])
     log_p, log_q = outcomes(batch, hidden, weight)
     log_p, log_q = ((x / temperature).log_softmax(-1) for x in (log_p, log_q))
-    expected = DIVERGENCES[name](log_p, log_q).mean() * temperature**2
+    dense_log_q = (hidden.flatten(0, 1).double() @ weight[:V].double().T).log_softmax(-1)[batch["predicts"].flatten()]
+    weighted = DIVERGENCES[name](log_p, log_q) * weights(weight_of, batch, dense_log_q)
+    expected = weighted.mean() * temperature**2
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
     for own, dense in zip(gradients, torch.autograd.grad(expected, [hidden, weight]), strict=True):
         torch.testing.assert_close(own, dense, rtol=1e-3, atol=1e-6)
@@ -79,14 +98,52 @@ def test_cross_entropy_mixes_in_by_its_share(
     torch.testing.assert_close(distill_loss(batch, Objective(V, ce_weight=1.0))(hidden, weight), ce)
 
 
-def test_exact_kl_from_a_wider_teachers_final_states(head: tuple[torch.Tensor, torch.Tensor]) -> None:
+@pytest.mark.parametrize("weight_of", ["equal", "entropy", "error"])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_exact_divergence_from_a_wider_teachers_final_states(
+    name: str, weight_of: str, batch: dict[str, torch.Tensor], head: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     hidden, weight = head
-    final, teacher_head = torch.randn(3 * 48, 20), torch.randn(V + 40, 20)
-    mask = torch.arange(3 * 48) % 3 > 0
-    own = exact_kl(hidden.flatten(0, 1), weight[:V], final, teacher_head[:V], mask)
-    log_p = (final @ teacher_head[:V].T).log_softmax(-1)
-    log_q = (hidden.flatten(0, 1) @ weight[:V].T).log_softmax(-1)
-    torch.testing.assert_close(own, (log_p.exp() * (log_p - log_q)).sum(-1)[mask].mean())
+    generator = torch.Generator().manual_seed(2)
+    final, teacher_head = (torch.randn(*shape, 20, generator=generator) for shape in ((3, 48), (V + 40,)))
+    objective = Objective(V, name, token_weight=weight_of, teacher_head_VC=teacher_head)
+    own = distill_loss(batch | {"final": final}, objective)(hidden, weight)
+    keep = batch["predicts"].flatten()
+    log_p = (final.flatten(0, 1).double() @ teacher_head[:V].double().T).log_softmax(-1)[keep]
+    log_q = (hidden.flatten(0, 1).double() @ weight[:V].double().T).log_softmax(-1)[keep]
+    dense = (DIVERGENCES[name](log_p, log_q) * weights(weight_of, batch, log_q)).mean()
+    torch.testing.assert_close(own.double(), dense, rtol=1e-5, atol=1e-6)
+    for mine, expected in zip(*(torch.autograd.grad(x, [hidden, weight]) for x in (own, dense)), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_new_formulas_have_the_values_of_their_definitions() -> None:
+    p, q = torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64), torch.tensor([[0.1, 0.3, 0.6]], dtype=torch.float64)
+
+    def kl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a * (a / b).log()).sum(-1)
+
+    expected = {
+        "tvd": torch.tensor([0.6], dtype=torch.float64),
+        "jsd": 0.5 * kl(p, (p + q) / 2) + 0.5 * kl(q, (p + q) / 2),
+        "skewed-forward": kl(p, 0.1 * p + 0.9 * q),
+        "skewed-reverse": kl(q, 0.1 * q + 0.9 * p),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(DIVERGENCES[name](p.log(), q.log()), value)
+    assert DIVERGENCES["jsd"](p.log(), torch.tensor([[-1e4, 0.0, -1e4]], dtype=torch.float64)) < torch.tensor(2.0).log()
+
+
+def test_skew_is_the_share_of_the_first_distribution(
+    batch: dict[str, torch.Tensor], head: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    def loss(divergence: str, skew: float) -> torch.Tensor:
+        return distill_loss(batch, Objective(V, divergence, skew=skew))(*head)
+
+    plain = distill_loss(batch, Objective(V))(*head)
+    torch.testing.assert_close(loss("skewed-forward", 1e-30), plain, rtol=1e-3, atol=0)
+    half = 0.5 * (loss("skewed-forward", 0.5) + loss("skewed-reverse", 0.5))
+    torch.testing.assert_close(half, loss("jsd", 0.1))
 
 
 def test_divergences_vanish_where_the_student_is_the_teacher() -> None:

@@ -56,7 +56,7 @@ def collate(samples: Sequence[Sample], packing: bool = False, *, few_lengths: bo
 
     input_ids, attention_mask [B, T]; predicts [B, T]: whether entry t counts, that is, the prediction of token t+1.
     Where captured: attention, boundaries [L, B, T, C] bf16 (layers in order), final [B, T, C]; counts, tail_logprob
-    [B·T] (0 where padded), ids, logprobs [N] in the order of positions; true_logprob [B, T].
+    [B·T] (0 where padded), ids, logprobs [N] in the order of positions; true_logprob, entropy (of the teacher) [B, T].
 
     entropy_gap [B·T], for shards of draws (no tail) with a known teacher entropy: the entropy of the draws minus the
     teacher's. KL(draws ‖ student) plus this is an unbiased estimate of KL(teacher ‖ student).
@@ -71,7 +71,7 @@ def collate(samples: Sequence[Sample], packing: bool = False, *, few_lengths: bo
         ends = [*itertools.accumulate(grid.lengths)]
         padding = [grid.shape[1]] if ends[-1] < grid.shape[1] else []
         batch["cu_seqlens"] = torch.tensor([0, *ends, *padding], dtype=torch.int32)
-    for field in (_logits(samples, grid), _true_logprob(samples, grid), _entropy_gap(samples, grid)):
+    for field in (_logits(samples, grid), _token_stats(samples, grid), _entropy_gap(samples, grid)):
         batch |= field
     return batch | _hidden(samples, grid)
 
@@ -120,9 +120,13 @@ def _logits(samples: Sequence[Sample], grid: _Grid) -> dict[str, Tensor]:
     }
 
 
-def _true_logprob(samples: Sequence[Sample], grid: _Grid) -> dict[str, Tensor]:
-    values = [sample.true_logprob for sample in samples if sample.true_logprob is not None]
-    return {"true_logprob": grid.filled(values, torch.float32)} if len(values) == len(samples) else {}
+def _token_stats(samples: Sequence[Sample], grid: _Grid) -> dict[str, Tensor]:
+    fields = {}
+    for name in ("true_logprob", "entropy"):
+        values = [getattr(sample, name) for sample in samples]
+        if all(value is not None for value in values):
+            fields[name] = grid.filled(values, torch.float32)
+    return fields
 
 
 def _entropy_gap(samples: Sequence[Sample], grid: _Grid) -> dict[str, Tensor]:

@@ -33,6 +33,16 @@ def require_counted(uri: str) -> None:
         raise UsageError(f"--shards {uri}: every loss mask is False, so no position counts; train on other shards")
 
 
+def require_entropy(dataset: Dataset, uri: str) -> None:
+    """Raise UsageError unless the shards hold the teacher's entropy of every position."""
+    stats = dataset.stats()
+    if stats.entropy_positions < stats.tokens:
+        raise UsageError(
+            f"--token-weight entropy: {uri} holds the teacher's entropy of {stats.entropy_positions:,} of its "
+            f"{stats.tokens:,} tokens; capture with --logits top-k again, or choose --token-weight error"
+        )
+
+
 def require_same_tokenizer(what: str, folder: Path, info: DatasetInfo, uri: str) -> None:
     """Raise UsageError unless the token ids of the shards are the same tokens in the model's folder.
 
@@ -147,16 +157,15 @@ def aligned_from(info: DatasetInfo) -> AlignedFrom:
     return kind if kind in ("attention", "boundaries") else "tokens"
 
 
-def columns_of(stage: str, info: DatasetInfo, mixed: Sequence[int]) -> list[str]:
-    """The heavy columns that a stage reads."""
+def columns_of(stage: str, info: DatasetInfo, mixed: Sequence[int], *, entropy: bool = False) -> list[str]:
+    """The heavy columns that a stage reads; `entropy`: with the teacher's entropies."""
     if stage == "align":
         if aligned_from(info) == "tokens":
             return []
         kind = "attn" if info.capture.hidden_states == "attention" else "boundary"
         return [hidden_column(f"{kind}.{layer}") for layer in layers_read(info, mixed)]
-    if info.capture.logits in ("sampled", "hybrid"):
-        return ["logits", "token_stats"]
-    return ["logits"] if info.capture.logits != "none" else [hidden_column("final")]
+    columns = ["logits"] if info.capture.logits != "none" else [hidden_column("final")]
+    return [*columns, "token_stats"] if entropy or info.capture.logits in ("sampled", "hybrid") else columns
 
 
 @dataclass(frozen=True)

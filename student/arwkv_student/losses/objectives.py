@@ -3,12 +3,22 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from arwkv_kernels import linear_sparse_kl
-from arwkv_student.losses.divergences import DIVERGENCES, exact_kl, sparse_divergence
+from arwkv_student.losses.divergences import (
+    DIVERGENCES,
+    Divergence,
+    TokenWeights,
+    exact_divergence,
+    skewed_forward_kl,
+    skewed_reverse_kl,
+    sparse_divergence,
+)
 
 
 def align_loss_L(
@@ -57,7 +67,12 @@ class Objective:
     vocab_size: int
     """The head's rows from here on are padding and are ignored."""
     divergence: str = "forward"
-    """"forward", "reverse" or "adaptive" (see `arwkv_student.losses.divergences`)."""
+    """One of `arwkv_student.losses.divergences.DIVERGENCES`."""
+    skew: float = 0.1
+    """The other distribution's share in the mixture of a skewed divergence."""
+    token_weight: str = "equal"
+    """Weight of a position's divergence: 1, the teacher's "entropy" in nats, or the student's "error" 1 − q of the true
+    next token."""
     temperature: float = 1.0
     """Softens teacher and student; the loss keeps its scale, τ² times the softened divergence."""
     ce_weight: float = 0.0
@@ -91,20 +106,33 @@ def distill_loss(batch: Mapping[str, Tensor], objective: Objective) -> Callable[
 def _divergence(hidden_TC: Tensor, weight_VC: Tensor, batch: Mapping[str, Tensor], objective: Objective) -> Tensor:
     temperature = objective.temperature
     mask_T = batch["predicts"].flatten()
+    softened: dict[str, Any] = {"temperature": temperature, "weights": _token_weights(batch, objective)}
     if objective.teacher_head_VC is not None:
         final_TC = batch["final"].flatten(0, 1)
         head_VC = objective.teacher_head_VC[: objective.vocab_size]
-        divergence = exact_kl(hidden_TC, weight_VC, final_TC, head_VC, mask_T, temperature=temperature)
-    elif objective.divergence == "forward":
+        divergence = exact_divergence(hidden_TC, weight_VC, final_TC, head_VC, mask_T, _formula(objective), **softened)
+    elif objective.divergence == "forward" and objective.token_weight == "equal":
         sparse = (batch["ids"], batch["logprobs"], batch["counts"], batch["tail_logprob"])
         divergence = linear_sparse_kl(hidden_TC, weight_VC, *sparse, mask=mask_T, temperature=temperature)
         if "entropy_gap" in batch:
             # No gradient: it makes losses from draws comparable with those from other captures.
             divergence = divergence + batch["entropy_gap"][mask_T].sum() / mask_T.sum().clamp_min(1)
     else:
-        formula = DIVERGENCES[objective.divergence]
-        divergence = sparse_divergence(hidden_TC, weight_VC, batch, formula, temperature=temperature)
+        divergence = sparse_divergence(hidden_TC, weight_VC, batch, _formula(objective), **softened)
     return divergence * temperature**2
+
+
+def _formula(objective: Objective) -> Divergence:
+    skewed = {"skewed-forward": skewed_forward_kl, "skewed-reverse": skewed_reverse_kl}.get(objective.divergence)
+    return DIVERGENCES[objective.divergence] if skewed is None else partial(skewed, skew=objective.skew)
+
+
+def _token_weights(batch: Mapping[str, Tensor], objective: Objective) -> TokenWeights:
+    gap_T = batch.get("entropy_gap")
+    if objective.token_weight == "entropy":
+        return TokenWeights(given_T=batch["entropy"].flatten(), gap_T=gap_T)
+    true_T = batch["input_ids"].roll(-1, dims=1).flatten() if objective.token_weight == "error" else None
+    return TokenWeights(true_T=true_T, gap_T=gap_T)
 
 
 def _cross_entropy(hidden_TC: Tensor, weight_VC: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

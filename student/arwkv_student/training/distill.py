@@ -47,6 +47,8 @@ def distill_objective(
     return Objective(
         vocab_size=infos[0].tokenizer.vocab_size,
         divergence=settings.divergence,
+        skew=settings.skew,
+        token_weight=settings.token_weight,
         temperature=settings.temperature,
         ce_weight=settings.ce_weight,
         teacher_head_VC=head,
@@ -55,22 +57,18 @@ def distill_objective(
 
 
 def _require_unbiased(settings: TrainSettings, info: DatasetInfo) -> None:
-    """With draws, only a loss that is linear in the teacher's probabilities is unbiased."""
+    """With draws, only a loss that is linear in the teacher's probabilities is unbiased; no weight depends on them."""
     drawn = info.capture.logits in ("sampled", "hybrid")
     if drawn and (settings.divergence != "forward" or settings.temperature != 1.0):
         raise UsageError(
             f"--divergence {settings.divergence} --temperature {settings.temperature} on {info.capture.logits} logits "
-            "would be biased; drawn logits need forward at 1.0, top-k and adaptive with all"
+            "would be biased; drawn logits need forward at 1.0 (any --token-weight), all other captures go with all"
         )
 
 
 def _teacher_head(settings: TrainSettings, infos: Sequence[DatasetInfo], base: BaseCheckpoint) -> Tensor:
     """The frozen head that turns final hidden states into logits: the base's, or --teacher-head's."""
     source = base if settings.teacher_head is None else open_base(settings.teacher_head)
-    if settings.divergence != "forward":
-        raise UsageError(
-            f"divergence {settings.divergence!r} needs stored logits; with final hidden states use forward"
-        )
     tied = source.config.get("tie_word_embeddings", False)
     ((_, head_VC),) = source.tensors(["model.embed_tokens.weight" if tied else "lm_head.weight"])
     if len({(t.model, t.revision, t.weights_hash) for t in (info.teacher for info in infos)}) > 1:

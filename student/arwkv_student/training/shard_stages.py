@@ -27,6 +27,7 @@ from arwkv_student.data.shards import (
     open_shards,
     require_counted,
     require_fitting_head,
+    require_entropy,
     require_fitting_hidden_states,
     require_same_tokenizer,
 )
@@ -119,7 +120,13 @@ class ShardStages:
     def _open(self, stage: str, mixed: Sequence[int]) -> tuple[list[Dataset], list[float]]:
         """The datasets that a stage reads, with the columns that it needs, and the weight of each."""
         chosen = serving(self.sets, stage, self.settings)
-        datasets = [open_shards(shards.uri, columns_of(stage, shards.info, mixed)) for shards in chosen]
+        entropy = stage == "distill" and self.settings.token_weight == "entropy"
+        datasets = [
+            open_shards(shards.uri, columns_of(stage, shards.info, mixed, entropy=entropy)) for shards in chosen
+        ]
+        for shards, dataset in zip(chosen, datasets, strict=True):
+            if entropy:
+                require_entropy(dataset, shards.uri)
         return datasets, [shards.weight for shards in chosen]
 
     def _calibrate(self, student: ArwkvForCausalLM, run: RunFolder) -> None:
