@@ -139,8 +139,9 @@ class Distill:
     """Temperature of both distributions."""
     ce_weight: float = 0.0
     """Share of the cross-entropy with the true tokens in the loss."""
-    trained: Literal["preset", "all", "frozen-mlp", "time-mix"] = "preset"
-    """Which parameters train. Presets `arwkv` and `arwkv-from-32b` freeze the MLPs; the others train all."""
+    trained: Literal["preset", "all", "frozen-mlp", "time-mix", "spare-recall"] = "preset"
+    """Which parameters train. Presets `arwkv` and `arwkv-from-32b` freeze the MLPs; the others train all.
+    `spare-recall`: all but receptance and key, and in layers that attend query and key."""
     teacher_head: Annotated[str | None, unset("NAME", "default: the base's head")] = None
     """Checkpoint whose head reads shards of final hidden states."""
 

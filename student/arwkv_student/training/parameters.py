@@ -12,20 +12,26 @@ from arwkv_student.training.plan import StagePlan
 # These have two dimensions but are not matrices: the token shift's mix [6, C] and the bonus [H, D].
 STACKED_VECTORS = (".shift_mix", ".bonus")
 
+RECALL = (
+    *(".time_mix.receptance", ".time_mix.key", ".self_attn.q_proj", ".self_attn.k_proj"),
+    *(".self_attn.q_norm", ".self_attn.k_norm"),
+)
+"""What decides which earlier token is read: tuning on short texts makes students forget it (arXiv 2606.11052)."""
+
 
 def choose_trained(model: PreTrainedModel, trained: str) -> None:
-    """Freeze parameters: none ("all"), the MLPs ("frozen-mlp"), or all except the time mixers.
+    """Freeze parameters: none ("all"), the MLPs ("frozen-mlp"), `RECALL` ("spare-recall"), or all but the time mixers.
 
     "preset" is what stage distill trains by the model's preset. Raises UsageError for parts that the model lacks.
     """
     if trained == "preset":
         trained = "all" if active_mlp(getattr(model.config, "preset", TRANSFORMER)) else "frozen-mlp"
-    part = {"all": "", "frozen-mlp": ".mlp.", "time-mix": ".time_mix."}[trained]
-    if not any(part in name for name, _ in model.named_parameters()):
-        raise UsageError(f"--trained {trained}: no parameter of the student is {part.strip('.')}; choose all")
+    parts = {"all": ("",), "frozen-mlp": (".mlp.",), "time-mix": (".time_mix.",), "spare-recall": RECALL}[trained]
+    named = {name: any(part in name for part in parts) for name, _ in model.named_parameters()}
+    if not any(named.values()):
+        raise UsageError(f"--trained {trained}: no parameter of the student is {parts[0].strip('.')}; choose all")
     for name, parameter in model.named_parameters():
-        trains = {"all": True, "frozen-mlp": ".mlp." not in name, "time-mix": ".time_mix." in name}[trained]
-        parameter.requires_grad_(trains)
+        parameter.requires_grad_(named[name] == (trained in ("all", "time-mix")))
 
 
 def parameter_groups(model: torch.nn.Module, plan: StagePlan, weight_decay: float) -> list[dict[str, Any]]:
