@@ -72,6 +72,7 @@ def test_commands_in_the_text_name_flags_that_exist(document: Path, parse: Parse
         "producer plan": ["--teacher", "x"],
         "producer tokenise": ["--teacher", "x", "--data", "x", "--out", "x"],
         "producer verify": ["--teacher", "x", "--shards", "x"],
+        "student select": ["--base", "x", "--shards", "x", "--keep", "1", "--out", "x"],
         "student generate": ["--model", "x", "--prompt", "x"],
         "student export": ["--model", "x", "--out", "x"],
         "api serve": ["--root", "x"],

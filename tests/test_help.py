@@ -10,7 +10,7 @@ import pytest
 COMMANDS = {
     "producer": ("generate", "plan", "tokenise", "verify", "doctor"),
     "store": ("ls", "info", "stats", "verify", "export", "copy", "reindex"),
-    "student": ("train", "eval", "generate", "export"),
+    "student": ("train", "select", "eval", "generate", "export"),
     "api": ("serve", "key"),
 }
 HelpOf = Callable[[str, str], str]

@@ -54,6 +54,7 @@ ROOMS_MAY_IMPORT = {
         "run": set[str](),
         "evaluation": {"model", "data", "losses"},
         "training": {"model", "bases", "data", "losses", "run", "evaluation"},
+        "selection": {"model", "bases", "data", "run", "evaluation", "training"},
         "export": {"model", "bases", "run"},
         "serving": {"model"},
     },

@@ -7,6 +7,7 @@ from typing import Any
 
 from arwkv_store.commands import command_line
 from arwkv_store.errors import UsageError
+from arwkv_student.selection.settings import SelectSettings
 from arwkv_student.settings import EvalSettings, ExportSettings, GenerateSettings, TrainSettings
 
 
@@ -30,6 +31,20 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         print(f"student: {result['out']}")
         for name, reasons in result["runtimes"].items():
             print(f"runs in {name}" if not reasons else f"does not run in {name}: {'; '.join(reasons)}")
+    return result
+
+
+def select(settings: SelectSettings) -> dict[str, Any]:
+    """Choose the layers that keep their attention, for --layers of `student train`."""
+    _prepare()
+    from arwkv_student.selection.select import select as run
+
+    result = run(settings)
+    if not settings.json:
+        print(f"{settings.out}: layers {' '.join(map(str, result['kept']))} keep attention")
+        for name, kl in result["kl"].items():
+            print(f"KL, {name.replace('_', ' '):14} {kl:.4f}")
+        print("tokens read: " + ", ".join(f"{count:,} by the {name}" for name, count in result["tokens"].items()))
     return result
 
 
@@ -123,7 +138,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     command_line.main(
         "student",
         "RWKV-7 students of attention language models, trained from shards.",
-        {"train": train, "eval": evaluate, "generate": generate, "export": export},
+        {
+            "train": train,
+            "select": select,
+            "eval": evaluate,
+            "generate": generate,
+            "export": export,
+        },
         argv,
     )
 

@@ -197,10 +197,14 @@ class Logging:
 class AdvancedTimeMixer:
     """Parts of the time mixer. Each replaces what the preset says."""
 
-    layers: Annotated[Literal["none"] | tuple[int, ...] | None, unset("none|INT [INT ...]", "default: all layers")] = (
-        None
-    )
-    """Layers that mix time. The other layers keep the base's attention."""
+    layers: Annotated[
+        Literal["none"] | tuple[int, ...] | Path | None, unset("none|FILE|INT [INT ...]", "default: all layers")
+    ] = None
+    """Layers that mix time, or the file of `student select`. The other layers keep the base's attention."""
+    kept_rope: Annotated[bool | None, unset("{True,False}", "default: True")] = None
+    """Rotary embedding in layers that keep attention."""
+    kept_window: Annotated[int | None, unset("INT", "default: as the base")] = None
+    """Tokens, itself included, that a token sees in layers that keep attention."""
     head_dim: Annotated[int | None, unset("INT", _OF_PRESET)] = None
     """Width of one head."""
     num_heads: Annotated[int | None, unset("INT", _OF_PRESET)] = None
@@ -254,7 +258,7 @@ class TrainSettings(Run, Length, Rates, Evaluation, Align, Distill, SftAndDpo, H
 
 COUNTS = (
     *("steps", "tokens", "align_tokens", "distill_tokens", "batch_size", "gradient_accumulation", "context"),
-    "calibration_tokens",
+    *("calibration_tokens", "kept_window"),
     *("align_context", "max_length", "align_stop_plateau", "log_every", "save_every", "eval_every"),
 )
 RATES = ("align_lr", "distill_lr", "sft_lr", "dpo_lr", "dpo_beta", "temperature", "align_stop_error", "epochs")

@@ -46,11 +46,13 @@ class BaseAttention(nn.Module):
         """
         x_BTC = self.norms[str(layer)](stream_BTC)
         if cu_seqlens is None:
-            return self._attend(layer, x_BTC)
+            return self.attend(layer, x_BTC)
         documents = torch.split(x_BTC, cu_seqlens.diff().tolist(), dim=1)
-        return torch.cat([self._attend(layer, document) for document in documents], dim=1)
+        return torch.cat([self.attend(layer, document) for document in documents], dim=1)
 
-    def _attend(self, layer: int, x_BTC: Tensor) -> Tensor:
+    @torch.no_grad()
+    def attend(self, layer: int, x_BTC: Tensor) -> Tensor:
+        """The attention output [B, T, C] of one layer for its normed input; padding on the right."""
         positions = torch.arange(x_BTC.shape[1], device=x_BTC.device)[None]
         block, mask_TT, window = self.blocks[str(layer)], None, self.windows[layer]
         if window is not None and window < x_BTC.shape[1]:

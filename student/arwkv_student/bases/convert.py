@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from arwkv_store.errors import UsageError
 from arwkv_student.bases.checkpoint import BaseCheckpoint
+from arwkv_student.bases.layers import chosen_layers
 from arwkv_student.model.architectures import attention_windows, expert_tensors
 from arwkv_student.model.configuration import ATTENTION, TIME_MIX, WINDOWED_ATTENTION, ArwkvConfig
 from arwkv_student.model.modeling import ArwkvForCausalLM
@@ -39,9 +40,18 @@ class Conversion:
 
 
 def student_config(
-    base: BaseCheckpoint, preset: str, overrides: dict[str, Any] | None = None, layers: Sequence[int] | None = None
+    base: BaseCheckpoint,
+    preset: str,
+    overrides: dict[str, Any] | None = None,
+    layers: Sequence[int] | None = None,
+    *,
+    kept_rope: bool = True,
+    kept_window: int | None = None,
 ) -> ArwkvConfig:
     """The configuration of a student of `base`. `layers`: those that mix time (None: all); the others keep attention.
+
+    They attend with the base's rotary embedding unless `kept_rope` is false, and to the last `kept_window` tokens,
+    itself included (None: as the base).
 
     Raises UsageError for layers that the base does not have, and options that do not go with it.
     """
@@ -53,9 +63,11 @@ def student_config(
         raise UsageError(f"layers {sorted(chosen)}: base {base.name} has layers 0 to {depth - 1}; choose among those")
     if options.init_from_teacher:
         _require_equal_projections(base, options)
-    kept = [ATTENTION if window is None else WINDOWED_ATTENTION for window in attention_windows(config)]
+    windows = attention_windows(config) if kept_window is None else [kept_window] * depth
+    kept = [ATTENTION if window is None else WINDOWED_ATTENTION for window in windows]
     return ArwkvConfig(
-        **_copied(config),
+        **_copied(config) | ({} if kept_window is None else {"sliding_window": kept_window}),
+        kept_rope=kept_rope,
         base_model_type=base.config["model_type"],
         head_dim=base.shape.head_dim,
         layer_types=[TIME_MIX if layer in chosen else kind for layer, kind in enumerate(kept)],
@@ -145,5 +157,6 @@ def untrained_student(base: BaseCheckpoint, settings: TrainSettings | EvalSettin
 def config_of(base: BaseCheckpoint, settings: TrainSettings | EvalSettings) -> ArwkvConfig:
     """`student_config` by the flags of a command."""
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(AdvancedTimeMixer)}
-    layers = chosen.pop("layers")
-    return student_config(base, settings.preset or "arwkv", chosen, () if layers == "none" else layers)
+    layers, kept_rope = chosen_layers(base, chosen.pop("layers")), chosen.pop("kept_rope") is not False
+    kept = {"kept_rope": kept_rope, "kept_window": chosen.pop("kept_window")}
+    return student_config(base, settings.preset or "arwkv", chosen, layers, **kept)

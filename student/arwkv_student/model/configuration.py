@@ -40,6 +40,7 @@ class ArwkvConfig(PreTrainedConfig):  # type: ignore[misc] # transformers is unt
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     base_model_type: str = "qwen2"
+    kept_rope: bool = True
     preset: str = "arwkv"
     time_mix: dict | None = None  # type: ignore[type-arg] # as above
 

@@ -62,6 +62,8 @@ class ArwkvModel(ArwkvPreTrainedModel):
         self.norm = architecture.norm(config)
         self.attention_kinds = set(config.layer_types or ()) - {TIME_MIX}
         self.rotary_emb = architecture.rotary_embedding(config) if self.attention_kinds else None
+        if self.rotary_emb is not None and not config.kept_rope:
+            self.rotary_emb = WithoutPositions(self.rotary_emb)
         self.time_mix_rotary_emb = _time_mix_rotary_emb(config) if config.time_mix_options.rope else None
         self.gradient_checkpointing = False
         self.post_init()
@@ -153,6 +155,18 @@ class ArwkvModel(ArwkvPreTrainedModel):
             for kind in self.attention_kinds
         }
         return context, AttentionContext(self.rotary_emb(hidden_BTC, position_ids), causal_masks)
+
+
+class WithoutPositions(nn.Module):
+    """In the place of a rotary embedding: no rotation at any position. What attends finds tokens by content alone."""
+
+    def __init__(self, rotary_emb: nn.Module) -> None:
+        super().__init__()
+        self.rotary_emb = rotary_emb
+
+    def forward(self, hidden_BTC: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        cos_BTD, sin_BTD = self.rotary_emb(hidden_BTC, position_ids)
+        return torch.ones_like(cos_BTD), torch.zeros_like(sin_BTD)
 
 
 def _time_mix_rotary_emb(config: ArwkvConfig) -> nn.Module:

@@ -76,6 +76,8 @@ class Calibration(NamedTuple):
     """Stage 1's loss of the student before it, over the first batch."""
     relative_errors: dict[int, float]
     """What each layer's solve leaves, ‖A − Y Wᵀ‖ / ‖A‖, by layer."""
+    tokens: int
+    """How many it read."""
 
 
 @torch.no_grad()
@@ -91,11 +93,12 @@ def calibrate(
     """
     mixers = {layer: model.model.layers[layer].time_mix for layer in model.config.time_mix_layers}
     moments = {layer: Moments.zero(mixer.output) for layer, mixer in mixers.items()}
-    untrained_loss = math.nan
+    untrained_loss, tokens = math.nan, 0
     with _handed_to_outputs(mixers) as y_of_layer:
         for number, batch in enumerate(batches):
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             mask_BT = batch["attention_mask"].bool()
+            tokens += int(mask_BT.sum())
             if number == 0:
                 untrained_loss = float(align_losses(model, batch, base_attention, _loss_over(mask_BT)).mean())
                 _start_from_attention(mixers, base)
@@ -104,7 +107,7 @@ def calibrate(
     for layer, mixer in mixers.items():
         weight_CW, errors[layer] = moments[layer].solved()
         mixer.output.weight.copy_(weight_CW)
-    return Calibration(untrained_loss, errors)
+    return Calibration(untrained_loss, errors, tokens)
 
 
 def _loss_over(mask_BT: Tensor) -> LayerLoss:

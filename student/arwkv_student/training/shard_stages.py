@@ -15,6 +15,7 @@ from arwkv_store.errors import UsageError
 from arwkv_student.bases.attention import BaseAttention
 from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
 from arwkv_student.bases.convert import config_of, untrained_student
+from arwkv_student.bases.layers import chosen_layers
 from arwkv_student.bases.tokenizer import copy_tokenizer
 from arwkv_student.data.collate import ShardSamples
 from arwkv_student.data.mixture import ContextSchedule
@@ -26,8 +27,8 @@ from arwkv_student.data.shards import (
     open_shard_sets,
     open_shards,
     require_counted,
-    require_fitting_head,
     require_entropy,
+    require_fitting_head,
     require_fitting_hidden_states,
     require_same_tokenizer,
 )
@@ -155,6 +156,8 @@ def open_shard_stages(settings: TrainSettings) -> ShardStages:
         raise UsageError("--init calibrated and --start-from name two starts; leave one of them out")
     keeps_attention = _keeps_attention(settings, start)
     base = open_base(settings.base, any_family=keeps_attention)
+    if isinstance(settings.layers, Path):
+        settings = dataclasses.replace(settings, layers=chosen_layers(base, settings.layers))
     sets = open_shard_sets(settings.shards, settings.shard_weights)
     head = base if settings.teacher_head is None else open_base(settings.teacher_head)
     for shards in sets:
