@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 COMMANDS = {
-    "producer": ("generate", "plan", "tokenise", "verify", "doctor"),
+    "producer": ("generate", "plan", "tokenise", "write", "verify", "doctor"),
     "store": ("ls", "info", "stats", "verify", "export", "copy", "reindex"),
-    "student": ("train", "select", "eval", "generate", "export"),
+    "student": ("train", "select", "eval", "generate", "rollout", "export"),
     "api": ("serve", "key"),
 }
 HelpOf = Callable[[str, str], str]

@@ -37,6 +37,7 @@ ROOMS_MAY_IMPORT = {
         "tokens": {"text", "teacher"},
         "run": {"tokens", "text", "teacher"},
         "check": {"text", "teacher"},
+        "writing": {"text", "teacher", "run"},
     },
     "api": {
         "access": set[str](),
@@ -55,6 +56,7 @@ ROOMS_MAY_IMPORT = {
         "evaluation": {"model", "data", "losses"},
         "training": {"model", "bases", "data", "losses", "run", "evaluation"},
         "selection": {"model", "bases", "data", "run", "evaluation", "training"},
+        "rollout": {"model", "bases", "data"},
         "export": {"model", "bases", "run"},
         "serving": {"model"},
     },

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from arwkv_producer.config import DoctorConfig, GenerateConfig, PlanConfig, TokeniseConfig, VerifyConfig
+from arwkv_producer.write_config import WriteConfig
 from arwkv_store.commands import command_line
 
 
@@ -14,6 +15,7 @@ def main() -> None:
         "generate": generate,
         "plan": plan,
         "tokenise": tokenise,
+        "write": write,
         "verify": verify,
         "doctor": doctor,
     }
@@ -83,6 +85,16 @@ def tokenise(config: TokeniseConfig) -> dict[str, Any]:
             f"{summary['tokens_per_s']:,.0f} tokens/s added to {summary['dataset']}",
             file=sys.stderr,
         )
+    return summary
+
+
+def write(config: WriteConfig) -> dict[str, Any]:
+    """Let the teacher answer prompts. After a stop, the same command continues."""
+    from arwkv_producer.writing.write import write
+
+    summary = write(config)
+    if not config.json:
+        print(f"{summary['answers']:,} answers, {summary['ended']:,} of them ended by themselves, in {summary['out']}")
     return summary
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from arwkv_store.commands import command_line
 from arwkv_store.errors import UsageError
+from arwkv_student.rollout.settings import RolloutSettings
 from arwkv_student.selection.settings import SelectSettings
 from arwkv_student.settings import EvalSettings, ExportSettings, GenerateSettings, TrainSettings
 
@@ -105,6 +106,17 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     return run(settings)
 
 
+def rollout(settings: RolloutSettings) -> dict[str, Any]:
+    """Answer prompts, many at a time. After a stop, the same command continues."""
+    _prepare()
+    from arwkv_student.rollout.rollout import rollout as run
+
+    result = run(settings)
+    if not settings.json:
+        print(f"{result['answers']:,} answers, {result['ended']:,} of them ended by themselves, in {result['out']}")
+    return result
+
+
 def export(settings: ExportSettings) -> dict[str, Any]:
     """Write a folder that others can use, or a GGUF file."""
     _prepare()
@@ -143,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "select": select,
             "eval": evaluate,
             "generate": generate,
+            "rollout": rollout,
             "export": export,
         },
         argv,

@@ -116,7 +116,12 @@ def teacher_dtype(config: GenerateConfig, teacher: Teacher, present: DatasetInfo
         return config.dtype
     if present is not None:
         return present.teacher.dtype
-    if teacher.dtype != "bfloat16" or config.ray is not None:
+    return teacher.dtype if config.ray is not None else native_dtype(teacher)
+
+
+def native_dtype(teacher: Teacher) -> str:
+    """The checkpoint's own arithmetic, but fp32 instead of bf16 if bf16 is not native here."""
+    if teacher.dtype != "bfloat16":
         return teacher.dtype
     from arwkv_kernels.precision import compute_dtype
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from arwkv_producer.config import Text
 from arwkv_producer.text.report import CorpusReport
-from arwkv_producer.text.sources import Share, find_shares, printable
+from arwkv_producer.text.sources import DataFile, Share, Source, find_shares, printable
 from arwkv_store.errors import UsageError
+from arwkv_store.places.answer_file import written_by
 
 
 def shares_of(config: Text, data: Sequence[str]) -> list[Share]:
@@ -57,7 +58,7 @@ def template_hash(tokenizer: Any) -> str:
 def described(config: Text, shares: Sequence[Share], tokenizer: Any) -> str:
     """The text in a few words."""
     sources = [source for share in shares for source in share.sources]
-    names = [source.label for source in sources]
+    names = [source.label + author(source) for source in sources]
     words = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     if len(shares) > 1:
         words += f"; shares {weights_of(shares)}"
@@ -66,6 +67,12 @@ def described(config: Text, shares: Sequence[Share], tokenizer: Any) -> str:
     if config.chat:
         words += f"; chat template {template_hash(tokenizer)}"
     return printable(words)
+
+
+def author(source: Source) -> str:
+    """The checkpoint that wrote a file, where it is one of answers: the lineage of rounds on a student's own text."""
+    found = written_by(Path(source.path)) if isinstance(source, DataFile) and "://" not in source.path else None
+    return f" (written by {found})" if found else ""
 
 
 def weights_of(shares: Sequence[Share]) -> str:

@@ -46,6 +46,15 @@ class ChatTemplate:
         except Exception as error:  # a template is a program and may raise anything
             raise UsageError(f"{self._where}: the chat template refuses it ({error}); fix the conversation") from error
 
+    def ask(self, turns: Turns) -> str:
+        """The conversation with the next reply's header open. Raises UsageError where the template refuses it."""
+        try:
+            return require_characters(self._text(turns, header=True), self._where)
+        except UsageError:
+            raise
+        except Exception as error:  # a template is a program and may raise anything
+            raise UsageError(f"{self._where}: the chat template refuses it ({error}); fix the conversation") from error
+
     def end_mark(self) -> str:
         """What the template writes behind the last reply's words. Raises UsageError where it writes no such reply."""
         text, spans = self.render([ASKED, {"role": "assistant", "content": END}])
