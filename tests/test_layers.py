@@ -56,6 +56,7 @@ ROOMS_MAY_IMPORT = {
         "evaluation": {"model", "data", "losses"},
         "training": {"model", "bases", "data", "losses", "run", "evaluation"},
         "selection": {"model", "bases", "data", "run", "evaluation", "training"},
+        "long": {"model", "bases", "data"},
         "rollout": {"model", "bases", "data"},
         "export": {"model", "bases", "run"},
         "serving": {"model"},

@@ -55,7 +55,7 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     if settings.tasks is not None or settings.suite is not None:
         if settings.shards:
             raise UsageError("--shards cannot be combined with --tasks or --suite; run one evaluation at a time")
-        return _benchmarks(settings)
+        return _long(settings) if settings.suite == "long" else _benchmarks(settings)
     from arwkv_student.bases.checkpoint import open_base
     from arwkv_student.bases.convert import untrained_student
     from arwkv_student.data.shards import open_shards, require_same_tokenizer
@@ -85,6 +85,21 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
         for name, value in figures.items():
             print(f"{name:20} {value:,.4f}" if isinstance(value, float) else f"{name:20} {value:,}")
     return {"model": settings.model or settings.base, "shards": settings.shards, **figures}
+
+
+def _long(settings: EvalSettings) -> dict[str, Any]:
+    if settings.tasks is not None:
+        raise UsageError("--suite long cannot be combined with --tasks; run one evaluation at a time")
+    from arwkv_student.long.evaluate import evaluate_long
+
+    result = evaluate_long(settings)
+    if not settings.json:
+        for task, by_length in result["long"].items():
+            for length, figures in by_length.items():
+                print(f"{task:12} {int(length):8,} tokens  exact {figures['exact']:.2f}  items {figures['items']:.2f}")
+        for positions, perplexity in result.get("perplexity_by_position", {}).items():
+            print(f"perplexity of positions {positions:16} {perplexity:,.2f}")
+    return {"model": settings.model, **result}
 
 
 def _benchmarks(settings: EvalSettings) -> dict[str, Any]:

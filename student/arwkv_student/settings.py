@@ -10,6 +10,7 @@ import tyro
 
 from arwkv_store.commands.command_line import VERBATIM, unset
 from arwkv_store.errors import UsageError
+from arwkv_student.long.settings import LongContext
 from arwkv_student.model.time_mix_options import Gate, OutputNorm, Preset, QkNorm, ValueResidual
 
 Stage = Literal["auto", "align", "distill", "sft", "dpo"]
@@ -266,13 +267,13 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (COUNTS, lambda value: value >= 1, "at least 1"),
     (RATES, lambda value: value > 0, "a number above 0"),
     (("rest_lr", "weight_decay", "max_grad_norm", "workers"), lambda value: value >= 0, "0 or more"),
+    (("skew",), lambda value: 0 < value < 1, "a share between 0 and 1"),
     (("ce_weight", "lr_floor", "warmup"), lambda value: 0 <= value <= 1, "a share from 0 to 1"),
 )
 """Flags of `student train`, the allowed numbers, and their description in errors."""
 
 
 ONLY_TUNING = frozenset({"max_length", "sft_lr", "dpo_lr", "dpo_beta"})
-    (("skew",), lambda value: 0 < value < 1, "a share between 0 and 1"),
 """Flags that only stages sft and dpo use and compare when a run continues."""
 
 # What may differ when a run continues: places, how often figures are reported, and how a step's samples are split
@@ -333,8 +334,8 @@ class Benchmarks:
 
     tasks: Annotated[str | None, unset("NAME[,NAME...]", "default: none")] = None
     """Names of tasks, separated by commas."""
-    suite: Annotated[Literal["arwkv-table1"] | None, unset("{arwkv-table1}", "default: none")] = None
-    """The seven benchmarks of arXiv 2501.15570, Table 1, at a context of 2048."""
+    suite: Annotated[Literal["arwkv-table1", "long"] | None, unset("{arwkv-table1,long}", "default: none")] = None
+    """`arwkv-table1`: the seven benchmarks of arXiv 2501.15570, Table 1, at a context of 2048. `long`: made here."""
     task_folder: Annotated[Path | None, unset("DIR", "default: lm-eval's own")] = None
     """Folder with your own task files (YAML)."""
     max_length: Annotated[int | None, unset("INT", "default: the suite's, or the model's")] = None
@@ -346,7 +347,7 @@ class Benchmarks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings(Compared, Benchmarks, AdvancedTimeMixer):
+class EvalSettings(Compared, Benchmarks, LongContext, AdvancedTimeMixer):
     """Compare a student with its teacher on held-out shards (the teacher is not needed), or run benchmarks."""
 
 
