@@ -59,6 +59,6 @@ class SelectSettings(Selection, AdvancedTimeMixer):
             raise UsageError("--layers: student select chooses the layers; leave it out")
         if self.kept_rope is not None or self.kept_window is not None:
             raise UsageError(
-                "--kept-rope, --kept-window: layers are compared with the base's own attention; leave them out here, and "
+                "--kept-rope, --kept-window: layers are tried with the base's own attention; leave them out here, and "
                 "give them to student train"
             )
