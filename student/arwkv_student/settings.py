@@ -11,6 +11,7 @@ import tyro
 from arwkv_store.commands.command_line import VERBATIM, unset
 from arwkv_store.errors import UsageError
 from arwkv_student.long.settings import LongContext
+from arwkv_student.losses.settings import Distill
 from arwkv_student.model.time_mix_options import Gate, OutputNorm, Preset, QkNorm, ValueResidual
 
 Stage = Literal["auto", "align", "distill", "sft", "dpo"]
@@ -61,6 +62,8 @@ class Length:
     """Stage distill truncates samples to this many tokens. Several numbers follow one another: 2048 4096 8192."""
     context_shares: Annotated[tuple[float, ...] | None, unset("FLOAT [FLOAT ...]", "default: equal shares")] = None
     """Share of the steps for each --context."""
+    segment: Annotated[int | None, unset("INT", "default: whole samples at once")] = None
+    """Stage distill reads so many tokens of its samples at a time. The state passes on, gradients do not."""
     align_context: Annotated[int | None, unset("INT", "default: whole samples")] = None
     """Stage align truncates samples to this many tokens."""
     max_length: int = 8192
@@ -123,28 +126,6 @@ class Align:
     """End the stage once no layer's relative error is above this."""
     align_stop_plateau: Annotated[int | None, unset("INT", "default: run all steps")] = None
     """End the stage once the loss has not fallen by 1% in this many steps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distill:
-    """Stage 2: the student learns the teacher's next-token distribution."""
-
-    divergence: Literal["forward", "reverse", "adaptive", "jsd", "tvd", "skewed-forward", "skewed-reverse"] = "forward"
-    """From teacher to student: KL in either direction, `adaptive` mixes both; Jensen-Shannon; total variation; KL to a
-    mixture of both."""
-    skew: float = 0.1
-    """Share of the first distribution in the mixture that a skewed divergence compares it with."""
-    token_weight: Literal["equal", "entropy", "error"] = "equal"
-    """Weight of each position: the teacher's entropy, or the student's error 1 − q of the true next token."""
-    temperature: float = 1.0
-    """Temperature of both distributions."""
-    ce_weight: float = 0.0
-    """Share of the cross-entropy with the true tokens in the loss."""
-    trained: Literal["preset", "all", "frozen-mlp", "time-mix", "spare-recall"] = "preset"
-    """Which parameters train. Presets `arwkv` and `arwkv-from-32b` freeze the MLPs; the others train all.
-    `spare-recall`: all but receptance and key, and in layers that attend query and key."""
-    teacher_head: Annotated[str | None, unset("NAME", "default: the base's head")] = None
-    """Checkpoint whose head reads shards of final hidden states."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,10 +236,15 @@ class TrainSettings(Run, Length, Rates, Evaluation, Align, Distill, SftAndDpo, H
                 if not all(value is None or (math.isfinite(value) and allowed(value)) for value in values):
                     shown = " ".join(map(str, values))
                     raise UsageError(f"--{name.replace('_', '-')} {shown}: give {wanted}, or leave the flag out")
+        for name, reason in UNSEGMENTED.items():
+            if self.segment is not None and getattr(self, name):
+                raise UsageError(
+                    f"--segment {self.segment} --{name.replace('_', '-')}: {reason}; leave one of them out"
+                )
 
 
 COUNTS = (
-    *("steps", "tokens", "align_tokens", "distill_tokens", "batch_size", "gradient_accumulation", "context"),
+    *("steps", "tokens", "align_tokens", "distill_tokens", "batch_size", "gradient_accumulation", "context", "segment"),
     *("calibration_tokens", "kept_window"),
     *("align_context", "max_length", "align_stop_plateau", "log_every", "save_every", "eval_every"),
 )
@@ -271,6 +257,13 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("ce_weight", "lr_floor", "warmup"), lambda value: 0 <= value <= 1, "a share from 0 to 1"),
 )
 """Flags of `student train`, the allowed numbers, and their description in errors."""
+
+
+UNSEGMENTED = {
+    "packing": "a packed row has no single state to pass on",
+    "gradient_checkpointing": "a layer that is computed twice would change its state twice",
+}
+"""Flags that do not go with --segment, and why."""
 
 
 ONLY_TUNING = frozenset({"max_length", "sft_lr", "dpo_lr", "dpo_beta"})

@@ -80,14 +80,18 @@ def test_teacher_answers_as_transformers_does_and_goes_on_after_a_stop(
 def test_dataset_of_answers_says_who_wrote_them(tiny_teacher: Path, data: Path, tmp_path: Path) -> None:
     answers = tmp_path / "answers.jsonl"
     answers.write_text(json.dumps({"prompt": "import", "completion": " os and more"}) + "\n")
-    config = GenerateConfig(teacher=str(tiny_teacher), data=(str(answers),), out=str(tmp_path / "shards"))
+    config = GenerateConfig(
+        teacher=str(tiny_teacher), data=(str(answers),), out=str(tmp_path / "shards"), max_length=64
+    )
     (job,) = prepare(config)
     assert job.info.corpus.description == "answers.jsonl"
     origin_of(answers).write_text(json.dumps({"written_by": "abc-def"}))
     (job,) = prepare(config)
     assert job.info.corpus.description == "answers.jsonl (written by abc-def)"
     assert job.corpus.loss_mask.sum() < len(job.corpus.tokens)
-    (of_folder,) = prepare(GenerateConfig(teacher=str(tiny_teacher), data=(str(tmp_path),), out=str(tmp_path / "s")))
+    (of_folder,) = prepare(
+        GenerateConfig(teacher=str(tiny_teacher), data=(str(tmp_path),), out=str(tmp_path / "s"), max_length=64)
+    )
     assert "written by abc-def" in of_folder.info.corpus.description
 
 

@@ -131,8 +131,14 @@ def _token_weights(batch: Mapping[str, Tensor], objective: Objective) -> TokenWe
     gap_T = batch.get("entropy_gap")
     if objective.token_weight == "entropy":
         return TokenWeights(given_T=batch["entropy"].flatten(), gap_T=gap_T)
-    true_T = batch["input_ids"].roll(-1, dims=1).flatten() if objective.token_weight == "error" else None
+    true_T = _next_tokens_T(batch) if objective.token_weight == "error" else None
     return TokenWeights(true_T=true_T, gap_T=gap_T)
+
+
+def _next_tokens_T(batch: Mapping[str, Tensor]) -> Tensor:
+    """The token after each position; a segment of a longer sample brings them along."""
+    ids_BT = batch["next_ids"] if "next_ids" in batch else batch["input_ids"].roll(-1, dims=1)
+    return ids_BT.flatten()
 
 
 def _cross_entropy(hidden_TC: Tensor, weight_VC: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -142,7 +148,7 @@ def _cross_entropy(hidden_TC: Tensor, weight_VC: Tensor, batch: Mapping[str, Ten
     return linear_sparse_kl(
         hidden_TC,
         weight_VC,
-        batch["input_ids"].roll(-1, dims=1).flatten(),
+        _next_tokens_T(batch),
         certain_T,
         counts_T,
         certain_T - torch.inf,

@@ -79,6 +79,15 @@ class ArwkvCache(Cache):  # type: ignore[misc] # transformers is untyped
         self.layers[layer].state = state
         self.layers[layer].seen_tokens += tokens
 
+    def detach(self) -> None:
+        """End gradients here: later tokens still read the state, and do not train what made it."""
+        for layer in self.layers:
+            if not isinstance(layer, TimeMixCacheLayer):
+                if layer.get_seq_length():
+                    layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+            elif layer.state is not None:
+                layer.state = TimeMixState(*(x.detach() for x in layer.state))
+
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors by name: what safetensors or `torch.save` can keep."""
         kept: dict[str, Tensor] = {}

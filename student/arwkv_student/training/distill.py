@@ -9,7 +9,10 @@ from torch import Tensor
 from arwkv_store import DatasetInfo
 from arwkv_store.errors import UsageError
 from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
+from arwkv_student.data.segments import segments
 from arwkv_student.losses.objectives import Objective, distill_loss
+from arwkv_student.model.cache import ArwkvCache
+from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.settings import TrainSettings
 from arwkv_student.training.stage_trainer import StageTrainer
 
@@ -23,6 +26,8 @@ class DistillTrainer(StageTrainer):
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean over the positions that count, of a batch made by `collate`."""
+        if self.settings.segment is not None and model.training:
+            return self._loss_by_segments(model, inputs, num_items_in_batch, self.settings.segment)
         outputs = model(
             input_ids=inputs["input_ids"],
             cu_seqlens=inputs.get("cu_seqlens"),
@@ -30,6 +35,33 @@ class DistillTrainer(StageTrainer):
         )
         loss = self.weighed(outputs.loss, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_by_segments(self, model: Any, inputs: dict[str, Tensor], total: Any, tokens: int) -> Tensor:
+        """The same mean. The state passes from segment to segment, gradients do not.
+
+        Each segment's are added before the next one is read, so that memory holds the activations of one.
+        """
+        inner: ArwkvForCausalLM = self.accelerator.unwrap_model(model)
+        cache, before, positions = ArwkvCache(inner.config), torch.zeros((), device=self.args.device), total
+        if positions is None:
+            positions = inputs[self.counted].sum().float()
+        *earlier, last = segments(inputs, tokens)
+        for segment in earlier:
+            with self.accelerator.no_sync(model):
+                loss = self._segment_loss(model, segment, cache, positions)
+                self.accelerator.backward(loss)
+            before = before + loss.detach()
+            cache.detach()
+        return before + self._segment_loss(model, last, cache, positions)
+
+    def _segment_loss(self, model: Any, segment: dict[str, Tensor], cache: ArwkvCache, positions: Tensor) -> Tensor:
+        output = model(
+            input_ids=segment["input_ids"],
+            past_key_values=cache,
+            use_cache=True,
+            head_loss=distill_loss(segment, self.objective),
+        )
+        return self.weighed(output.loss, segment, positions)
 
 
 def distill_objective(

@@ -178,6 +178,8 @@ def _keeps_attention(settings: TrainSettings, start: Path | None) -> bool:
         raise UsageError(
             f"--preset {settings.preset} --start-from {start}: the student there {there}; leave --preset out"
         )
+    if keeps and settings.segment is not None:
+        raise UsageError("--segment: a student of preset transformer has no state to pass on; leave it out")
     given = [field.name for field in fields(AdvancedTimeMixer) if keeps and getattr(settings, field.name) is not None]
     if given:
         flag = "--" + given[0].replace("_", "-")
