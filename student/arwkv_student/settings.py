@@ -262,6 +262,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 UNSEGMENTED = {
     "packing": "a packed row has no single state to pass on",
     "gradient_checkpointing": "a layer that is computed twice would change its state twice",
+    "fsdp": "processes whose samples have other lengths would gather weights at other times",
 }
 """Flags that do not go with --segment, and why."""
 

@@ -17,6 +17,7 @@ from arwkv_producer.writing.write import write
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.places.answer_file import origin_of, written_by
 
+FLAGS = ("--max-new-tokens", "8", "--dtype", "float32")
 PROMPTS = ["import os", "def f(x):\n    return", "class A"]
 
 
@@ -56,24 +57,25 @@ def greedy(teacher: Path, text: str, tokens: int) -> str:
 
 
 @pytest.mark.slow
-def test_teacher_answers_as_transformers_does_and_goes_on_after_a_stop(
-    tiny_teacher: Path, data: Path, tmp_path: Path
-) -> None:
+def test_teacher_answers_as_transformers_does(tiny_teacher: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "answers.jsonl"
-    flags = ("--max-new-tokens", "8", "--dtype", "float32")
-    summary = run(tiny_teacher, data, out, *flags, "--temperature", "0")
+    summary = run(tiny_teacher, data, out, *FLAGS, "--temperature", "0")
     assert summary["answers"] == 3
     assert summary["written_by"] == written_by(out)
     for text, record in zip(PROMPTS, records(out), strict=True):
         assert (record["prompt"], record["answer"]) == (text, text[:3])
         assert record["completion"] == greedy(tiny_teacher, text, 8)
+
+
+@pytest.mark.slow
+def test_writing_goes_on_after_a_stop(tiny_teacher: Path, data: Path, tmp_path: Path) -> None:
     sampled = tmp_path / "sampled.jsonl"
-    run(tiny_teacher, data, sampled, *flags, "--samples", "2", "--batch-size", "2")
+    run(tiny_teacher, data, sampled, *FLAGS, "--samples", "2", "--batch-size", "2")
     whole = sampled.read_bytes()
     assert len({record["completion"] for record in records(sampled)}) > 3
     sampled.rename(tmp_path / "sampled.jsonl.part")
     (tmp_path / "sampled.jsonl.part").write_bytes(b"".join(whole.splitlines(keepends=True)[:3]))
-    run(tiny_teacher, data, sampled, *flags, "--samples", "2", "--batch-size", "2")
+    run(tiny_teacher, data, sampled, *FLAGS, "--samples", "2", "--batch-size", "2")
     assert sampled.read_bytes() == whole
 
 

@@ -129,6 +129,18 @@ def tiny_align_shards(tiny_teacher: Path, tiny_corpus: Path, tmp_path_factory: p
     )
 
 
+def test_fit_from_tokens_alone_chooses_alike(
+    tiny_teacher: Path, tiny_shards: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    from teacher_shards import documents, make_shards
+
+    texts = documents(tiny_corpus)
+    logits = make_shards(tiny_teacher, texts, tmp_path / "logits", max_length=48, limit=24, hidden="none")
+    stored, rebuilt = (select(asked(tiny_teacher, shards, tmp_path / "l.json")) for shards in (tiny_shards, logits))
+    assert rebuilt["kept"] == stored["kept"]
+    assert rebuilt["relative_errors"] == pytest.approx(stored["relative_errors"], abs=0.02)
+
+
 def test_what_cannot_be_chosen_is_refused(tiny_teacher: Path, tiny_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "layers.json"
     with pytest.raises(UsageError, match=r"--keep 2: base .* has 2 layers; keep fewer"):

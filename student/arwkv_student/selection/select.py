@@ -16,7 +16,13 @@ from arwkv_student.bases.attention import BaseAttention
 from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
 from arwkv_student.bases.convert import untrained_student
 from arwkv_student.data.collate import ShardSamples
-from arwkv_student.data.shards import columns_of, open_shards, require_fitting_hidden_states, require_same_tokenizer
+from arwkv_student.data.shards import (
+    aligned_from,
+    columns_of,
+    open_shards,
+    require_fitting_hidden_states,
+    require_same_tokenizer,
+)
 from arwkv_student.model.loading import accelerator, computes_in_bf16
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.run.durable import write_json
@@ -95,11 +101,12 @@ def _fitted(settings: SelectSettings, base: BaseCheckpoint) -> tuple[ArwkvForCau
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(AdvancedTimeMixer)}
     model = untrained_student(base, TrainSettings(preset=settings.preset, **chosen), settings.seed)
     mixed, info = model.config.time_mix_layers, open_shards(settings.shards, []).info
-    require_fitting_hidden_states(base, info, settings.shards, mixed)
+    if aligned_from(info) != "tokens":
+        require_fitting_hidden_states(base, info, settings.shards, mixed)
     samples = ShardSamples(open_shards(settings.shards, columns_of("align", info, mixed)))
     batches = calibration_batches(samples, [1.0], settings.batch_size, settings.calibration_tokens, settings.seed)
     device, attention = accelerator(), BaseAttention(base, mixed)
-    recomputed = attention if info.capture.hidden_states == "boundaries" else None
+    recomputed = None if aligned_from(info) == "attention" else attention
     model, attention = model.to(device).eval(), attention.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(settings.dtype)):
         return model, attention, calibrate(model, base, batches, recomputed)

@@ -19,7 +19,7 @@ class Selection:
     base: str
     """Checkpoint that the student starts from: a folder, or a Hub name (NAME@REVISION)."""
     shards: str
-    """Dataset with attention outputs or boundaries of the base; scores `kl` and `greedy` need its logits too."""
+    """Dataset that the fit reads: attention outputs or boundaries of the base, or its tokens alone."""
     keep: int
     """Number of layers that keep their attention."""
     out: Path
@@ -35,7 +35,7 @@ class Selection:
     score_tokens: int = 2_000
     """Tokens that each comparison with the teacher reads."""
     score_shards: Annotated[str | None, unset("URI", "default: --shards")] = None
-    """Dataset with logits that the comparisons read."""
+    """Dataset with logits that the comparisons read; `error` goes without."""
     batch_size: int = 8
     """Sequences at a time."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
