@@ -79,8 +79,9 @@ def test_writing_goes_on_after_a_stop(tiny_teacher: Path, data: Path, tmp_path: 
     assert sampled.read_bytes() == whole
 
 
-def test_dataset_of_answers_says_who_wrote_them(tiny_teacher: Path, data: Path, tmp_path: Path) -> None:
-    answers = tmp_path / "answers.jsonl"
+def test_dataset_of_answers_says_who_wrote_them(tiny_teacher: Path, tmp_path: Path) -> None:
+    answers = tmp_path / "said" / "answers.jsonl"
+    answers.parent.mkdir()
     answers.write_text(json.dumps({"prompt": "import", "completion": " os and more"}) + "\n")
     config = GenerateConfig(
         teacher=str(tiny_teacher), data=(str(answers),), out=str(tmp_path / "shards"), max_length=64
@@ -92,7 +93,7 @@ def test_dataset_of_answers_says_who_wrote_them(tiny_teacher: Path, data: Path, 
     assert job.info.corpus.description == "answers.jsonl (written by abc-def)"
     assert job.corpus.loss_mask.sum() < len(job.corpus.tokens)
     (of_folder,) = prepare(
-        GenerateConfig(teacher=str(tiny_teacher), data=(str(tmp_path),), out=str(tmp_path / "s"), max_length=64)
+        GenerateConfig(teacher=str(tiny_teacher), data=(str(answers.parent),), out=str(tmp_path / "s"), max_length=64)
     )
     assert "written by abc-def" in of_folder.info.corpus.description
 
