@@ -39,6 +39,9 @@ class ExampleService:
             return (self.folder / "dataset.json").read_bytes()
         if path == "/shards":
             return self._page(query)
+        if path == "/corpus":
+            report = self.folder / "corpus.json"
+            return json.dumps({"report": json.loads(report.read_text()) if report.exists() else None}).encode()
         _, _, part, what = path.split("/")
         kind = query.get("file", "rows")
         name = {"manifest": "json", "data": "arrow" if kind == "rows" else "hidden.arrow"}[what]

@@ -1,5 +1,6 @@
 """Datasets that grow, of tokens alone: no heavy column, and a length that is that of the committed parts."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from arwkv_store import create_dataset, open_dataset
+from arwkv_store.commands.copy import copy_dataset
 from arwkv_store.commands.export import export_parquet
 from arwkv_store.commands.ls import list_datasets
 from arwkv_store.commands.verify import set_aside, verify_dataset
@@ -19,6 +21,7 @@ from store_examples import (
     tokens_info,
     write_tokens,
 )
+from store_server import served
 
 
 def test_open_reader_keeps_its_length_and_a_new_one_sees_more(tmp_path: Path) -> None:
@@ -83,3 +86,14 @@ def test_file_beside_is_replaced_where_it_is_asked(tmp_path: Path) -> None:
         assert open_dataset(tmp_path / "tokens").beside()["corpus.json"] == b"1"
     writer.replace_beside("corpus.json", b"3")
     assert open_dataset(tmp_path / "tokens").beside()["corpus.json"] == b"3"
+
+
+def test_length_goes_over_http_and_into_a_copy_that_grows(tmp_path: Path) -> None:
+    for parts, length in ([0], b'{"lengths": 1}'), ([0, 1], b'{"lengths": 2}'):
+        write_tokens(tmp_path / "tokens", parts=parts)
+        create_dataset(tmp_path / "tokens", tokens_info()).replace_beside("corpus.json", length)
+        with served(tmp_path / "tokens") as service:
+            *_, copied = copy_dataset(service.uri, str(tmp_path / "copy"))
+        assert copied.parts == 1
+        report = open_dataset(tmp_path / "copy").beside()["corpus.json"]
+        assert json.loads(report) == json.loads(length)
