@@ -7,6 +7,7 @@ import pytest
 from arwkv_store import NotFound, UsageError
 from arwkv_store.commands import reindex
 from arwkv_store.commands.reindex import reindex_served
+from arwkv_store.format.summary import SUMMARY_FILE
 from store_examples import write_example_dataset
 from store_server import served
 
@@ -21,9 +22,10 @@ def test_service_is_asked_to_read_its_manifests_again(tmp_path: Path, monkeypatc
             reindex_served(service.uri.replace("example", "other"))
 
 
-def test_folder_has_no_index(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="a folder has no index"):
-        reindex_served(str(tmp_path))
+def test_summary_of_a_folder_is_written_anew(tmp_path: Path) -> None:
+    write_example_dataset(tmp_path)
+    assert reindex.reindex(str(tmp_path)) == {"uri": str(tmp_path), "shards": 3, "tokens": 305}
+    assert (tmp_path / SUMMARY_FILE).exists()
 
 
 @pytest.mark.parametrize("answer", [b"<html>", b"[]", b"{}"])

@@ -10,6 +10,7 @@ from typing import IO
 
 from arwkv_store.commands.progress import followed
 from arwkv_store.dataset.index import manifest_of
+from arwkv_store.dataset.summarize import summarize
 from arwkv_store.errors import ConfigurationDiffers, CorruptShard
 from arwkv_store.format.file_hash import pieces_of, sha256_of
 from arwkv_store.format.layout import CORPUS_FILE, DATASET_FILE, manifest_uri
@@ -69,6 +70,8 @@ def copy_dataset(source_uri: str, target_uri: str) -> Iterator[Copied]:
                 yield copied
     for name in beside.keys() & length:
         target.replace_beside(name, beside[name])
+    if copied.parts and target.summarized:
+        summarize(target.uri)
     yield copied
 
 

@@ -7,12 +7,15 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from arwkv_store.errors import CorruptShard
+from arwkv_store.errors import CorruptShard, NotFound
 from arwkv_store.format.layout import manifest_uri
 from arwkv_store.format.manifest import ShardManifest
 from arwkv_store.format.schema import READ_VERSIONS, refuse_unknown_version
 from arwkv_store.format.seal import require_intact, unsealed
-from arwkv_store.places.source import Source
+from arwkv_store.format.summary import SUMMARY_FILE, Summary
+from arwkv_store.places.source import Present, Source
+
+NO_SUMMARY = Summary(*np.zeros((4, 0), np.int64))
 
 
 def manifest_of(part: int, raw: bytes, dataset_hash: str, where: str) -> ShardManifest:
@@ -36,29 +39,66 @@ _LEADING = re.compile(
 
 
 class ManifestIndex:
-    """The committed parts and their numbers of rows: 24 bytes per part, for manifests of any size."""
+    """The committed parts and their numbers of rows: 24 bytes per part, for manifests of any size.
 
-    def __init__(self, source: Source, dataset_hash: str) -> None:
+    A summary of manifests spares reading those that are as it saw them. `exact` lists every part, however many.
+    """
+
+    def __init__(self, source: Source, dataset_hash: str, *, exact: bool = False) -> None:
         self._source, self._dataset_hash = source, dataset_hash
-        numbers: list[tuple[int, int, int]] = []
-        for part, raw in source.manifests():
+        known = Summary.from_bytes(source.summary(), dataset_hash) or NO_SUMMARY
+        present = source.present(0 if exact else known.unbroken)
+        if present is None:
+            numbers = np.array(list(self._read(None)), np.int64).reshape(-1, 3)
+            self.summary = Summary(*numbers.T, marks=np.zeros(len(numbers), np.int64))
+        else:
+            self.summary = self._completed(known, present)
+        self._unlisted = 0 if present is None else present.unlisted
+        self.parts, self.tokens = self.summary.parts, self.summary.tokens
+        self.ends: NDArray[np.int64] = np.cumsum(self.summary.rows)
+
+    def _completed(self, known: Summary, present: Present) -> Summary:
+        """The present parts: what is known of those whose manifests did not change, and the others' manifests."""
+        parts, marks = np.array(present.marks, np.int64).reshape(-1, 2).T
+        kept = known.parts[: present.unlisted]
+        at = np.minimum(np.searchsorted(known.parts, parts), max(len(known.parts) - 1, 0))
+        same = (known.parts[at] == parts) & (known.marks[at] == marks) if len(known.parts) else parts < 0
+        rows, tokens = np.zeros_like(parts), np.zeros_like(parts)
+        rows[same], tokens[same] = known.rows[at[same]], known.tokens[at[same]]
+        read = np.array(list(self._read(parts[~same].tolist())), np.int64).reshape(-1, 3)
+        rows[~same], tokens[~same] = read[:, 1], read[:, 2]
+        return Summary(
+            np.concatenate([kept, parts]),
+            np.concatenate([known.rows[: len(kept)], rows]),
+            np.concatenate([known.tokens[: len(kept)], tokens]),
+            np.concatenate([known.marks[: len(kept)], marks]),
+        )
+
+    def _read(self, parts: Sequence[int] | None) -> Iterator[tuple[int, int, int]]:
+        """(part, rows, tokens) of every part, or of these, from their verified manifests."""
+        for part, raw in self._source.manifests(parts):
             leading = _LEADING.match(raw)
-            if leading and int(leading[1]) == part and leading[4] == dataset_hash.encode():
+            if leading and int(leading[1]) == part and leading[4] == self._dataset_hash.encode():
                 require_intact(raw, self._where(part))
-                numbers.append((part, int(leading[2]), int(leading[3])))
+                yield part, int(leading[2]), int(leading[3])
             else:
                 manifest = self._validated(part, raw)
-                numbers.append((part, manifest.rows, manifest.tokens))
-        table = np.array(numbers, np.int64).reshape(-1, 3)
-        self.parts, self.tokens = table[:, 0].copy(), table[:, 2].copy()
-        self.ends: NDArray[np.int64] = np.cumsum(table[:, 1])
+                yield part, manifest.rows, manifest.tokens
 
     def manifest(self, at: int) -> ShardManifest:
         part = int(self.parts[at])
-        manifest = self._validated(part, self._source.manifest(part))
-        if manifest.rows != np.diff(self.ends, prepend=0)[at]:
-            raise CorruptShard(f"{self._where(part)}: changed since the dataset was opened; open it again")
+        try:
+            manifest = self._validated(part, self._source.manifest(part))
+        except NotFound as error:
+            raise CorruptShard(f"{self._where(part)}: removed; {self._way_out(part)}") from error
+        if (manifest.rows, manifest.tokens) != (self.summary.rows[at], self.tokens[at]):
+            raise CorruptShard(f"{self._where(part)}: changed since the dataset was opened; {self._way_out(part)}")
         return manifest
+
+    def _way_out(self, part: int) -> str:
+        if part < self._unlisted:
+            return f'run "store reindex {self._source.uri}", which writes {SUMMARY_FILE} anew, and open it again'
+        return "open it again"
 
     def manifests(self) -> Iterator[ShardManifest]:
         """Every manifest in order, streamed: a remote source sends many at a time."""

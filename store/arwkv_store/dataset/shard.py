@@ -32,12 +32,17 @@ EVICTIONS = 30
 
 
 class Shard:
-    """Reads samples of one part, verified, in any order."""
+    """Reads samples of one part, verified, in any order.
 
-    def __init__(self, source: Source, manifest: ShardManifest, columns: Columns, *, verify: bool) -> None:
-        self._rows = _OpenFile(source, manifest, "rows", columns["rows"], verify)
+    `in_part`: of remote files only the record batches that are read are fetched, however much of the file they are.
+    """
+
+    def __init__(
+        self, source: Source, manifest: ShardManifest, columns: Columns, *, verify: bool, in_part: bool = False
+    ) -> None:
+        self._rows = _OpenFile(source, manifest, "rows", columns["rows"], verify, in_part)
         hidden = columns["hidden"]
-        self._hidden = _OpenFile(source, manifest, "hidden", hidden, verify) if hidden else None
+        self._hidden = _OpenFile(source, manifest, "hidden", hidden, verify, in_part) if hidden else None
 
     def sample(self, row: int) -> Sample:
         """The sample in this row. Raises CorruptShard, naming file and batch, if a byte that it uses is damaged."""
@@ -77,14 +82,20 @@ class _OpenFile:
     """A file of the part with its parsed batches."""
 
     def __init__(
-        self, source: Source, manifest: ShardManifest, kind: str, columns: tuple[HeavyColumn, ...], verify: bool
+        self,
+        source: Source,
+        manifest: ShardManifest,
+        kind: str,
+        columns: tuple[HeavyColumn, ...],
+        verify: bool,
+        in_part: bool,
     ) -> None:
         info = manifest.files.get(kind)
         if info is None:
             raise CorruptShard(f"{source.uri}: part {manifest.part} has no {kind} file; {REMEDY}")
         self._source, self._part, self._info, self._verify = source, manifest.part, info, verify
         self._kind, self._columns = kind, columns
-        self._in_part = _is_small(columns, kind, manifest)
+        self._in_part = in_part or _is_small(columns, kind, manifest)
         self._batches: dict[int, Batch] = {}
         self._ends = list(accumulate(batch.rows for batch in info.batches))
         self._file: ArrowFile | None = None

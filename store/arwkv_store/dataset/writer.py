@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import itertools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -10,7 +11,8 @@ from typing import IO
 from arwkv_store.arrow.arrow_file_writer import write_arrow_file
 from arwkv_store.arrow.rows import arrow_schema, record_batches
 from arwkv_store.arrow.tally import Tally
-from arwkv_store.errors import ConfigurationDiffers, UsageError
+from arwkv_store.dataset.summarize import is_milestone, summarize
+from arwkv_store.errors import ArwkvError, ConfigurationDiffers, UsageError
 from arwkv_store.format.columns import heavy_columns, require_captured
 from arwkv_store.format.hidden_names import is_hidden_column
 from arwkv_store.format.layout import DATASET_FILE, data_file_name, manifest_uri
@@ -20,6 +22,8 @@ from arwkv_store.format.schema import DatasetInfo, require_same
 from arwkv_store.format.statistics import ShardStats, sample_stats
 from arwkv_store.places.commit import storage_faults
 from arwkv_store.places.target import Target, target_of
+
+log = logging.getLogger(__name__)
 
 
 def create_dataset(uri: str | Path, info: DatasetInfo) -> "Writer":
@@ -44,6 +48,7 @@ class Writer:
         self.info = info
         """The identity on disk."""
         self._target, self._dataset_hash = target, dataset_hash
+        self._commits = 0
 
     def put_beside(self, name: str, content: bytes) -> None:
         """Put a file next to dataset.json, completely or not at all; an existing file stays."""
@@ -80,19 +85,37 @@ class Writer:
                 files[kind] = write_arrow_file(file, data_file_name(part, kind), schema, batches, heavy)
             tally.require_faithful(part)
             manifest = self._target.placed(self._manifest(part, samples, files, tally))
-            if self._target.publish(manifest, data):
-                return manifest
+            if not self._target.publish(manifest, data):
+                return self._committed_before(part, files if exact else {})
+        self._commits += 1
+        if is_milestone(self._commits):
+            self.summarize()
+        return manifest
+
+    def committed_parts(self) -> set[int]:
+        """The parts that have a manifest."""
+        return self._target.committed_parts()
+
+    def _committed_before(self, part: int, expected: dict[str, FileInfo]) -> ShardManifest:
+        """The manifest of a part that another process committed. Raises ConfigurationDiffers if a file differs."""
         committed = self.committed(part)
-        if exact and any(file.sha256 != committed.files[kind].sha256 for kind, file in files.items()):
+        if any(file.sha256 != committed.files[kind].sha256 for kind, file in expected.items()):
             raise ConfigurationDiffers(
                 f"{manifest_uri(self._target.uri, part)}: holds other samples than the same command makes now; "
                 "restore the text it was made of, or name another folder"
             )
         return committed
 
-    def committed_parts(self) -> set[int]:
-        """The parts that have a manifest."""
-        return self._target.committed_parts()
+    def summarize(self) -> None:
+        """Write the summary of manifests, which spares readers time: at milestones, and when a run ends.
+
+        It is a cache, so what prevents it is logged, and harms nothing.
+        """
+        if self._target.summarized:
+            try:
+                summarize(self._target.uri)
+            except (ArwkvError, OSError) as error:
+                log.warning("%s: no summary of manifests was written: %s", self._target.uri, error)
 
     def committed(self, part: int) -> ShardManifest:
         """The manifest of a part that is committed."""

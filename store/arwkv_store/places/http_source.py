@@ -4,7 +4,7 @@ import json
 import re
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,21 @@ class HttpSource:
             return {}
         return {} if report is None else {CORPUS_FILE: json.dumps(report, indent=2).encode() + b"\n"}
 
-    def manifests(self) -> Iterator[tuple[int, bytes]]:
+    def summary(self) -> bytes:
+        """None: the service lists manifests, many in an answer."""
+        return b""
+
+    def present(self, known: int) -> None:
+        """None: manifests come with the list."""
+
+    def manifests(self, parts: Sequence[int] | None = None) -> Iterator[tuple[int, bytes]]:
         """(part, bytes) of every committed part, in order, PAGE_SHARDS to a request.
 
         Raises TryAgain if the list is shorter than the service announced.
         """
+        if parts is not None:
+            yield from ((part, self.manifest(part)) for part in parts)
+            return
         cursor: str | None = None
         committed, received = None, 0
         while True:

@@ -18,6 +18,9 @@ MAX_REGULAR_BYTES = 10 << 20
 class HubTarget(ObjectTarget):
     """Commits name their parent, so the Hub refuses a commit if another writer was faster."""
 
+    summarized = False
+    """The Hub limits the number of commits."""
+
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
         self._together: list[tuple[str, list[Any]]] | None = None

@@ -1,5 +1,6 @@
 """A folder in an object store or on the Hub, through fsspec: `s3://bucket/path`, `hf://datasets/user/name`, …"""
 
+import copy
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,18 @@ class ObjectFolder:
         # A filesystem object holds connections and threads: it belongs to the process that made it.
         self._filesystem: Any = None
         self._process_id = 0
+
+    def within(self, name: str) -> "ObjectFolder":
+        """A folder in this one, over the same connections."""
+        self.filesystem()
+        inner = copy.copy(self)
+        inner.uri = f"{self.uri}/{name}"
+        return inner
+
+    @property
+    def lists_from_a_name(self) -> bool:
+        """Whether a listing may begin behind a name, as in S3."""
+        return "s3" in self.filesystem().protocol
 
     def path(self, name: str) -> str:
         """The filesystem's own path of a name in this folder."""

@@ -2,28 +2,36 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import xxhash
+
 from arwkv_store.errors import NotFound, UsageError
-from arwkv_store.format.layout import BESIDE_FILES, DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name
+from arwkv_store.format.layout import BESIDE_FILES, DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name, part_of
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
+from arwkv_store.format.summary import MAX_SUMMARY_BYTES, SUMMARY_FILE, mark
 from arwkv_store.places.cache import AHEAD_SHARE, FileCache, RangedFile, require_size
 from arwkv_store.places.object_folder import ObjectFolder
+from arwkv_store.places.object_listing import listed
+from arwkv_store.places.source import Present
 
 PIECE_BYTES = 8 << 20
 PIECES_AT_ONCE = 4
 MANIFESTS_AT_ONCE = 128
 MAX_TOKENIZER_BYTES = 256 << 20
+LISTED_PARTS = 20_000
+"""Up to here, every part of a summary is looked for in a list: 40 requests."""
+SIX_DIGITS = 1_000_000
 
 
 class ObjectSource:
     """Reads through fsspec."""
 
-    def __init__(self, uri: str, cache: FileCache) -> None:
-        self._folder = ObjectFolder(uri)
+    def __init__(self, uri: str, cache: FileCache, folder: ObjectFolder | None = None) -> None:
+        self._folder = folder or ObjectFolder(uri)
         self.uri = self._folder.uri
         self._cache = cache
 
@@ -43,9 +51,33 @@ class ObjectSource:
                 )
         return found
 
-    def manifests(self) -> Iterator[tuple[int, bytes]]:
-        """(part, bytes) of every committed part, in order, many requests at once."""
-        parts = sorted(object_parts(self._folder))
+    def summary(self) -> bytes:
+        """The bytes of the summary of manifests; none if there is no summary."""
+        try:
+            return self._folder.read(SUMMARY_FILE, MAX_SUMMARY_BYTES)
+        except NotFound:
+            return b""
+
+    def present(self, known: int) -> Present:
+        """The committed parts, one request for each 1,000 objects.
+
+        Where `known` are so many that listing them takes long, only those from there on are listed.
+        """
+        unlisted = known if self._folder.lists_from_a_name and LISTED_PARTS <= known <= SIX_DIGITS else 0
+        after = f"{SHARDS_FOLDER}/{manifest_name(unlisted - 1)}" if unlisted else ""
+        found = []
+        for entry in listed(self._folder, f"{SHARDS_FOLDER}/part-", after):
+            named = part_of(entry.name.rpartition("/")[2])
+            if named is not None and named[1] == "json":
+                found.append((named[0], mark(entry.size_bytes, xxhash.xxh3_64_intdigest(entry.mark.encode()))))
+        found.sort()
+        # Numbers of seven digits are among those of six in the order of names: some may have been left out.
+        return self.present(0) if unlisted and found and found[-1][0] >= SIX_DIGITS - 1 else Present(found, unlisted)
+
+    def manifests(self, parts: Sequence[int] | None = None) -> Iterator[tuple[int, bytes]]:
+        """(part, bytes) of every committed part, or of these, in order, many requests at once."""
+        if parts is None:
+            parts = sorted(object_parts(self._folder))
         for at in range(0, len(parts), MANIFESTS_AT_ONCE):
             some = parts[at : at + MANIFESTS_AT_ONCE]
             yield from zip(
@@ -83,7 +115,7 @@ class ObjectSource:
 
     def ahead(self, stop: threading.Event, share: int = AHEAD_SHARE) -> "ObjectSource":
         """A source whose cache stops fetching when it is told to."""
-        return ObjectSource(self.uri, self._cache.ahead(stop, share))
+        return ObjectSource(self.uri, self._cache.ahead(stop, share), self._folder)
 
     def _read_many(self, names: list[str]) -> list[bytes]:
         """The content of each document; all are requested at once, and failed ones again one by one."""

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 class ObjectTarget:
     """Writes through fsspec; parts are made in the system's temporary folder (TMPDIR) first."""
 
+    summarized = True
+
     def __init__(self, uri: str) -> None:
         self._folder = ObjectFolder(uri)
         self.uri = self._folder.uri

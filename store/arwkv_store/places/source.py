@@ -1,16 +1,28 @@
 """The sources of a dataset's files."""
 
+import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from arwkv_store.errors import CorruptShard, NotFound
-from arwkv_store.format.layout import BESIDE_FILES, DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name
+from arwkv_store.format.layout import BESIDE_FILES, DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name, part_of
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
+from arwkv_store.format.summary import SUMMARY_FILE, mark
 from arwkv_store.places.cache import AHEAD_SHARE, FileCache, RangedFile
+
+
+@dataclass(frozen=True)
+class Present:
+    """The committed parts' manifests as a listing shows them: (part, mark) in order. Parts below `unlisted` were not
+    listed."""
+
+    marks: list[tuple[int, int]]
+    unlisted: int = 0
 
 
 class Source(Protocol):
@@ -27,8 +39,15 @@ class Source(Protocol):
     def beside(self) -> dict[str, bytes]:
         """The tokenizer's files next to dataset.json, if the source has them."""
 
-    def manifests(self) -> Iterator[tuple[int, bytes]]:
-        """(part, bytes of its manifest) of every committed part, in order of parts."""
+    def summary(self) -> bytes:
+        """The bytes of the summary of manifests; none if there is no summary."""
+
+    def present(self, known: int) -> Present | None:
+        """The committed parts; None where a list of them costs as much as their manifests. Parts below `known` may be
+        left out where listing them takes many requests."""
+
+    def manifests(self, parts: Sequence[int] | None = None) -> Iterator[tuple[int, bytes]]:
+        """(part, bytes of its manifest) of every committed part, or of these, in order of parts."""
 
     def manifest(self, part: int) -> bytes:
         """The bytes of one manifest."""
@@ -70,10 +89,30 @@ class LocalSource:
         paths = (self._folder / name for name in BESIDE_FILES)
         return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
-    def manifests(self) -> Iterator[tuple[int, bytes]]:
-        """(part, bytes) of every committed part, in order."""
-        parts = committed_parts(os.listdir(self._shards)) if self._shards.is_dir() else set()
-        for part in sorted(parts):
+    def summary(self) -> bytes:
+        """The bytes of the summary of manifests; none if there is no summary."""
+        try:
+            return (self._folder / SUMMARY_FILE).read_bytes()
+        except OSError:
+            return b""
+
+    def present(self, known: int) -> Present:
+        """All committed parts: their manifests' sizes and times."""
+        found = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._shards) as entries:
+            for entry in entries:
+                if not entry.name.endswith(".json") or (named := part_of(entry.name)) is None:
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # removed after the listing
+                    status = entry.stat()
+                    found.append((named[0], mark(status.st_size, status.st_mtime_ns)))
+        return Present(sorted(found))
+
+    def manifests(self, parts: Sequence[int] | None = None) -> Iterator[tuple[int, bytes]]:
+        """(part, bytes) of every committed part, or of these, in order."""
+        if parts is None:
+            parts = sorted(committed_parts(os.listdir(self._shards)) if self._shards.is_dir() else ())
+        for part in parts:
             yield part, self.manifest(part)
 
     def manifest(self, part: int) -> bytes:

@@ -25,6 +25,8 @@ class Target(Protocol):
     """A dataset's place, for writing. Safe to use from many processes at once."""
 
     uri: str
+    summarized: bool
+    """Whether a summary of manifests is written at milestones."""
 
     def begin(self, dataset_json: bytes) -> bytes:
         """Write dataset.json unless there is one; returns the present one."""
@@ -56,6 +58,8 @@ class Target(Protocol):
 
 class LocalTarget:
     """A folder."""
+
+    summarized = True
 
     def __init__(self, folder: Path) -> None:
         self.uri = str(folder)
