@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,23 @@ from arwkv_store import ShardManifest
 from arwkv_store.commands.progress import Progress, ticking
 from arwkv_store.errors import TryAgain, UsageError
 from arwkv_store.places.commit import storage_faults
+from arwkv_store.places.pulse import Pulse
+
+
+@dataclass
+class _Followed:
+    """A heartbeat, and what it has told."""
+
+    pulse: Pulse
+    left_tokens: int
+    shards: int = 0
+    tokens: int = 0
+
+    def committed(self, manifest: ShardManifest, tokens_per_s: float) -> None:
+        self.shards, self.tokens = self.shards + 1, self.tokens + manifest.tokens
+        self.left_tokens = max(self.left_tokens - manifest.tokens, 0)
+        left_s = self.left_tokens / tokens_per_s if tokens_per_s else None
+        self.pulse.say(done=self.shards, tokens=self.tokens, tokens_per_s=tokens_per_s, left_s=left_s)
 
 
 class Account:
@@ -31,6 +49,7 @@ class Account:
         self._end = contextlib.ExitStack()
         self._read = self._part_ends = 0
         self._parts_begun = self._parts = 0
+        self._followed: dict[str, _Followed] = {}
         self._registry = CollectorRegistry()
         self._captured = self._counter("captured_tokens", "Tokens the teacher has read")
         self._tokens = self._counter("tokens", "Tokens in committed shards")
@@ -77,6 +96,10 @@ class Account:
         self._rate.set_function(self._tokens_per_s)
         self._say("begin", tokens=tokens, shards=shards)
 
+    def follow(self, dataset: str, pulse: Pulse, tokens: int) -> None:
+        """Tell the dataset's heartbeat of its shards and errors; it is to have this number of tokens more."""
+        self._followed[dataset] = _Followed(pulse, tokens)
+
     @property
     def capturing(self) -> bool:
         """Whether `begin` was called. Before that, a stop loses no work."""
@@ -111,6 +134,8 @@ class Account:
         self._left.dec()
         if self._bar is not None:
             self._bar.advance(0, size_bytes=manifest.size_bytes, note=f"part {manifest.part}")
+        if (followed := self._followed.get(dataset)) is not None:
+            followed.committed(manifest, self._tokens_per_s())
         self._say(
             "shard",
             dataset=dataset,
@@ -124,6 +149,10 @@ class Account:
     def bad(self, sample_id: int, reason: BadCapture) -> None:
         """A sample could not be captured in two attempts."""
         self._bad.inc()
+        for followed in self._followed.values():
+            if followed.left_tokens:
+                followed.pulse.failed(str(reason))
+                break
         print(f"producer: {reason}", file=sys.stderr)
         self._say("bad_sample", sample_id=sample_id, message=str(reason))
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from arwkv_producer.config import GenerateConfig
@@ -14,6 +14,7 @@ from arwkv_producer.run.parts import Work, capture_parts, share, summary_of
 from arwkv_producer.run.stopping import stop_requested
 from arwkv_producer.run.teacher_pass import Engine
 from arwkv_producer.teacher.vllm_setup import prepare_environment
+from arwkv_store.places.pulse import Pulse
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
@@ -33,7 +34,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
             account.corpus(job)
         works = [share(config, job) for job in jobs]
         if any(work.parts for work in works):
-            _make(config, works, account, stopping)
+            with _announced(config, works, account):
+                _make(config, works, account, stopping)
     summary, *held_out = [summary_of(work) for work in works]
     return {**summary, "seconds": time.monotonic() - began, **({"held_out": held_out[0]} if held_out else {})}
 
@@ -51,6 +53,22 @@ def _make(config: GenerateConfig, works: list[Work], account: Account, stopping:
         account.begin(tokens, shards)
         for work in works:
             capture_parts(work, engine, account, stopping)
+
+
+@contextmanager
+def _announced(config: GenerateConfig, works: list[Work], account: Account) -> Iterator[None]:
+    """Heartbeats beside the datasets that are made, and summaries of their manifests at the end, however it ends."""
+    try:
+        with ExitStack() as announced:
+            for work in filter(lambda work: work.parts, works):
+                who = {"process": config.rank, "processes": config.world_size}
+                pulse = Pulse(work.job.out, kind="capture", unit="shards", total=len(work.parts), **who)
+                account.follow(work.job.out, announced.enter_context(pulse), work.tokens)
+            yield
+    finally:
+        for work in works:
+            if work.committed:
+                work.writer.summarize()
 
 
 @contextmanager

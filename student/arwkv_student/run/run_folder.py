@@ -2,6 +2,7 @@
 
 RUN/run.json              settings and dataset, compared when the run continues
 RUN/run.lock              locked while a process works here
+RUN/heartbeat-0.json      whether the run lives, and how far it is
 RUN/metrics.jsonl         one JSON object per line
 RUN/samples.jsonl         outputs of teacher and student for held-out texts, in the same form
 RUN/tensorboard/          the same figures for TensorBoard
@@ -17,13 +18,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
 from arwkv_store.errors import ConfigurationDiffers, TryAgain, UsageError
+from arwkv_store.places.pulse import Pulse
 from arwkv_student.run.durable import put_in_place, replace_text, sync_files, write_json
 
 STAGES = ("align", "distill", "sft", "dpo")
@@ -38,6 +40,23 @@ class RunFolder:
     """Paths and state of one run."""
 
     path: Path
+    pulse: Pulse | None = None
+    """The heartbeat, in the process that writes it."""
+
+    @contextlib.contextmanager
+    def announced(self, processes: PartialState) -> Iterator["RunFolder"]:
+        """This folder with a heartbeat while the context is open."""
+        if not processes.is_main_process:
+            yield self
+            return
+        who = {"processes": processes.num_processes}
+        with Pulse(str(self.path), kind="training", unit="steps", **who) as pulse:
+            yield replace(self, pulse=pulse)
+
+    def say(self, **figures: Any) -> None:
+        """Tell the heartbeat of newer figures."""
+        if self.pulse is not None:
+            self.pulse.say(**figures)
 
     @property
     def metrics(self) -> Path:

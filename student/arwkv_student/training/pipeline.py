@@ -35,8 +35,8 @@ class Stages(Protocol):
 def train(settings: TrainSettings) -> dict[str, Any]:
     """Run or continue the run in `settings.out`; returns each stage's summary. RUN itself holds the last student."""
     stages = _stages(settings)
-    run, processes = RunFolder(settings.out), PartialState(cpu=not torch.accelerator.is_available())
-    with run.claimed(stages.identity, processes):
+    folder, processes = RunFolder(settings.out), PartialState(cpu=not torch.accelerator.is_available())
+    with folder.claimed(stages.identity, processes), folder.announced(processes) as run:
         summaries = {}
         for stage in stages.names:
             summaries[stage] = run.finished(stage) or _run_stage(stage, stages, run, settings.seed)

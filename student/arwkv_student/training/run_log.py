@@ -35,11 +35,15 @@ class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
         self.bar_tokens = state.num_input_tokens_seen
         if state.is_world_process_zero:
             self.progress = Progress(self.plan.name, self.plan.tokens, done_tokens=self.bar_tokens)
+            self.run.say(stage=self.plan.name, done=state.global_step, total=state.max_steps, tokens=self.bar_tokens)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if self.progress is not None:
             self.progress.advance(state.num_input_tokens_seen - self.bar_tokens, note=self.last_loss)
             self.bar_tokens = state.num_input_tokens_seen
+            speed = self.progress.tokens_per_s
+            left_s = max(self.plan.tokens - self.bar_tokens, 0) / speed if speed else None
+            self.run.say(done=state.global_step, tokens=self.bar_tokens, tokens_per_s=speed or None, left_s=left_s)
         every = self.eval_every
         if (
             self.held_out is not None
