@@ -10,9 +10,11 @@ from arwkv_store.commands.command_line import main as run_commands
 from arwkv_store.commands.config import (
     CopyConfig,
     ExportConfig,
+    GcConfig,
     InfoConfig,
     LsConfig,
     ReindexConfig,
+    RmConfig,
     StatsConfig,
     VerifyConfig,
 )
@@ -110,13 +112,27 @@ def copy(config: CopyConfig) -> Mapping[str, Any]:
 
 
 def reindex(config: ReindexConfig) -> Mapping[str, Any]:
-    """Make a service read every manifest again."""
-    from arwkv_store.commands.reindex import reindex_served
+    """Rebuild the summary of a dataset's manifests, or a service's index of them. Example: `store reindex ./shards`."""
+    from arwkv_store.commands.reindex import reindex
 
-    answer = reindex_served(config.uri)
+    answer = reindex(config.uri)
     if not config.json:
         print(f"{config.uri}: {answer['shards']:,} shards, {answer['tokens']:,} tokens indexed")
     return answer
+
+
+def rm(config: RmConfig) -> Mapping[str, Any]:
+    """Remove a dataset. Without --yes, only show what would be removed."""
+    from arwkv_store.commands.removing import remove_dataset
+
+    return remove_dataset(config.uri, yes=config.yes, quiet=config.json)
+
+
+def gc(config: GcConfig) -> Mapping[str, Any]:
+    """Remove files that no manifest names. Without --yes, only show them."""
+    from arwkv_store.commands.removing import collect_garbage
+
+    return collect_garbage(config.uri, config.older_hours, yes=config.yes, quiet=config.json)
 
 
 def main() -> None:
@@ -129,6 +145,8 @@ def main() -> None:
         "export": export,
         "copy": copy,
         "reindex": reindex,
+        "rm": rm,
+        "gc": gc,
     }
     run_commands(
         "store",

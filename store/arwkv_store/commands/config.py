@@ -86,10 +86,37 @@ class CopyConfig:
 
 
 @dataclass(frozen=True)
-class ReindexConfig:
-    """Make a service read every manifest again. Example: `store reindex http://localhost:8000/v1/datasets/train`."""
+class RmConfig:
+    """Remove a dataset. Without --yes, only show what would be removed. Example: `store rm ./shards --yes`."""
 
     uri: Uri
-    """The dataset as the service names it: http(s)://host/v1/datasets/NAME. The key, if any, is ARWKV_API_KEY."""
+    """A dataset: folder, s3:// or another store."""
+    yes: bool = False
+    """Remove it. The same command completes a removal that was interrupted."""
     json: bool = False
-    """Print the service's answer as one JSON document."""
+    """Print one JSON document instead of lines."""
+
+
+@dataclass(frozen=True)
+class GcConfig:
+    """Remove files that no manifest names. Without --yes, only show them. Example: `store gc ./shards --yes`."""
+
+    uri: Uri
+    """A dataset: folder, s3:// or another store."""
+    older_hours: float = 24.0
+    """Only files that were last written this many hours ago. In a store, a writer may still commit newer ones."""
+    yes: bool = False
+    """Remove them."""
+    json: bool = False
+    """Print one JSON document instead of lines."""
+
+
+@dataclass(frozen=True)
+class ReindexConfig:
+    """Rebuild the summary of a dataset's manifests, or a service's index of them. Example: `store reindex ./shards`."""
+
+    uri: Uri
+    """A dataset: folder, s3:// or another store: manifests.summary is written anew. Or as a service names it,
+    http(s)://host/v1/datasets/NAME: the service reads every manifest again. The key, if any, is ARWKV_API_KEY."""
+    json: bool = False
+    """Print one JSON document instead of a line."""
