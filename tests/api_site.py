@@ -5,9 +5,12 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from api_many import many_shards
+from arwkv_store.format.heartbeat import Heartbeat
 from store_examples import example_dataset_info, write_example_dataset
 
 SAMPLE_DATASET = Path(__file__).parents[1] / "api" / "sample_dataset.py"
@@ -40,18 +43,58 @@ def make_site(folder: Path) -> Path:
     with (run / "metrics.jsonl").open("w") as file:
         file.writelines(json.dumps(line) + "\n" for line in _figures())
     (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in _SAMPLES))
+    (run / "run.json").write_text(json.dumps(_SETTINGS))
+    (run / "align").mkdir()
+    (run / "align" / "stage.json").write_text(json.dumps({"steps": 400, "loss_mean": 0.61}))
+    now = time.time()
+    capture = heartbeat("capture", at_s=now, done=4, total=10, tokens=960, tokens_per_s=1234.5, left_s=3725.0)
+    (root / "growing" / "heartbeat-0.json").write_bytes(capture.to_bytes())
+    ended = heartbeat("training", at_s=now - 2880, state="finished", done=400, total=400, stage="distill")
+    (run / "heartbeat-0.json").write_bytes(ended.to_bytes())
+    other = root / "runs" / "other"
+    other.mkdir()
+    with (other / "metrics.jsonl").open("w") as file:
+        file.writelines(json.dumps({**line, "loss": 1.2 * line["loss"]}) + "\n" for line in _figures()[:25])
+    (other / "run.json").write_text(json.dumps({**_SETTINGS, "learning_rate": 0.0002}))
+    silent = heartbeat("training", at_s=now - 600, done=240, total=400, stage="align", errors=1, message="disk full")
+    (other / "heartbeat-0.json").write_bytes(silent.to_bytes())
     return root
 
 
-def _figures() -> list[dict[str, object]]:
-    lines: list[dict[str, object]] = []
+def heartbeat(kind: str, **figures: object) -> Heartbeat:
+    """What a process says; `figures` override that it runs since an hour."""
+    unit = "shards" if kind == "capture" else "steps"
+    said = {"kind": kind, "unit": unit, "state": "running", "host": "node-1", "every_s": 5.0, "began_at_s": 1.8e9}
+    return Heartbeat.model_validate({**said, **figures})
+
+
+def _figures() -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
     for stage, first, last in (("align", 1.4, 0.32), ("distill", 2.1, 0.04)):
         for step in range(0, 400, 10):
             loss = last + (first - last) * math.exp(-step / 90) * (1 + 0.06 * math.sin(step))
-            line = {"stage": stage, "step": step, "tokens": 4096 * step, "loss": loss, "tokens_per_s": 12e3 + 9 * step}
+            line: dict[str, Any] = {
+                "stage": stage,
+                "step": step,
+                "tokens": 4096 * step,
+                "loss": loss,
+                "tokens_per_s": 12e3 + 9 * step,
+            }
+            if stage == "align":
+                line |= {f"relative_error_{layer}": loss * (1 + 0.1 * layer) for layer in range(8)}
             lines.append({**line, "eval_kl": loss * 1.1} if stage == "distill" and step % 50 == 0 else line)
     return lines
 
+
+_SETTINGS = {
+    "preset": "arwkv",
+    "stage": "auto",
+    "learning_rate": 0.001,
+    "seed": 0,
+    "shards_0_dataset": "0123abcd",
+    "samples_per_step": 8,
+    "base": {"model_type": "qwen2", "weights": "89ab4567"},
+}
 
 _SAMPLES = [
     {

@@ -17,11 +17,11 @@ def key(config: KeyConfig) -> dict[str, object]:
     """Make a bearer key, and add its hash to a key file for `api serve --keys`."""
     from arwkv_api.access.keys import add_key
 
-    secret = add_key(config.keys, config.name, frozenset(config.scope))
+    key, secret = add_key(config.keys, config.name, frozenset(config.scope), config.dataset, config.days)
     if not config.json:
-        print(f"{config.name}: {', '.join(sorted(config.scope))}; it is shown only once", file=sys.stderr)
+        print(f"{key.described()}; it is shown only once", file=sys.stderr)
         print(secret)
-    return {"name": config.name, "scopes": sorted(config.scope), "key": secret}
+    return {**key.as_document(), "key": secret}
 
 
 def main() -> None:

@@ -2,10 +2,11 @@
 
 import hashlib
 import os
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,16 +23,22 @@ ANY_HOST, ANY_ADDRESS = "*", "[*]"
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything the application needs to know, validated once. Roots and runs are resolved folders."""
+    """Everything the application needs to know, validated once. Runs are resolved folders, roots folders or URIs."""
 
-    roots: tuple[Path, ...]
+    roots: tuple[str, ...]
     runs: tuple[Path, ...]
     database: str
     api_key: str | None = None
     keys: Path | None = None
     public_read: bool = False
     trusted_hosts: tuple[str, ...] = LOOPBACK_HOSTS
+    trusted_proxies: tuple[str, ...] = ()
+    path_prefix: str = ""
     scan_interval_s: float = 1.0
+    store_scan_interval_s: float = 30.0
+    redirects: bool = True
+    sample_requests_per_day: int = 1000
+    sample_mb_per_day: float = 1000.0
     log_format: Literal["text", "json"] = "text"
     request_limit_bytes: int = 1 << 20
     range_limit: int = 16
@@ -43,8 +50,9 @@ class Settings:
 class Content:
     """What is served."""
 
-    root: Annotated[tuple[tuple[Path, ...], ...], tyro.conf.UseAppendAction]
-    """Dataset folder, or folder of dataset folders. Several may follow, and the flag may be repeated."""
+    root: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
+    """Dataset folder, or folder of dataset folders: on a disk, s3://bucket/prefix, or another store of fsspec.
+    Several may follow, and the flag may be repeated."""
 
     runs: Annotated[tuple[tuple[Path, ...], ...], tyro.conf.UseAppendAction] = ()
     """Folders of training runs to show. Runs inside the roots are found without this."""
@@ -67,6 +75,13 @@ class Network:
     """More host names that callers may use in their Host header. `*`: any name.
     Loopback names and the bound address are always trusted.
     If the service is bound to all addresses, every address and this machine's own name are trusted too."""
+
+    trusted_proxy: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
+    """Addresses or networks of proxies (192.0.2.7, 10.0.0.0/8) that are believed when they name a caller in
+    X-Forwarded-For and X-Forwarded-Proto. From all others, these headers are ignored."""
+
+    path_prefix: Annotated[str, unset("/PATH", "default: none")] = ""
+    """Path under which a proxy passes requests on, as in /arwkv. Requests without it are answered, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +113,27 @@ class Index:
     """Server processes that share the port and the index."""
 
     scan_interval_s: float = 1.0
-    """Seconds between two scans of the roots. A slow root is scanned less often."""
+    """Seconds between two scans of the roots on disks. A slow root is scanned less often."""
+
+    store_scan_interval_s: float = 30.0
+    """Seconds between two scans of a root in an object store: one list request per 1,000 objects."""
 
     verify_mb_per_s: Annotated[
         float | None,
         unset("FLOAT", "default: as much as that takes, from 8 to 200"),
     ] = None
-    """Megabytes per second that are read in the background to verify each shard's files once a week. 0: none."""
+    """Megabytes per second that are read in the background to verify each shard's files once a week. 0: none.
+    Shards in object stores are sampled instead."""
+
+    sample_requests_per_day: int = 1000
+    """Requests per day and root with which random regions of shards in an object store are verified. 0: none."""
+
+    sample_mb_per_day: float = 1000.0
+    """Megabytes per day and root that are read for that. 0: none."""
+
+    downloads: Literal["redirect", "proxy"] = "redirect"
+    """Downloads of files in an object store: from an address that the store signs, where it can, or through this
+    service, for callers that cannot reach the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +171,18 @@ class ServeConfig(Content, Network, Keys, Index, Limits):
             raise UsageError(f"--port {self.port}: must be between 0 and 65535")
         if self.verify_mb_per_s is not None and not self.verify_mb_per_s >= 0:
             raise UsageError(f"--verify-mb-per-s {self.verify_mb_per_s}: must be 0 or more")
-        if not self.scan_interval_s > 0:
-            raise UsageError(f"--scan-interval-s {self.scan_interval_s}: must be greater than 0")
+        if self.path_prefix and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", self.path_prefix):
+            raise UsageError(f"--path-prefix {self.path_prefix}: write a path without a slash at its end, as in /arwkv")
+        for name in ("scan_interval_s", "store_scan_interval_s"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be greater than 0")
+        for name in ("sample_requests_per_day", "sample_mb_per_day"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 0 or more")
 
     def settings(self) -> Settings:
         """Resolve folders and defaults. Raises UsageError for a missing folder or an open bind without a key."""
-        roots = _folders("--root", self.root)
+        roots = _roots(self.root)
         api_key = self.api_key or os.environ.get("ARWKV_API_KEY") or None
         if not is_loopback(self.host) and api_key is None and self.keys is None:
             raise UsageError(
@@ -162,7 +197,13 @@ class ServeConfig(Content, Network, Keys, Index, Limits):
             keys=self.keys,
             public_read=self.public_read,
             trusted_hosts=(*_bound_hosts(self.host), *(name.lower() for names in self.trusted_host for name in names)),
+            trusted_proxies=_networks(self.trusted_proxy),
+            path_prefix=self.path_prefix,
             scan_interval_s=self.scan_interval_s,
+            store_scan_interval_s=self.store_scan_interval_s,
+            redirects=self.downloads == "redirect",
+            sample_requests_per_day=self.sample_requests_per_day,
+            sample_mb_per_day=self.sample_mb_per_day,
             log_format=self.log_format,
             request_limit_bytes=self.request_limit_bytes,
             range_limit=self.range_limit,
@@ -185,6 +226,12 @@ class KeyConfig:
     scope: tuple[Literal["read", "write"], ...] = ("read",)
     """What the key may do: read, or read write."""
 
+    dataset: Annotated[tuple[str, ...], unset("NAME [NAME ...]", "default: all datasets, and runs")] = ()
+    """Only for these datasets. A name that ends with * is a prefix, as in team-a-*."""
+
+    days: Annotated[float | None, unset("FLOAT", "default: no end")] = None
+    """Days until the key expires."""
+
     json: bool = False
     """Print one JSON document with the key on stdout."""
 
@@ -206,11 +253,34 @@ def _bound_hosts(host: str) -> tuple[str, ...]:
     return (*LOOPBACK_HOSTS, host.lower())
 
 
-def default_database(roots: Sequence[Path]) -> str:
+def _networks(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Checked networks of proxies. Raises UsageError."""
+    for name in (name for group in groups for name in group):
+        try:
+            ip_network(name)
+        except ValueError as error:
+            raise UsageError(f"--trusted-proxy {name}: {error}; write 192.0.2.7 or 10.0.0.0/8") from error
+    return tuple(name for group in groups for name in group)
+
+
+def default_database(roots: Sequence[str]) -> str:
     """SQLite URL in the user's cache folder, one file per set of roots."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arwkv"
-    digest = hashlib.sha256("\0".join(map(str, roots)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\0".join(roots).encode()).hexdigest()[:16]
     return f"sqlite:///{cache / f'index-{digest}.sqlite3'}"
+
+
+def _roots(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Resolved folders and URIs without a slash at the end. Raises UsageError."""
+    roots = dict[str, None]()
+    for root in (root for group in groups for root in group):
+        if "://" not in root:
+            roots[str(_folders("--root", [[Path(root)]])[0])] = None
+        elif root.startswith(("http://", "https://")):
+            raise UsageError(f"--root {root}: another service's datasets cannot be served; name a folder or a store")
+        else:
+            roots[root.rstrip("/")] = None
+    return tuple(roots)
 
 
 def _folders(flag: str, groups: Sequence[Sequence[Path]]) -> tuple[Path, ...]:

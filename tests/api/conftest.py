@@ -60,7 +60,7 @@ def settings(root: Path, database: str, migrated: Path) -> Settings:
         file = Path(database.removeprefix("sqlite:///"))
         file.parent.mkdir(exist_ok=True)
         shutil.copy(migrated, file)
-    return Settings(roots=(root,), runs=(), database=database, scan_interval_s=0.05, trusted_hosts=("testserver",))
+    return Settings(roots=(str(root),), runs=(), database=database, scan_interval_s=0.05, trusted_hosts=("testserver",))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api_eventually import eventually
+from arwkv_api.config import Settings
 from arwkv_api.http import service
 from arwkv_store import DatasetInfo, open_dataset
 from store_examples import example_dataset_info, write_example_dataset, write_tokens
@@ -29,9 +31,8 @@ def test_list_shows_each_folder_under_the_root_with_its_totals(client: TestClien
 def test_root_that_is_itself_a_dataset_is_served_under_its_folders_name(
     settings: Any, root: Path, open_client: Callable[[Any], TestClient]
 ) -> None:
-    from dataclasses import replace
 
-    client = open_client(replace(settings, roots=(root / "train",)))
+    client = open_client(replace(settings, roots=(str(root / "train"),)))
     assert [item["name"] for item in client.get("/v1/datasets").json()["items"]] == ["train"]
 
 
@@ -205,3 +206,31 @@ def test_corpus_report_is_answered_where_there_is_one(client: TestClient, root: 
     path.symlink_to(tmp_path / "elsewhere.json")
     (tmp_path / "elsewhere.json").write_text('{"documents": 3}')
     assert client.get(place).json() == {"report": None}
+
+
+def test_files_are_removed_only_with_a_key_and_the_word_for_what_is_there(
+    settings: Settings, open_client: Callable[[Settings], TestClient], root: Path
+) -> None:
+    client = open_client(replace(settings, api_key="secret"))
+    bearer = {"Authorization": "Bearer secret"}
+    plan = client.get("/v1/datasets/train/removal", headers=bearer).json()
+    assert (plan["parts"], plan["files"]) == (5, 16)
+    train = "/v1/datasets/train?files=true"
+    for word in ("", "&confirm=wrong"):
+        refused = client.delete(train + word, headers=bearer)
+        assert (refused.status_code, "5 parts" in refused.json()["detail"]) == (412, True)
+    (root / "train" / "shards" / "part-000004.json").unlink()
+    assert client.delete(f"{train}&confirm={plan['confirm']}", headers=bearer).status_code == 412
+    assert client.delete(f"{train}&confirm={plan['confirm']}").status_code == 401
+    word = client.get("/v1/datasets/train/removal", headers=bearer).json()["confirm"]
+    assert client.delete(f"{train}&confirm={word}", headers=bearer).status_code == 204
+    assert not (root / "train").exists()
+    eventually(lambda: client.get("/v1/datasets/train", headers=bearer).status_code == 404)
+    assert client.get("/v1/datasets/heldout", headers=bearer).status_code == 200
+
+
+def test_files_are_not_removed_where_everyone_may_write(client: TestClient, root: Path) -> None:
+    word = client.get("/v1/datasets/train/removal").json()["confirm"]
+    refused = client.delete(f"/v1/datasets/train?files=true&confirm={word}")
+    assert (refused.status_code, "write key" in refused.json()["detail"]) == (403, True)
+    assert (root / "train" / "dataset.json").exists()

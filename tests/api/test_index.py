@@ -48,8 +48,8 @@ def _totals(database: str) -> tuple[int, int, int, int]:
 def test_scan_of_more_shards_than_a_batch_gives_the_readers_statistics(tmp_path: Path, database: str) -> None:
     folder = many_shards(tmp_path / "root" / "many", SHARDS)
     engine = connect(database)
-    assert scan_root(engine, tmp_path / "root").changed_shards == SHARDS
-    assert scan_root(engine, tmp_path / "root").changed_shards == 0
+    assert scan_root(engine, str(tmp_path / "root")).changed_shards == SHARDS
+    assert scan_root(engine, str(tmp_path / "root")).changed_shards == 0
     with Session(engine) as session:
         row = session.scalar(select(DatasetRow))
         assert row is not None
@@ -57,7 +57,7 @@ def test_scan_of_more_shards_than_a_batch_gives_the_readers_statistics(tmp_path:
         assert (row.shards, row.samples, row.tokens) == (SHARDS, expected.samples, expected.tokens)
     for path in (folder / "shards").glob("*.json"):
         os.utime(path)  # every manifest looks new: more than is taken out one batch at a time
-    assert scan_root(engine, tmp_path / "root").changed_shards == SHARDS
+    assert scan_root(engine, str(tmp_path / "root")).changed_shards == SHARDS
     engine.dispose()
     assert _totals(database)[0] == SHARDS
 
@@ -107,7 +107,7 @@ def test_migrations_make_the_tables_that_the_code_knows(database: str) -> None:
 
 def test_index_of_an_earlier_release_is_read_anew_and_withdrawals_stay(root: Path, database: str) -> None:
     engine = connect(database)
-    scan_root(engine, root)
+    scan_root(engine, str(root))
     with Session(engine) as session, session.begin():
         session.connection().exec_driver_sql("UPDATE datasets SET state = 'withdrawn' WHERE name = 'heldout'")
     with engine.connect() as connection:
@@ -120,7 +120,7 @@ def test_index_of_an_earlier_release_is_read_anew_and_withdrawals_stay(root: Pat
     engine = connect(database)
     with Session(engine) as session:
         assert session.scalars(select(ShardRow)).all() == []
-    assert scan_root(engine, root).changed_shards == 5
+    assert scan_root(engine, str(root)).changed_shards == 5
     with Session(engine) as session:
         train, heldout = session.scalars(select(DatasetRow).order_by(DatasetRow.name.desc())).all()
         assert (train.shards, heldout.state) == (5, "withdrawn")

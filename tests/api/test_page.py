@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from api_browser import Browser, chromium
 from api_eventually import eventually
 from api_serving import serving
-from api_site import make_site
+from api_site import heartbeat, make_site
 from store_examples import example_dataset_info, write_example_dataset
 
 AXE = (Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js").read_text()
@@ -27,6 +28,9 @@ VIEWS = {
     "/#/datasets/sample/samples/0": "document.querySelector('.bars li')",
     "/#/runs": "document.querySelector('tbody tr')",
     "/#/runs/runs-student": f"document.querySelector('.pair') && {DRAWN}",
+    "/#/compare/runs-student/runs-other": f"document.querySelector('figure') && {DRAWN}",
+    "/#/work": "document.querySelector('tbody tr')",
+    "/#/datasets/growing": f"document.querySelector('tbody tr') && {DRAWN}",
     "/#/datasets/absent": "document.querySelector('[role=alert]')",
     "/docs": "document.querySelector('.operation')",
 }
@@ -268,6 +272,9 @@ def test_run_is_followed_while_it_goes(browser: Browser, site: str, root: Path) 
     assert "name, value=None" in browser.text(".pairs")
     points = "Chart.getChart(document.querySelector('canvas')).data.datasets.map(d => d.data.length)"
     assert browser.do(points) == [40, 40]
+    assert "ended" in browser.text(".heading")
+    (run / "heartbeat-0.json").write_bytes(heartbeat("training", at_s=time.time(), done=41, total=80).to_bytes())
+    browser.wait("document.querySelector('.heading').innerText.includes('running')")
     with (run / "samples.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "Once ", "teacher": "upon", "student": "upom"}) + "\n")
     with (run / "metrics.jsonl").open("a") as file:
@@ -279,12 +286,69 @@ def test_run_is_followed_while_it_goes(browser: Browser, site: str, root: Path) 
     shutil.rmtree(run)
 
 
-def test_run_is_followed_again_after_the_service_was_away(browser: Browser, site: str) -> None:
+def test_run_is_followed_again_after_the_service_was_away(browser: Browser, site: str, root: Path) -> None:
     browser.open(f"{site}/#/runs/runs-student", VIEWS["/#/runs/runs-student"])
     browser.do("window.realFetch = window.fetch; window.fetch = () => Promise.reject(new TypeError('away'))")
-    browser.wait("document.querySelector('.heading .badge').innerText === 'no connection'")
+    os.utime(root / "runs" / "student" / "metrics.jsonl")  # the service says so, and the page asks
+    browser.wait("document.querySelector('.heading [role=status]').innerText === 'no connection'")
     browser.do("window.fetch = window.realFetch")
-    browser.wait("document.querySelector('.heading .badge').innerText === 'live'")
+    browser.wait("document.querySelector('.heading [role=status]').innerText === ''")
+
+
+def test_run_says_what_it_is_and_how_its_layers_do(browser: Browser, site: str) -> None:
+    browser.open(f"{site}/#/runs/runs-student", VIEWS["/#/runs/runs-student"])
+    about = browser.text("[aria-label=Settings]")
+    for said in ("preset\narwkv", "learning_rate\n0.001", "base.model_type\nqwen2", "Stage align\nsteps 400"):
+        assert said in about, about
+    figure = "[...document.querySelectorAll('figure')].find(f => f.innerText.includes('by layer'))"
+    layers = f"Chart.getChart({figure}.querySelector('canvas'))"
+    assert browser.do(f"{layers}.data.datasets.map(d => d.label)") == [f"layer {number}" for number in range(8)]
+    assert browser.do(f"{layers}.data.datasets.every(d => !d.tension)")
+    browser.open(f"{site}/#/runs/runs-other", DRAWN)
+    assert "stopped" in browser.text(".heading")
+    assert "disk full" in browser.text(".tiles")
+
+
+def test_runs_are_compared_side_by_side(browser: Browser, site: str) -> None:
+    browser.open(f"{site}/#/runs", VIEWS["/#/runs"])
+    browser.do("document.querySelectorAll('tbody input').forEach(box => box.click())")
+    browser.do("document.querySelector('a.button').click()")
+    browser.wait(f"document.querySelector('figure') && {DRAWN}")
+    assert "learning_rate" in browser.text("section.card")
+    assert "0.0002" in browser.text("section.card")
+    assert "preset" not in browser.text("section.card")
+    labels = browser.do("Chart.getChart(document.querySelector('canvas')).data.datasets.map(d => d.label)")
+    assert sorted(labels) == ["runs-other, align", "runs-student, align", "runs-student, distill"]
+
+
+def test_running_capture_is_shown_as_it_goes(browser: Browser, site: str, root: Path) -> None:
+    told = {"done": 4, "total": 10, "tokens_per_s": 1234.5, "left_s": 3725.0}
+    place = root / "growing" / "heartbeat-0.json"
+    place.write_bytes(heartbeat("capture", at_s=time.time(), **told).to_bytes())
+    for view in ("/#/work", "/#/datasets/growing"):
+        browser.open(site + view, "document.querySelector('[aria-label=Captures] tbody tr')")
+        browser.wait("document.querySelector('[aria-label=Captures]').innerText.includes('running')")
+        said = browser.text("[aria-label=Captures]")
+        for figure in ("4 / 10", "1.23K tokens/s", "1 h 2 min", "none"):
+            assert figure in said, said
+    place.write_bytes(
+        heartbeat("capture", at_s=time.time(), **{**told, "done": 5, "errors": 2, "message": "odd"}).to_bytes()
+    )
+    browser.wait("document.querySelector('[aria-label=Captures]').innerText.includes('5 / 10')")
+    assert "odd" in browser.text("[aria-label=Captures]")
+    place.write_bytes(heartbeat("capture", at_s=time.time() - 600, **told).to_bytes())
+    browser.wait("document.querySelector('[aria-label=Captures]').innerText.includes('stopped')")
+
+
+def test_a_single_point_in_time_has_a_readable_axis(browser: Browser, site: str) -> None:
+    browser.open(f"{site}/#/datasets/sample", VIEWS["/#/datasets/sample"])
+    axis = "Chart.getChart(document.querySelector('canvas')).scales.x"
+    browser.do(
+        "(c => { c.data.datasets[0].data = c.data.datasets[0].data.slice(0, 1); c.update('none') })"
+        "(Chart.getChart(document.querySelector('canvas')))"
+    )
+    assert browser.do(f"{axis}.ticks.length") == 1
+    assert browser.do(f"{axis}.max - {axis}.min") == 2
 
 
 def test_operations_can_be_tried_and_pasted(browser: Browser, site: str) -> None:

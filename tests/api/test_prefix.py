@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import httpx
 import pytest
 
 from api_browser import chromium
@@ -14,12 +15,18 @@ from store_examples import write_example_dataset
 OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 
 
-def test_page_and_clients_work_behind_a_path_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kept", [False, True], ids=["removed", "kept"])
+def test_page_and_clients_work_behind_a_path_prefix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """The proxy removes the prefix from what it passes on, or keeps it and tells the caller's address."""
     monkeypatch.setenv("ARWKV_CACHE", str(tmp_path / "downloads"))
-    (location,) = re.findall(r"^```nginx\n(.*?)^```", OPERATIONS, re.M | re.S)
+    locations = re.findall(r"^```nginx\n(.*?)^```", OPERATIONS, re.M | re.S)
+    location = locations[kept]
     write_example_dataset(tmp_path / "root" / "größe")
+    flags = ["--path-prefix", "/arwkv", "--trusted-proxy", "127.0.0.1"] if kept else []
     with (
-        serving("--root", str(tmp_path / "root"), cache=tmp_path / "cache") as (url, _),
+        serving("--root", str(tmp_path / "root"), *flags, cache=tmp_path / "cache") as (url, _),
         nginx(tmp_path / "nginx", location.replace("http://127.0.0.1:8000", url)) as proxy,
         chromium() as browser,
     ):
@@ -36,4 +43,5 @@ def test_page_and_clients_work_behind_a_path_prefix(tmp_path: Path, monkeypatch:
         browser.do("document.querySelector('.brand').click()")
         browser.wait("document.querySelector('tbody a')")
         assert browser.faults == []
+        assert httpx.get(f"{proxy}/arwkv", follow_redirects=True).url.path == "/arwkv/"
         assert all(address.startswith((f"{site}/", "about:", "data:")) for address in browser.asked)

@@ -26,9 +26,11 @@ from arwkv_api.index.pace import Pace
 from arwkv_api.index.query import find_dataset
 from arwkv_api.index.scan import scan_root
 from arwkv_api.index.scrub import verify_due
-from arwkv_api.roots.folders import BREATH_FILES, BREATH_S, ShardFiles, dataset_folders
+from arwkv_api.roots.folders import BREATH_FILES, BREATH_S
+from arwkv_api.roots.local import LocalPlace
 from arwkv_api.roots.looks import Looks
 from arwkv_api.roots.manifests import Shard
+from arwkv_api.roots.place import Place, ShardFiles, dataset_folders
 from store_examples import example_dataset_info, write_example_dataset
 
 Open = Callable[[Settings], TestClient]
@@ -55,14 +57,14 @@ def test_only_a_scan_that_came_to_its_end_counts_as_one(
     assert not scanned_within(engine, str(root), 60)
     stopping = threading.Event()
     stopping.set()
-    scan_root(engine, root, stopping=stopping)
+    scan_root(engine, str(root), stopping=stopping)
     assert not scanned_within(engine, str(root), 60)
     with monkeypatch.context() as patched:
-        patched.setattr("arwkv_api.index.scan.dataset_folders", lambda _root: os.scandir("/no/such/folder"))
+        patched.setattr("arwkv_api.index.scan.dataset_folders", lambda *_: os.scandir("/no/such/folder"))
         with pytest.raises(FileNotFoundError):
-            scan_root(engine, root)
+            scan_root(engine, str(root))
     assert not scanned_within(engine, str(root), 60)
-    scan_root(engine, root)
+    scan_root(engine, str(root))
     assert scanned_within(engine, str(root), 60)
     _set_lease(engine, scanned_at_s=1.0, scan_took_s=0.0)
     assert verify_due(engine, str(root), Pace(1e12, threading.Event())) == (True, 0)
@@ -74,7 +76,7 @@ def test_root_is_scanned_once_however_many_ask_at_once(
 ) -> None:
     scans: list[Path] = []
     real = dataset_folders
-    monkeypatch.setattr("arwkv_api.index.scan.dataset_folders", lambda folder: scans.append(folder) or real(folder))
+    monkeypatch.setattr("arwkv_api.index.scan.dataset_folders", lambda *given: scans.append(given[0]) or real(*given))
     for scanned in range(1, 6):
         if scanned > 1:
             _set_lease(engine, scanned_at_s=1.0)
@@ -82,7 +84,7 @@ def test_root_is_scanned_once_however_many_ask_at_once(
 
         def ask(together: threading.Barrier = together) -> None:
             together.wait()
-            scan_root(engine, root, wait_s=10, fresh_s=60)  # whoever comes second waits for the first
+            scan_root(engine, str(root), wait_s=10, fresh_s=60)  # whoever comes second waits for the first
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
@@ -108,10 +110,10 @@ def test_lease_is_kept_while_a_slow_root_is_listed_and_read(
             held_by_another.append(other)
 
     folders, breath, read = scan.dataset_folders, time.sleep, scan.read_shard
-    monkeypatch.setattr(scan, "dataset_folders", lambda given: (slow(one) or one for one in folders(given)))
+    monkeypatch.setattr(scan, "dataset_folders", lambda *given: (slow(one) or one for one in folders(*given)))
     monkeypatch.setattr("arwkv_api.roots.folders.time.sleep", lambda s: breath(s) if s < BREATH_S else slow(s))
     monkeypatch.setattr(scan, "read_shard", lambda *given: (given[1].part % 40 or slow(given), read(*given))[1])
-    assert scan_root(engine, root).done
+    assert scan_root(engine, str(root)).done
     assert len(held_by_another) > 10
     assert not any(held_by_another)
 
@@ -121,11 +123,11 @@ def test_folder_whose_name_is_taken_is_not_listed_and_said_once(
 ) -> None:
     other, listed, looks = tmp_path / "other", [], Looks(0.0)
     write_example_dataset(other / "train")
-    scan_root(engine, root)
-    real = scan.shard_files
-    monkeypatch.setattr(scan, "shard_files", lambda folder, *more: listed.append(folder) or real(folder, *more))
+    scan_root(engine, str(root))
+    real = LocalPlace.shard_files
+    monkeypatch.setattr(LocalPlace, "shard_files", lambda place, *more: listed.append(place) or real(place, *more))
     for _ in range(3):
-        assert scan_root(engine, other, looks=looks).done
+        assert scan_root(engine, str(other), looks=looks).done
     assert listed == []
     assert caplog.text.count("name taken by") == 1
 
@@ -147,10 +149,10 @@ def test_dataset_is_served_only_after_a_first_whole_look(
     monkeypatch.setattr(scan, "BATCH_SHARDS", 2)
     go_on, real = threading.Event(), scan._read
 
-    def stalled(row: DatasetRow, folder: Path, batch: Sequence[ShardFiles], *more: Callable[[], None]) -> list[Shard]:
+    def stalled(row: DatasetRow, place: Place, batch: Sequence[ShardFiles], *more: Callable[[], None]) -> list[Shard]:
         if row.name == "train" and batch[0].part == 2:
             go_on.wait(60)
-        return real(row, folder, batch, *more)
+        return real(row, place, batch, *more)
 
     monkeypatch.setattr(scan, "_read", stalled)
     with TestClient(create_app(settings)) as client:
@@ -174,18 +176,18 @@ def test_dataset_indexed_anew_is_not_served_half_and_an_interrupted_scan_is_comp
     engine: Engine, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = Looks(3600)
-    scan_root(engine, root, looks=looks)
+    scan_root(engine, str(root), looks=looks)
     monkeypatch.setattr(scan, "BATCH_SHARDS", 2)
     stopping, real = threading.Event(), scan._read
     with monkeypatch.context() as patched:
         patched.setattr(scan, "_read", lambda *given: stopping.set() or real(*given))
-        scan_root(engine, root, anew="train", stopping=stopping)
+        scan_root(engine, str(root), anew="train", stopping=stopping)
     with Session(engine) as session:
-        train = find_dataset(session, [root], "train")
+        train = find_dataset(session, [str(root)], "train")
         assert (train.state, train.shards) == ("indexing", 2)
-    scan_root(engine, root, looks=looks)
+    scan_root(engine, str(root), looks=looks)
     with Session(engine) as session:
-        train = find_dataset(session, [root], "train")
+        train = find_dataset(session, [str(root)], "train")
         assert (train.state, train.shards) == ("ready", 5)
 
 
@@ -206,36 +208,39 @@ def test_one_bad_dataset_holds_up_no_other(client: TestClient, root: Path, monke
 def test_dataset_whose_reading_fails_says_why_and_recovers(
     engine: Engine, root: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = scan.shard_files
+    real = LocalPlace.shard_files
 
-    def failing(folder: Path, *more: Callable[[], None]) -> object:
-        if folder.name == "heldout":
+    def failing(place: LocalPlace, *more: Callable[[], None]) -> object:
+        if place.name == "heldout":
             raise failure
-        return real(folder, *more)
+        return real(place, *more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(scan, "shard_files", failing)
+        patched.setattr(LocalPlace, "shard_files", failing)
         revisions = []
         for _ in range(2):
-            assert scan_root(engine, root).done
+            assert scan_root(engine, str(root)).done
             with Session(engine) as session:
-                bad, good = (find_dataset(session, [root], name) for name in ("heldout", "train"))
+                bad, good = (find_dataset(session, [str(root)], name) for name in ("heldout", "train"))
                 assert (bad.state, good.state, good.shards) == ("unreadable", "ready", 5)
                 assert bad.problem == "shards: Permission denied" or "ZeroDivisionError" in str(bad.problem)
                 revisions.append(bad.revision)
         assert revisions[0] == revisions[1]
     assert ("ZeroDivisionError" in caplog.text) == isinstance(failure, ZeroDivisionError)
     caplog.clear()
-    scan_root(engine, root)
+    scan_root(engine, str(root))
     with Session(engine) as session:
-        assert (find_dataset(session, [root], "heldout").state, find_dataset(session, [root], "heldout").shards) == (
+        assert (
+            find_dataset(session, [str(root)], "heldout").state,
+            find_dataset(session, [str(root)], "heldout").shards,
+        ) == (
             "ready",
             3,
         )
 
 
 def test_slow_root_may_lag_as_long_as_it_takes(engine: Engine, root: Path, settings: Settings) -> None:
-    scan_root(engine, root)
+    scan_root(engine, str(root))
     for took_s, age_s, expires_at_s, late in (
         (0.1, LAG_LIMIT_S + 10, 0.0, True),
         (60.0, LAG_LIMIT_S + 10, 0.0, False),  # a minute's scan, and five minutes' pause

@@ -35,7 +35,7 @@ def _bearer(secret: str) -> dict[str, str]:
 def keys(tmp_path: Path) -> dict[str, str]:
     """Secrets of a reader and a writer, whose hashes are in keys.json."""
     path = tmp_path / "keys.json"
-    return {"reader": add_key(path, "reader", READ), "writer": add_key(path, "writer", frozenset({"write"}))}
+    return {"reader": add_key(path, "reader", READ)[1], "writer": add_key(path, "writer", frozenset({"write"}))[1]}
 
 
 def test_without_keys_everything_is_open(client: TestClient) -> None:
@@ -84,7 +84,7 @@ def test_key_added_or_taken_out_counts_without_a_restart(
 ) -> None:
     path = tmp_path / "keys.json"
     client = open_client(replace(settings, keys=path))
-    later = _bearer(add_key(path, "later", READ))
+    later = _bearer(add_key(path, "later", READ)[1])
     eventually(lambda: client.get("/v1/datasets", headers=later).status_code == 200)
     path.write_text("[]")
     eventually(lambda: client.get("/v1/datasets", headers=later).status_code == 401)
@@ -304,3 +304,63 @@ def test_any_text_in_any_parameter_leaves_the_index_as_it_was(client: TestClient
                 assert answer.status_code < 500, (method, path, name, answer.text)
     assert client.post("/v1/datasets", json={"name": safe}).status_code in (201, 404, 422)
     assert _indexed(client) == before
+
+
+def test_key_for_some_datasets_reaches_no_other_and_no_run(
+    settings: Settings, open_client: Open, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys.json"
+    exact, prefix = (add_key(path, name, WRITE, (name,))[1] for name in ("train", "held*"))
+    client = open_client(replace(settings, keys=path))
+    for secret, mine, other in ((exact, "train", "heldout"), (prefix, "heldout", "train")):
+        bearer = _bearer(secret)
+        assert [item["name"] for item in client.get("/v1/datasets", headers=bearer).json()["items"]] == [mine]
+        assert client.get(f"/v1/datasets/{mine}/shards/0/data", headers=bearer).status_code == 200
+        for inner in ("", "/stats", "/shards", "/shards/0/data", "/samples/0", "/manifest"):
+            assert client.get(f"/v1/datasets/{other}{inner}", headers=bearer).status_code == 403, inner
+        assert client.post("/v1/datasets", json={"name": other}, headers=bearer).status_code == 403
+        assert client.delete(f"/v1/datasets/{other}", headers=bearer).status_code == 403
+        assert client.get("/v1/runs", headers=bearer).status_code == 403
+        assert client.get("/metrics", headers=bearer).status_code == 403
+        assert client.get("/v1/captures", headers=bearer).json()["items"] == []
+        events = client.get("/v1/events?follow=false", headers=bearer).text
+        assert mine in events
+        assert other not in events
+
+
+def test_every_operation_is_limited_by_a_key_for_some_datasets(
+    settings: Settings, open_client: Open, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys.json"
+    bearer = _bearer(add_key(path, "elsewhere", WRITE, ("elsewhere",))[1])
+    client = open_client(replace(settings, keys=path))
+    for operation, methods in client.get("/openapi.json").json()["paths"].items():
+        for method in methods:
+            url = operation.format(name="train", part=0, sample_id=0) + "?follow=false" * (operation == "/v1/events")
+            answer = client.request(method, url, json={"name": "train"}, headers=bearer)
+            assert answer.status_code == 403 or "train" not in answer.text, (method, operation)
+
+
+def test_key_expires(settings: Settings, open_client: Open, tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    key, secret = add_key(path, "guest", READ, (), days=1.0)
+    assert key.expires_at is not None
+    client = open_client(replace(settings, keys=path))
+    assert client.get("/v1/datasets", headers=_bearer(secret)).status_code == 200
+    document = json.loads(path.read_text())
+    document[0]["expires_at"] = "2020-01-01T00:00:00+00:00"
+    path.write_text(json.dumps(document))
+    eventually(lambda: client.get("/v1/datasets", headers=_bearer(secret)).status_code == 401)
+    assert "expired at 2020-01-01" in client.get("/v1/datasets", headers=_bearer(secret)).json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "limit", [{"expires_at": "tomorrow"}, {"expires_at": "2030-01-01"}, {"datasets": "train"}, {"datasets": [""]}]
+)
+def test_limit_of_a_key_that_cannot_be_read_is_refused(tmp_path: Path, limit: dict[str, object]) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps([{"name": "a", "scopes": ["read"], "digest": "0" * 64, **limit}]))
+    with pytest.raises(UsageError, match=str(path)):
+        load_keys(path)
+    with pytest.raises(UsageError, match="--days 0"):
+        add_key(tmp_path / "other.json", "b", READ, (), days=0)

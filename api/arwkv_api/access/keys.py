@@ -6,13 +6,15 @@ import json
 import os
 import secrets
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from arwkv_store.errors import UsageError
 
 Scope = Literal["read", "write"]
 PREFIX = "arwkv_"
+MOST_DAYS = 36_500
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,34 @@ class Key:
     name: str
     scopes: frozenset[Scope]
     digest: str
+    datasets: tuple[str, ...] = ()
+    """Names of the datasets that it is for, or prefixes that end with `*`; none: all, and runs."""
+    expires_at: datetime | None = None
+
+    def admits(self, dataset: str) -> bool:
+        """Whether the key is for this dataset."""
+        return not self.datasets or any(
+            dataset.startswith(name[:-1]) if name.endswith("*") else dataset == name for name in self.datasets
+        )
+
+    def has_expired(self) -> bool:
+        """Whether its time is over."""
+        return self.expires_at is not None and datetime.now(UTC) >= self.expires_at
+
+    def described(self) -> str:
+        """The key in a line, without its secret."""
+        what = f"{self.name}: {', '.join(sorted(self.scopes))}"
+        what += f"; only {', '.join(self.datasets)}" if self.datasets else ""
+        return what + (f"; until {self.expires_at:%Y-%m-%d %H:%M} UTC" if self.expires_at else "")
+
+    def as_document(self) -> dict[str, object]:
+        """Name, scopes and limits, for JSON."""
+        document: dict[str, object] = {"name": self.name, "scopes": sorted(self.scopes)}
+        if self.datasets:
+            document["datasets"] = list(self.datasets)
+        if self.expires_at is not None:
+            document["expires_at"] = self.expires_at.isoformat()
+        return document
 
 
 def digest_of(secret: str) -> str:
@@ -40,10 +70,12 @@ def find_key(keys: tuple[Key, ...], secret: str) -> Key | None:
 
 
 def load_keys(path: Path) -> tuple[Key, ...]:
-    """Read a key file: a JSON list of objects `name`, `scopes`, `digest`. Raises UsageError."""
+    """Read a key file: a JSON list of objects `name`, `scopes`, `digest`, perhaps `datasets` and `expires_at`.
+
+    Raises UsageError.
+    """
     try:
-        entries = json.loads(path.read_text())
-        keys = tuple(Key(str(e["name"]), frozenset(e["scopes"]), str(e["digest"])) for e in entries)
+        keys = tuple(map(_key, json.loads(path.read_text())))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f'--keys {path}: {error!r}; make a key with "api key --keys {path} --name NAME"') from error
     for key in keys:
@@ -52,19 +84,37 @@ def load_keys(path: Path) -> tuple[Key, ...]:
     return keys
 
 
-def add_key(path: Path, name: str, scopes: frozenset[Scope]) -> str:
-    """Make a key, add its hash to the file, which only its owner may read, and return the secret.
+def _key(entry: dict[str, Any]) -> Key:
+    end = entry.get("expires_at")
+    expires_at = None if end is None else datetime.fromisoformat(end)
+    if expires_at is not None and expires_at.tzinfo is None:
+        raise ValueError(f"expires_at {end!r} has no time zone")
+    datasets = entry.get("datasets", [])
+    if not isinstance(datasets, list) or not all(isinstance(name, str) and name for name in datasets):
+        raise ValueError(f"datasets {datasets!r}: not a list of names")
+    return Key(str(entry["name"]), frozenset(entry["scopes"]), str(entry["digest"]), tuple(datasets), expires_at)
 
-    Raises UsageError if the name is taken or the file cannot be read.
+
+def add_key(
+    path: Path, name: str, scopes: frozenset[Scope], datasets: tuple[str, ...] = (), days: float | None = None
+) -> tuple[Key, str]:
+    """Make a key, add its hash to the file, which only its owner may read, and return it with its secret.
+
+    Raises UsageError if the name is taken, a limit cannot be used or the file cannot be read.
     """
+    if days is not None and not 0 < days <= MOST_DAYS:
+        raise UsageError(f"--days {days}: must be greater than 0 and at most {MOST_DAYS}")
+    if not all(datasets):
+        raise UsageError("--dataset: a name is empty; leave the flag out for a key for all datasets")
     known = load_keys(path) if path.exists() else ()
     if any(key.name == name for key in known):
         raise UsageError(
             f"--name {name}: {path} already has a key of that name; choose another name, or delete that entry"
         )
     secret = PREFIX + secrets.token_urlsafe(32)
-    entries = [*known, Key(name, scopes, digest_of(secret))]
-    document = [{"name": key.name, "scopes": sorted(key.scopes), "digest": key.digest} for key in entries]
+    expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
+    made = Key(name, scopes, digest_of(secret), datasets, expires_at)
+    document = [{**key.as_document(), "digest": key.digest} for key in (*known, made)]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -74,4 +124,4 @@ def add_key(path: Path, name: str, scopes: frozenset[Scope]) -> str:
         file.flush()
         os.fsync(fd)
     temporary.replace(path)
-    return secret
+    return made, secret

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from ipaddress import ip_network
 from typing import Any
 
 from anyio import to_thread
@@ -18,7 +19,8 @@ from arwkv_api.http.access_log import Observe, configure_logging
 from arwkv_api.http.compress import Compact
 from arwkv_api.http.guard import Guard
 from arwkv_api.http.hosts import Hosts
-from arwkv_api.http.routes import datasets, operations, pages, runs, samples, shards
+from arwkv_api.http.proxy import Proxied
+from arwkv_api.http.routes import datasets, operations, pages, runs, samples, shards, work
 from arwkv_api.http.service import Service
 from arwkv_api.index.database import connect
 
@@ -54,17 +56,20 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
+        servers=[{"url": settings.path_prefix}] if settings.path_prefix else None,
         generate_unique_id_function=lambda route: route.name + ("_head" if route.methods == {"HEAD"} else ""),
     )
     app.state.service, app.state.keyring = service, keyring
     problems.install(app)
-    for routes in (datasets, shards, samples, runs, operations, pages):
+    for routes in (datasets, shards, samples, runs, work, operations, pages):
         app.include_router(routes.router)
     app.mount("/page", pages.files)
     app.add_middleware(Guard, settings.request_limit_bytes, settings.requests_per_s)
     app.add_middleware(Hosts, settings.trusted_hosts)
     app.add_middleware(Compact)
     app.add_middleware(Observe)
+    if settings.path_prefix or settings.trusted_proxies:
+        app.add_middleware(Proxied, settings.path_prefix, [ip_network(one) for one in settings.trusted_proxies])
     return app
 
 

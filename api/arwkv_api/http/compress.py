@@ -12,6 +12,7 @@ from arwkv_api.http.ranges import matches
 from arwkv_api.kept import Kept
 
 COMPRESSIBLE = ("application/json", "application/problem+json", "text/")
+STREAM = "text/event-stream"
 SMALLEST_BYTES = 600
 # Above this size, compression would delay other requests by more than about a millisecond.
 INLINE_BYTES = 64 << 10
@@ -45,7 +46,12 @@ class _Answer:
     async def take(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             kind = Headers(raw=message["headers"]).get("content-type", "")
-            if kind.startswith(COMPRESSIBLE) and message["status"] not in (206, 304) and self._method != "HEAD":
+            if (
+                kind.startswith(COMPRESSIBLE)
+                and not kind.startswith(STREAM)
+                and message["status"] not in (206, 304)
+                and self._method != "HEAD"
+            ):
                 self._start = message
                 return
         elif self._start is not None:

@@ -11,6 +11,7 @@ from arwkv_api.index.timeline import TimelinePoint
 from arwkv_store.format.schema import DatasetInfo
 
 DatasetState = Literal["ready", "indexing", "missing", "unreadable", "withdrawn"]
+WorkState = Literal["running", "finished", "stopped", "failed"]
 ShardStateName = Literal["committed", "missing", "corrupt"]
 
 
@@ -29,6 +30,8 @@ class DatasetSummary(_Answer):
     shards: int = Field(description="shards committed so far")
     faulty_shards: int = Field(description="shards that are missing or differ from their manifest")
     verified_shards: int = Field(description="committed shards whose files were verified")
+    sampled_regions: int = Field(description="random regions of shards in an object store that were verified")
+    sampled_bytes: int = Field(description="bytes of those regions")
     samples: int
     tokens: int
     size_bytes: int
@@ -90,6 +93,15 @@ class Registration(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     name: str = Field(min_length=1, max_length=255, examples=["train"])
+
+
+class RemovalPlan(_Answer):
+    """What removing a dataset's files takes."""
+
+    parts: int
+    files: int
+    size_bytes: int
+    confirm: str = Field(description="give as `confirm` to DELETE to remove exactly this", examples=["21b4485f73d0"])
 
 
 class Health(_Answer):
@@ -155,6 +167,8 @@ def _summary(row: DatasetRow | Row[Any]) -> dict[str, Any]:  # values of the mod
         "shards": row.shards,
         "faulty_shards": row.faulty_shards,
         "verified_shards": row.verified_shards,
+        "sampled_regions": row.sampled_regions,
+        "sampled_bytes": row.sampled_bytes,
         "samples": row.samples,
         "tokens": row.tokens,
         "size_bytes": row.size_bytes,

@@ -99,6 +99,12 @@ class BoundedHttp(HttpToolsProtocol):
             self._send_deadline = None
         super().resume_writing()
 
+    def shutdown(self) -> None:
+        """As uvicorn does; an answer that follows events, and so never ends by itself, is ended."""
+        super().shutdown()
+        if self.cycle is not None and self.cycle.scope.get("follows"):
+            self.transport.close()
+
     def _stop_waiting(self) -> None:
         if self._head_deadline is not None:
             self._head_deadline.cancel()

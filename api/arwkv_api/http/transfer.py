@@ -1,8 +1,7 @@
-"""Sending a shard's file: whole, one range or several, straight from the page cache if possible."""
+"""Sending a shard's file: whole, one range or several, from a disk or from the object store that has it."""
 
 import asyncio
 import contextlib
-import os
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 
@@ -12,18 +11,18 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from arwkv_api.http.ranges import ByteRange
-
-CHUNK_BYTES = 128 << 10
+from arwkv_api.roots.place import Content
 
 
 class FileResponse(Response):
-    """Sends ranges of an open descriptor, which it closes; memory stays at one chunk per transfer."""
+    """Sends ranges of an open file, which it closes; memory stays at one chunk per transfer."""
 
     def __init__(
-        self, fd: int, size_bytes: int, ranges: Sequence[ByteRange] | None, media_type: str, headers: Mapping[str, str]
+        self, content: Content, ranges: Sequence[ByteRange] | None, media_type: str, headers: Mapping[str, str]
     ) -> None:
         super().__init__(status_code=200 if ranges is None else 206, headers=dict(headers), media_type=media_type)
-        self._fd, self._size_bytes = fd, size_bytes
+        self._content, self._size_bytes = content, content.size_bytes
+        size_bytes = content.size_bytes
         self._pieces: list[bytes | ByteRange] = [ByteRange(0, size_bytes)]
         if ranges is not None and len(ranges) == 1:
             self.headers["Content-Range"] = ranges[0].content_range(size_bytes)
@@ -52,13 +51,13 @@ class FileResponse(Response):
             else:
                 await self._send_body(receive, send)
         finally:
-            os.close(self._fd)
+            self._content.close()
 
     async def _send_body(self, receive: Receive, send: Send) -> None:
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
             for piece in self._pieces:
-                async for chunk in _chunks(self._fd, piece):
+                async for chunk in _chunks(self._content, piece):
                     if gone.done():
                         return
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -74,32 +73,11 @@ async def _disconnected(receive: Receive) -> None:
             pass
 
 
-async def _chunks(fd: int, piece: bytes | ByteRange) -> AsyncIterator[bytes | bytearray]:
+async def _chunks(content: Content, piece: bytes | ByteRange) -> AsyncIterator[bytes | bytearray]:
     if isinstance(piece, bytes):
         yield piece
         return
-    for start in range(piece.start, piece.stop, CHUNK_BYTES):
-        size_bytes = min(CHUNK_BYTES, piece.stop - start)
-        cached = _read_cached(fd, start, size_bytes)
-        yield await to_thread.run_sync(_read, fd, start, size_bytes) if cached is None else cached
-
-
-def _read_cached(fd: int, start: int, size_bytes: int) -> bytearray | None:
-    """The bytes if all are in the page cache, without waiting for the disk; else None."""
-    buffer = bytearray(size_bytes)
-    try:
-        got = os.preadv(fd, [buffer], start, os.RWF_NOWAIT)
-    except OSError:
-        return None
-    return buffer if got == size_bytes else None
-
-
-def _read(fd: int, start: int, size_bytes: int) -> bytes:
-    parts: list[bytes] = []
-    while size_bytes:
-        part = os.pread(fd, size_bytes, start)
-        if not part:
-            raise OSError(f"file ended {size_bytes} bytes early, at byte {start}; it was cut while it was sent")
-        parts.append(part)
-        start, size_bytes = start + len(part), size_bytes - len(part)
-    return b"".join(parts)
+    for start in range(piece.start, piece.stop, content.piece_bytes):
+        size_bytes = min(content.piece_bytes, piece.stop - start)
+        at_hand = content.at_hand(start, size_bytes)
+        yield await to_thread.run_sync(content.read, start, size_bytes) if at_hand is None else at_hand

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 
 from sqlalchemy import and_, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
@@ -20,7 +19,7 @@ log = logging.getLogger("arwkv_api.indexing")
 NAMED_ROWS = 500
 
 
-def store_identity(session: Session, held: Lease, name: str, folder: Path, identity: Identity) -> DatasetRow | None:
+def store_identity(session: Session, held: Lease, name: str, folder: str, identity: Identity) -> DatasetRow | None:
     """Add or correct the dataset's row; if it is another dataset than before, its shards are forgotten.
 
     None if `name` belongs to a dataset under another root that is still served.
@@ -29,13 +28,13 @@ def store_identity(session: Session, held: Lease, name: str, folder: Path, ident
     if row is not None and row.root != held.root and not is_abandoned(session, row.root):
         return None
     if row is None:
-        row = DatasetRow(name=name, created_at_s=identity.mtime_ns / 1e9, dataset_hash="", parts=0)
+        row = DatasetRow(name=name, created_at_s=identity.mark_ns / 1e9, dataset_hash="", parts=0)
         session.add(row)
     known = row.state == "ready" and row.dataset_hash == identity.dataset_hash
     if row.dataset_hash != identity.dataset_hash and row.id is not None:
         forget_shards(session, row)
-    row.root, row.folder = held.root, str(folder)
-    row.identity, row.identity_mtime_ns = identity.raw, identity.mtime_ns
+    row.root, row.folder = held.root, folder
+    row.identity, row.identity_mtime_ns = identity.raw, identity.mark_ns
     row.dataset_hash = identity.dataset_hash
     row.teacher, row.parts = identity.info.teacher.model, identity.info.corpus.parts
     if row.state != "withdrawn":
@@ -54,7 +53,7 @@ def mark_ready(session: Session, dataset_id: int) -> None:
         _touch(row)
 
 
-def mark_unreadable(session: Session, held: Lease, name: str, folder: Path, problem: str) -> None:
+def mark_unreadable(session: Session, held: Lease, name: str, folder: str, problem: str) -> None:
     """Mark the folder's dataset as unreadable, with the reason."""
     row = session.scalar(select(DatasetRow).where(DatasetRow.name == name))
     if row is not None and (row.root != held.root or row.state == "withdrawn"):
@@ -68,7 +67,7 @@ def mark_unreadable(session: Session, held: Lease, name: str, folder: Path, prob
             name=name, identity=b"", identity_mtime_ns=0, dataset_hash="", teacher="", parts=0, created_at_s=now
         )
         session.add(row)
-    row.root, row.folder, row.state, row.problem = held.root, str(folder), "unreadable", problem
+    row.root, row.folder, row.state, row.problem = held.root, folder, "unreadable", problem
     row.updated_at_s = time.time()
     row.revision = (row.revision or 0) + 1
     log.warning("%s", problem)
@@ -159,6 +158,7 @@ def forget_shards(session: Session, row: DatasetRow) -> None:
     """Delete the rows of all of the dataset's shards."""
     session.execute(delete(ShardRow).where(ShardRow.dataset_id == row.id))
     row.shards = row.samples = row.tokens = row.size_bytes = row.faulty_shards = row.verified_shards = 0
+    row.sampled_regions = row.sampled_bytes = 0
     row.stats = row.growth = None
     _touch(row)
 

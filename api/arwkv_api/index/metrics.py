@@ -52,11 +52,11 @@ class ScanLag:
 def scan_lag(session: Session, settings: Settings) -> ScanLag:
     """How far the index is behind the roots: infinite before the first scan of each. Slow roots may lag longer."""
     now = time.time()
-    wanted = select(LeaseRow).where(LeaseRow.root.in_(map(str, settings.roots)), LeaseRow.scanned_at_s > 0)
+    wanted = select(LeaseRow).where(LeaseRow.root.in_(settings.roots), LeaseRow.scanned_at_s > 0)
     rows = session.scalars(wanted).all()
     took_s = [row.scan_took_s for row in rows]
     round_s = sum(took_s) + pause_s(max(took_s, default=0.0))
-    limit_s = max(LAG_LIMIT_S, 3 * settings.scan_interval_s, 2 * round_s)
+    limit_s = max(LAG_LIMIT_S, 3 * settings.scan_interval_s, 3 * settings.store_scan_interval_s, 2 * round_s)
     if len(rows) < len(settings.roots):
         return ScanLag(float("inf"), limit_s, late=True)
     # A root that is being scanned now counts as scanned.
@@ -69,7 +69,7 @@ class _Index(Collector):
         self._engine, self._settings = engine, settings
 
     def collect(self) -> Iterator[Metric]:
-        roots = list(map(str, self._settings.roots))
+        roots = self._settings.roots
         served = (DatasetRow.root.in_(roots), DatasetRow.state != "withdrawn")
         sums = [func.coalesce(func.sum(column), 0) for column in _FIGURES.values()]
         with Session(self._engine) as session:

@@ -51,6 +51,10 @@ class DatasetRow(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
     faulty_shards: Mapped[int] = mapped_column(BigInteger, default=0)
     verified_shards: Mapped[int] = mapped_column(BigInteger, default=0)
+    sampled_regions: Mapped[int] = mapped_column(BigInteger, default=0)
+    sampled_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    # A JSON list of format.heartbeat.Heartbeat: those of the processes that make the dataset.
+    heartbeats: Mapped[str | None] = mapped_column(Text)
     stats: Mapped[str | None] = mapped_column(Text, deferred=True)
     growth: Mapped[str | None] = mapped_column(Text, deferred=True)
     created_at_s: Mapped[float] = mapped_column(Double, index=True)

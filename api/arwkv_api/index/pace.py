@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -44,7 +43,7 @@ def pass_days(total_bytes: float, bytes_per_s: float) -> float:
     return total_bytes / bytes_per_s / 86_400 if bytes_per_s else 0.0
 
 
-def committed_bytes(session: Session, roots: Sequence[Path]) -> float:
+def committed_bytes(session: Session, roots: Sequence[str]) -> float:
     """Bytes of all committed shards under the roots."""
-    under = DatasetRow.root.in_(list(map(str, roots)))
+    under = DatasetRow.root.in_(roots)
     return float(session.execute(select(func.coalesce(func.sum(DatasetRow.size_bytes), 0)).where(under)).scalar_one())

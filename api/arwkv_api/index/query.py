@@ -4,7 +4,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Row, Select, String, func, literal_column, or_, select
@@ -39,7 +38,9 @@ FEW_SHARDS = 2000
 # A page with manifests ends before it exceeds this, for any number of requested items.
 MANIFEST_PAGE_BYTES = 4 << 20
 # Lists use plain rows: creating an object for each would take longer than finding it.
-DATASET_COLUMNS = [column for column in DatasetRow.__table__.c if column.name not in ("identity", "stats", "growth")]
+DATASET_COLUMNS = [
+    column for column in DatasetRow.__table__.c if column.name not in ("identity", "stats", "growth", "heartbeats")
+]
 SHARDS = ShardRow.__table__.c
 SHARD_COLUMNS = list(SHARDS)
 
@@ -51,6 +52,8 @@ class DatasetFilter:
     contains: str | None = None
     teacher: str | None = None
     state: str | None = None
+    admitted: tuple[str, ...] = ()
+    """Names, or prefixes that end with `*`; none: all."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class ShardFilter:
 
 
 def list_datasets(
-    session: Session, roots: Sequence[Path], wanted: DatasetFilter, sort: str, cursor: str | None, limit: int
+    session: Session, roots: Sequence[str], wanted: DatasetFilter, sort: str, cursor: str | None, limit: int
 ) -> tuple[Sequence[Row[Any]], str | None]:
     """A page of datasets under `roots`, and the next page's cursor. Raises BadCursor."""
     query = select(*DATASET_COLUMNS).where(_under(roots))
@@ -73,6 +76,8 @@ def list_datasets(
         # As it is, too: a database may know no other letters' cases than ASCII's.
         in_any_case = func.lower(DatasetRow.name).contains(wanted.contains.lower(), autoescape=True)
         query = query.where(or_(in_any_case, DatasetRow.name.contains(wanted.contains, autoescape=True)))
+    if wanted.admitted:
+        query = query.where(is_admitted(wanted.admitted))
     if wanted.teacher is not None:
         query = query.where(DatasetRow.teacher == wanted.teacher)
     if wanted.state is not None:
@@ -82,14 +87,27 @@ def list_datasets(
     return Order.parse(sort, DATASET_ORDERS, DatasetRow.name).fetch(session, query, cursor, limit)
 
 
-def find_dataset(session: Session, roots: Sequence[Path], name: str) -> DatasetRow:
+def is_admitted(names: Sequence[str]) -> ColumnElement[bool]:
+    """Whether a dataset has one of these names, or begins with one that ends with `*`."""
+    return or_(
+        *(
+            # Not LIKE, which ignores the case of letters in SQLite.
+            func.substr(DatasetRow.name, 1, len(name) - 1) == name[:-1]
+            if name.endswith("*")
+            else DatasetRow.name == name
+            for name in names
+        )
+    )
+
+
+def find_dataset(session: Session, roots: Sequence[str], name: str) -> DatasetRow:
     """The dataset called `name` under `roots`. Raises NotFound, also for a withdrawn one, and TryAgain before all
     roots were scanned."""
     found: DatasetRow = _one(session, select(DatasetRow), roots, name)[0]
     return found
 
 
-def dataset_figures(session: Session, roots: Sequence[Path], name: str, *figures: Column) -> tuple[Any, ...]:
+def dataset_figures(session: Session, roots: Sequence[str], name: str, *figures: Column) -> tuple[Any, ...]:
     """Some columns of that dataset alone. Raises NotFound, and TryAgain before all of its shards were read."""
     columns = (DatasetRow.__table__.c[figure.key] for figure in (DatasetRow.state, *figures))
     row = tuple(_one(session, select(*columns), roots, name))
@@ -103,12 +121,12 @@ def still_indexed(name: str) -> TryAgain:
     return TryAgain(f"dataset {name[:100]!r}: its shards are still being indexed; try again in a moment")
 
 
-def _one(session: Session, query: Select[Any], roots: Sequence[Path], name: str) -> Row[Any]:
+def _one(session: Session, query: Select[Any], roots: Sequence[str], name: str) -> Row[Any]:
     require_servable(name)
     served = (_under(roots), DatasetRow.name == name, DatasetRow.state != "withdrawn")
     row = session.execute(query.where(*served)).first()
     if row is None:
-        scanned = select(func.count()).where(LeaseRow.root.in_(list(map(str, roots))), LeaseRow.scanned_at_s > 0)
+        scanned = select(func.count()).where(LeaseRow.root.in_(roots), LeaseRow.scanned_at_s > 0)
         if session.execute(scanned).scalar_one() < len(roots):
             raise TryAgain(
                 f"dataset {name[:100]!r}: not found yet, but the roots are still being indexed; try again later"
@@ -213,5 +231,5 @@ def _with_manifests_that_fit(session: Session, shards: Sequence[Row[Any]]) -> in
     return max(bisect_right(ends, MANIFEST_PAGE_BYTES), 1)
 
 
-def _under(roots: Sequence[Path]) -> ColumnElement[bool]:
-    return DatasetRow.root.in_(list(map(str, roots)))
+def _under(roots: Sequence[str]) -> ColumnElement[bool]:
+    return DatasetRow.root.in_(roots)

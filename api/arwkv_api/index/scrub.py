@@ -1,11 +1,9 @@
 """Verifies the checksums of shards' files at a steady pace, to find changed bytes behind unchanged names and sizes."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, Row, select
@@ -16,15 +14,15 @@ from arwkv_api.index.lease import LeaseLost, Renewal, lease
 from arwkv_api.index.metrics import VERIFICATIONS, VERIFIED_BYTES
 from arwkv_api.index.orm import DatasetRow, ManifestRow, ShardRow
 from arwkv_api.index.pace import HOLDS_S, Pace
-from arwkv_api.roots.folders import part_files
 from arwkv_api.roots.manifests import ShardState, open_data, parse_manifest, read_shard, unreadable
+from arwkv_api.roots.place import Content, Place, place_of
 from arwkv_store.errors import CorruptShard, NotFound, TryAgain
-from arwkv_store.format.file_hash import pieces_of, sha256_of
+from arwkv_store.format.file_hash import sha256_of
 from arwkv_store.format.manifest import ShardManifest
 
 log = logging.getLogger("arwkv_api.verify")
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 4 << 20
 # A file counts as this many bytes at least: opening many small ones takes time, too.
 LEAST_BYTES = 1 << 16
 # Verdicts are written down after so many shards, or so long.
@@ -46,14 +44,14 @@ class Verdict:
     fault: str | None
 
 
-def fault_of(folder: Path, manifest: ShardManifest, read: Read) -> str | None:
+def fault_of(place: Place, manifest: ShardManifest, read: Read) -> str | None:
     """The problem of the part's files, after reading and hashing every byte; None if there is none.
 
     Raises TryAgain if a file cannot be read now, which does not mean that its bytes are wrong.
     """
     try:
         for kind in manifest.files:
-            _require_committed_bytes(folder, manifest, kind, read)
+            _require_committed_bytes(place, manifest, kind, read)
     except CorruptShard as error:
         return str(error)
     return None
@@ -65,15 +63,15 @@ def verify_shard(engine: Engine, dataset: DatasetRow, part: int) -> None:
     Raises NotFound where its manifest is gone, and TryAgain where a file cannot be read just now or while a scan of its
     root is running.
     """
-    folder = Path(dataset.folder)
+    place = place_of(dataset.folder)
     try:
-        files = part_files(folder, part)
+        files = place.part_files(part)
     except OSError as error:
         raise unreadable(error, f"part {part}") from error
     if files is None:
         raise NotFound(f"dataset {dataset.name!r}: part {part}: its manifest is gone; make the part again")
-    found = read_shard(folder, files, dataset.dataset_hash)
-    fault = found.problem if found.manifest is None else fault_of(folder, found.manifest, lambda _size: None)
+    found = read_shard(place, files, dataset.dataset_hash)
+    fault = found.problem if found.manifest is None else fault_of(place, found.manifest, lambda _size: None)
     with lease(engine, dataset.root, SCAN_WAIT_S) as held:
         if held is None:
             raise TryAgain(f"dataset {dataset.name!r}: its root is being scanned; try again in a moment")
@@ -104,18 +102,18 @@ def verify_due(engine: Engine, root: str, pace: Pace, passed: int = 0) -> tuple[
         reading = _Reading(pace, Renewal(engine, held))
         for shard in _due(engine, root, passed, limit=BATCH_SHARDS):
             try:
-                fault = fault_of(Path(shard.folder), parse_manifest(shard.raw), reading)
+                fault = fault_of(place_of(shard.folder), parse_manifest(shard.raw), reading)
                 verdicts.append(Verdict(shard.dataset_id, shard.id, shard.fingerprint, fault))
             except LeaseLost:
                 raise
             except TryAgain as error:
-                log.warning("%s: %s", Path(shard.folder).name, error)
+                log.warning("%s: %s", place_of(shard.folder).name, error)
                 passed += 1
             if pace.stopping.is_set():
                 return False, 0
             if time.monotonic() - reading.began_s > BATCH_S:
                 break
-        return _record(engine, root, verdicts), passed
+        return record(engine, root, verdicts), passed
 
 
 @dataclass
@@ -131,23 +129,25 @@ class _Reading:
         self.renew()
 
 
-def _require_committed_bytes(folder: Path, manifest: ShardManifest, kind: str, read: Read) -> None:
-    fd, info = open_data(folder, manifest, kind)
+def _require_committed_bytes(place: Place, manifest: ShardManifest, kind: str, read: Read) -> None:
+    content, info = open_data(place, manifest, kind)
     read(max(0, LEAST_BYTES - info.size_bytes))
     try:
-        with os.fdopen(fd, "rb", buffering=0) as file:
-            found = sha256_of(_counted(pieces_of(file), read))
+        found = sha256_of(_pieces(content, read))
     except OSError as error:
         raise unreadable(error, info.name) from error
+    finally:
+        content.close()
     if found != info.sha256:
         raise CorruptShard(f"{info.name}: SHA-256 {found[:16]}…, committed as {info.sha256[:16]}…; make the part again")
 
 
-def _counted(pieces: Iterator[memoryview], read: Read) -> Iterator[memoryview]:
-    for piece in pieces:
+def _pieces(content: Content, read: Read) -> Iterator[memoryview]:
+    for start in range(0, content.size_bytes, CHUNK_BYTES):
+        piece = content.read(start, min(CHUNK_BYTES, content.size_bytes - start))
         VERIFIED_BYTES.inc(len(piece))
         read(len(piece))
-        yield piece
+        yield memoryview(piece)
 
 
 def _due(engine: Engine, root: str, passed: int, limit: int) -> list[Row[Any]]:
@@ -166,7 +166,7 @@ def _due(engine: Engine, root: str, passed: int, limit: int) -> list[Row[Any]]:
         return list(session.execute(query))
 
 
-def _record(engine: Engine, root: str, verdicts: Sequence[Verdict]) -> bool:
+def record(engine: Engine, root: str, verdicts: Sequence[Verdict]) -> bool:
     """Store verdicts; False while a scan of the root is running."""
     with lease(engine, root, SCAN_WAIT_S) as held:
         if held is None:

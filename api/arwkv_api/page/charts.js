@@ -1,16 +1,18 @@
 // Charts in the page's colours, each with a table of its data for people who cannot see it.
 import { element } from "./elements.js";
 
-const style = (name) => {
+const style = (colour) => {
   // light-dark() resolves only in a real property: let one compute it.
   const probe = element("span");
-  probe.style.color = `var(${name})`;
+  probe.style.color = colour;
   document.body.append(probe);
-  const colour = getComputedStyle(probe).color;
+  const computed = getComputedStyle(probe).color;
   probe.remove();
-  return colour;
+  return computed;
 };
 const translucent = (colour) => colour.replace("rgb(", "rgba(").replace(")", ", 0.18)");
+// Colours of their own for a few series; more are shades from the first to the last, as layers have an order.
+const colourOf = (at, all) => (all <= PALETTE.length ? style(`var(${PALETTE[at]})`) : style(`color-mix(in srgb, var(--heat) ${(100 * at) / (all - 1)}%, var(--accent))`));
 const PALETTE = ["--accent", "--heat", "--good", "--bad", "--soft"];
 
 // `series` are {label, points: [{x, y}]} or, with `categories`, {label, values}.
@@ -29,15 +31,15 @@ export function chartCard({ title, note, kind, categories, series, x = {}, y = {
   card.update = (fresh) => {
     chart.series = fresh;
     if (!chart.drawn) return;
-    chart.drawn.data.datasets = fresh.map((one, at) => dataset(one, at, kind));
+    chart.drawn.data.datasets = fresh.map((one, at) => dataset(one, at, fresh.length, kind));
     chart.drawn.update("none");
     if (table.open) fill(table, { title, categories, series: fresh, x });
   };
   return card;
 }
 
-function dataset({ label, points, values }, at, kind) {
-  const colour = style(PALETTE[at % PALETTE.length]);
+function dataset({ label, points, values }, at, all, kind) {
+  const colour = colourOf(at, all);
   return {
     label,
     data: points ?? values,
@@ -51,13 +53,28 @@ function dataset({ label, points, values }, at, kind) {
     pointRadius: (points ?? []).length < 40 ? 2.5 : 0,
     pointHitRadius: 12,
     fill: kind === "area",
-    tension: 0.15,
   };
 }
 
+// Around a single place the axis would span a twentieth of its value, which for times is years.
+function center(axis) {
+  const only = lonePlace(axis);
+  if (only != null) [axis.min, axis.max] = [only - 1, only + 1];
+}
+
+function onlyTick(axis) {
+  const only = lonePlace(axis);
+  if (only != null) axis.ticks = [{ value: only }];
+}
+
+function lonePlace(axis) {
+  const places = new Set(axis.chart.data.datasets.flatMap((one) => one.data.map((point) => point.x)));
+  return places.size === 1 ? [...places][0] : null;
+}
+
 function options({ kind, categories, series, x, y, horizontal }) {
-  const soft = style("--soft");
-  const line = style("--line");
+  const soft = style("var(--soft)");
+  const line = style("var(--line)");
   const axis = (own, grid) => ({
     type: own.type ?? "linear",
     beginAtZero: own.zero ?? false,
@@ -65,13 +82,14 @@ function options({ kind, categories, series, x, y, horizontal }) {
     ticks: { color: soft, maxRotation: 0, autoSkipPadding: 14, callback: own.tick },
     grid: { color: line, display: grid },
     border: { color: line },
+    ...(own.lone ? { afterDataLimits: center, afterBuildTicks: onlyTick } : {}),
   });
-  const across = categories ? { ...x, type: "category" } : x;
+  const across = categories ? { ...x, type: "category" } : { ...x, lone: true };
   const scales = horizontal ? { y: axis(across, false), x: axis(y, true) } : { x: axis(across, false), y: axis(y, true) };
   for (const own of Object.values(scales)) if (!own.ticks.callback) delete own.ticks.callback;
   return {
     type: kind === "bar" ? "bar" : "line",
-    data: { labels: categories, datasets: series.map((one, at) => dataset(one, at, kind)) },
+    data: { labels: categories, datasets: series.map((one, at) => dataset(one, at, series.length, kind)) },
     options: {
       animation: false,
       parsing: undefined,

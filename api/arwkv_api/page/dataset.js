@@ -1,8 +1,9 @@
 // One dataset: its identity, growth, statistics and shards.
 import { badge, bytes, count, element, facts, figure, percent, short, show, tiles, when } from "./elements.js";
 import { listing } from "./listing.js";
-import { address, ask, enc, save } from "./service.js";
+import { address, ask, enc, follow, save } from "./service.js";
 import { charts, quality } from "./statistics.js";
+import { captureTable } from "./states.js";
 
 // A dataset that is being indexed is requested again after this time.
 const INDEXING_MS = 1000;
@@ -22,15 +23,26 @@ export async function datasetView(place, signal, name) {
     return signal.aborted ? null : datasetView(place, signal, name);
   }
   const [stats, timeline, corpus] = await Promise.all(["stats", "timeline", "corpus"].map((what) => ask(`${path}/${what}`, signal)));
+  const numbers = element("div");
+  const captures = element("section", { class: "card", "aria-label": "Captures", hidden: true });
+  const look = async () => {
+    const [made, now, sums] = await Promise.all([ask(`v1/captures?dataset=${enc(name)}`, signal), ask(path, signal), ask(`${path}/stats`, signal)]);
+    captures.hidden = !made.items.length;
+    if (made.items.length) show(captures, element("h2", {}, "Captures"), captureTable(made.items, false));
+    show(numbers, figures(now, sums));
+  };
+  show(numbers, figures(dataset, stats));
   show(place,
     ...head,
     dataset.problem ? element("p", { class: "notice bad" }, dataset.problem) : null,
     dataset.faulty_shards ? element("p", { class: "notice" }, `${count(dataset.faulty_shards)} shards are missing or differ from their manifest. The table below shows which.`) : null,
-    figures(dataset, stats),
+    numbers,
+    captures,
     dataset.info ? identity(dataset) : null,
     corpus.report ? reported(corpus.report) : null,
     element("section", { class: "charts", "aria-label": "Statistics" }, ...charts(stats, timeline.points)),
     shards(path, name, dataset, signal));
+  follow(["captures", "datasets"], signal, look, () => {});
 }
 
 function figures(dataset, stats) {
@@ -40,7 +52,7 @@ function figures(dataset, stats) {
     ["Tokens", short(dataset.tokens), `${count(dataset.samples)} samples`],
     ["Size", bytes(dataset.size_bytes), `${perToken} per token`],
     ["Integrity", dataset.faulty_shards ? `${count(dataset.faulty_shards)} faulty` : dataset.shards ? percent(dataset.verified_shards / dataset.shards) : "–",
-      dataset.faulty_shards ? "see the shards below" : "of shards verified"],
+      dataset.faulty_shards ? "see the shards below" : dataset.sampled_regions ? `of shards verified, and ${bytes(dataset.sampled_bytes)} in ${count(dataset.sampled_regions)} samples` : "of shards verified"],
     ...quality(stats),
   ]);
 }
@@ -105,7 +117,7 @@ function download({ part }, path) {
     event.preventDefault();
     said.textContent = " fetching…";
     try {
-      await save(link.href, `part-${String(part).padStart(6, "0")}.arrow`);
+      await save(`${link.href}?direct=false`, `part-${String(part).padStart(6, "0")}.arrow`);
       said.textContent = "";
     } catch (error) {
       said.textContent = ` ${error.message}`;

@@ -24,6 +24,13 @@ export const short = (value) => SHORT.format(value);
 export const when = (text) => WHEN.format(new Date(text));
 export const figure = (value, digits = 3) => (value == null ? "–" : Math.abs(value) >= 1000 ? WHOLE.format(Number(value).toPrecision(digits)) : Number(value).toPrecision(digits));
 export const tick = (value) => Number(value).toLocaleString("en", { maximumSignificantDigits: 3 });
+// Seconds in the two largest units that they have.
+export function duration(seconds) {
+  const whole = Math.round(seconds);
+  const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]].map(([unit, word], at, all) => [Math.floor((at ? whole % all[at - 1][0] : whole) / unit), word]);
+  const first = parts.findIndex(([number]) => number > 0);
+  return first < 0 ? "0 s" : parts.slice(first, first + 2).filter(([number]) => number).map(([number, word]) => `${number} ${word}`).join(" ");
+}
 export const percent = (share) => (share == null ? "–" : share === 1 ? "100 %" : `${(100 * share).toFixed(share > 0.995 ? 2 : 1)} %`);
 
 export function bytes(value) {

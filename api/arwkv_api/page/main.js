@@ -1,4 +1,5 @@
 // The frame of the page: it selects the view by the address, and shows errors.
+import { compareView } from "./compare.js";
 import { datasetView } from "./dataset.js";
 import { datasetsView } from "./datasets.js";
 import { element, show } from "./elements.js";
@@ -6,10 +7,13 @@ import { runView, runsView } from "./runs.js";
 import { sampleView } from "./sample.js";
 import { shardView } from "./shard.js";
 import { offerThemes } from "./theme.js";
+import { workView } from "./work.js";
 
 const ROUTES = [
   [/^$/, datasetsView, "datasets"],
+  [/^work$/, workView, "work"],
   [/^runs$/, runsView, "runs"],
+  [/^compare\/(.+)$/, compareView, "runs"],
   [/^runs\/([^/]+)$/, runView, "runs"],
   [/^datasets\/([^/]+)$/, datasetView, "datasets"],
   [/^datasets\/([^/]+)\/shards\/(\d+)$/, shardView, "datasets"],
@@ -27,7 +31,8 @@ async function go() {
   for (const link of document.querySelectorAll("[data-section]")) {
     link.toggleAttribute("aria-current", link.dataset.section === section);
   }
-  const names = (path.match(route) ?? []).slice(1).map(decodeURIComponent);
+  const found = (path.match(route) ?? []).slice(1);
+  const names = view === compareView ? found : found.map(decodeURIComponent);
   try {
     await view(content, signal, ...names);
   } catch (error) {

@@ -1,20 +1,14 @@
-// Training runs: a list, the live curves of one run, and the answers of teacher and student to the same prompts.
-import { chartCard } from "./charts.js";
-import { bytes, count, element, figure, short, show, tick, tiles, when } from "./elements.js";
-import { address, ask, enc, repeat } from "./service.js";
+// Training runs: a list, and one run: its settings, its curves while it goes, teacher and student given the same prompts.
+import { drawCurves } from "./curves.js";
+import { bytes, count, duration, element, facts, figure, short, show, tiles, when } from "./elements.js";
+import { address, ask, enc, follow } from "./service.js";
+import { connection, progressOf, workBadge } from "./states.js";
 
-const EVERY_MS = 2000;
 const SAMPLES = 8;
-// The figures with a chart, in this order; the last line of a run shows all others.
-const CURVES = [
-  ["loss", "Training loss"],
-  ["eval_kl", "KL to the teacher, held-out"],
-  ["eval_perplexity_ratio", "Perplexity, student over teacher"],
-  ["eval_top1_agreement", "Top-1 agreement, held-out"],
-  ["tokens_per_s", "Tokens per second"],
-  ["lr", "Learning rate"],
-  ["grad_norm", "Gradient norm"],
-];
+// Lines of a compared run that are read at most: 10,000 in an answer.
+const MOST_ANSWERS = 20;
+// Settings shown first, by their names in run.json.
+const FIRST = ["preset", "stage", "base", "shards", "samples_per_step", "learning_rate", "seed"];
 
 export async function runsView(place, signal) {
   document.title = "Runs – ARWKV datasets";
@@ -25,19 +19,47 @@ export async function runsView(place, signal) {
       element("p", {}, element("code", {}, `student train --shards ${address("v1/datasets/NAME")} --out RUN`))));
     return;
   }
-  const rows = items.map((run) => element("tr", {},
-    element("td", { class: "wide", "data-name": "Name" }, element("a", { href: `#/runs/${enc(run.name)}` }, run.name)),
-    element("td", { class: "number", "data-name": "Size" }, bytes(run.size_bytes)),
-    element("td", { class: "number", "data-name": "Updated" }, when(run.updated_at))));
-  const head = ["Name", "Size", "Updated"].map((name, at) => element("th", { scope: "col", class: at ? "number" : null }, name));
-  show(place, element("h1", {}, "Runs"), element("div", { class: "card" }, element("div", { class: "table" },
-    element("table", { class: "stack", "aria-label": "Runs" }, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows)))));
+  const chosen = new Set();
+  const compare = element("a", { class: "button", hidden: true }, "Compare");
+  const choose = (name, on) => {
+    if (on) chosen.add(name);
+    else chosen.delete(name);
+    compare.hidden = chosen.size < 2;
+    compare.href = `#/compare/${[...chosen].map(enc).join("/")}`;
+    compare.textContent = `Compare ${count(chosen.size)} runs`;
+  };
+  const card = element("div", { class: "card" });
+  const draw = (runs) => show(card, element("p", { class: "controls" }, element("span", { class: "soft" }, "Choose two runs or more to compare them."), compare), runTable(runs, { chosen, choose }));
+  draw(items);
+  show(place, element("h1", {}, "Runs"), card);
+  follow(["runs"], signal, async () => draw((await ask("v1/runs", signal)).items), () => {});
+}
+
+// A table of runs; with `choice`, each has a box to choose it.
+export function runTable(runs, choice) {
+  const cells = (run) => [
+    choice ? ["Compare", element("input", { type: "checkbox", "aria-label": `Compare ${run.name}`, checked: choice.chosen.has(run.name), onchange: (event) => choice.choose(run.name, event.target.checked) })] : null,
+    ["Name", element("a", { href: `#/runs/${enc(run.name)}` }, run.name), "wide"],
+    ["State", workBadge(run.state)],
+    ["Stage", run.stage || "–"],
+    ["Steps", progressOf(run, `steps of ${run.name}`)],
+    ["Time left", run.left_s == null || run.state !== "running" ? "–" : duration(run.left_s), "number"],
+    ["Size", bytes(run.size_bytes), "number"],
+    ["Updated", when(run.updated_at), "number"],
+  ].filter(Boolean);
+  const head = cells(runs[0]).map(([name, , kind]) => element("th", { scope: "col", class: kind === "number" ? kind : null }, name));
+  const rows = runs.map((run) => element("tr", {}, ...cells(run).map(([name, value, kind]) => element("td", { class: kind ?? null, "data-name": name }, value))));
+  return element("div", { class: "table" }, element("table", { class: "stack", "aria-label": "Runs" },
+    element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows)));
 }
 
 export async function runView(place, signal, name) {
   document.title = `${name} – ARWKV runs`;
+  const path = `v1/runs/${enc(name)}`;
   const summary = element("div");
-  const live = element("span", { class: "badge", role: "status" }, "live");
+  const state = element("span");
+  const live = element("span", { role: "status" });
+  const about = element("section", { class: "card", "aria-label": "Settings" });
   const grid = element("section", { class: "charts", "aria-label": "Curves" });
   const pairs = element("section", { class: "pairs", "aria-label": "Samples" });
   const cards = new Map();
@@ -46,29 +68,60 @@ export async function runView(place, signal, name) {
   let cursor = null;
   show(place,
     element("p", { class: "crumbs" }, element("a", { href: "#/runs" }, "Runs"), " /"),
-    element("div", { class: "heading" }, element("h1", {}, name), live), summary, grid, pairs);
+    element("div", { class: "heading" }, element("h1", {}, name), state, live), summary, about, grid, pairs);
   const compare = async () => {
-    const { items } = await ask(`v1/runs/${enc(name)}/samples?limit=${SAMPLES}`, signal);
+    const { items } = await ask(`${path}/samples?limit=${SAMPLES}`, signal);
     if (JSON.stringify(items) === shown) return;
     shown = JSON.stringify(items);
     show(pairs, ...(items.length ? [element("h2", {}, "Teacher and student, given the same prompts"), ...items.map(pair)] : []));
   };
   const look = async () => {
-    const fresh = await ask(`v1/runs/${enc(name)}/metrics${cursor ? `?cursor=${cursor}` : ""}`, signal);
+    const [detail, fresh] = await Promise.all([ask(path, signal), ask(`${path}/metrics${cursor ? `?cursor=${cursor}` : ""}`, signal)]);
     if (fresh.restarted) lines = [];
     const first = cursor == null;
     cursor = fresh.next_cursor;
-    if (first || fresh.items.length) await compare();
-    if (!first && !fresh.items.length && !fresh.restarted) return;
     lines = lines.concat(fresh.items);
-    draw(lines, cards, grid);
-    show(summary, latest(lines));
+    show(state, workBadge(detail.state));
+    show(summary, latest(lines, detail));
+    if (first || fresh.items.length) await compare();
+    if (first) show(about, ...settings(detail));
+    if (!first && !fresh.items.length && !fresh.restarted) return;
+    const stages = [...new Set(lines.map((line) => line.stage ?? ""))];
+    drawCurves(stages.map((stage) => ({ label: stage, lines: lines.filter((line) => (line.stage ?? "") === stage) })), cards, grid);
   };
   await look();
-  repeat(EVERY_MS, signal, look, (error) => {
-    live.textContent = error ? "no connection" : "live";
-    live.className = error ? "badge warn" : "badge";
+  follow(["runs"], signal, look, (error) => connection(live, error));
+}
+
+// Every line of a run's figures.
+export async function runLines(name, signal) {
+  let lines = [];
+  let cursor = null;
+  for (let answers = 0; answers < MOST_ANSWERS; answers += 1) {
+    const page = await ask(`v1/runs/${enc(name)}/metrics${cursor ? `?cursor=${cursor}` : ""}`, signal);
+    lines = lines.concat(page.items);
+    cursor = page.next_cursor;
+    if (!page.items.length) break;
+  }
+  return lines;
+}
+
+// Name and text of each setting in run.json, without those that are not set; nested ones as `outer.inner`.
+export function settingsOf(document, prefix = "") {
+  return Object.entries(document).flatMap(([name, value]) => {
+    if (value == null || value === "") return [];
+    if (typeof value === "object" && !Array.isArray(value)) return settingsOf(value, `${prefix}${name}.`);
+    return [[prefix + name, Array.isArray(value) ? value.map((one) => (typeof one === "object" ? JSON.stringify(one) : one)).join(", ") : String(value)]];
   });
+}
+
+function settings({ settings: document, stages }) {
+  if (!document) return [element("h2", {}, "Settings"), element("p", { class: "soft" }, "This run has no run.json.")];
+  const all = settingsOf(document);
+  const leads = ([name]) => FIRST.some((first) => name === first || name.startsWith(`${first}.`) || (first === "shards" && name.startsWith("shards_")));
+  const done = Object.entries(stages).map(([stage, found]) => [`Stage ${stage}`, settingsOf(found).map(([name, value]) => `${name} ${value}`).join(", ")]);
+  return [element("h2", {}, "Settings"), facts([...all.filter(leads), ...done]),
+    element("details", {}, element("summary", {}, "All of run.json"), facts(all.filter((one) => !leads(one))))];
 }
 
 function pair({ prompt, teacher, student, stage, step }) {
@@ -79,32 +132,17 @@ function pair({ prompt, teacher, student, stage, step }) {
     element("div", { class: "pair" }, half("Teacher", teacher), half("Student", student)));
 }
 
-function latest(lines) {
+function latest(lines, { heartbeat, state }) {
   const last = (key) => lines.findLast((line) => line[key] != null)?.[key];
   return tiles([
     ["Stage", last("stage") ?? "–"],
-    ["Step", last("step") == null ? "–" : count(last("step"))],
+    ["Step", last("step") == null ? "–" : count(last("step")), heartbeat?.total ? `of ${count(heartbeat.total)}` : null],
     ["Tokens", last("tokens") == null ? "–" : short(last("tokens"))],
     ["Loss", figure(last("loss"), 4)],
     ["KL, held-out", figure(last("eval_kl"), 4)],
     ["Speed", last("tokens_per_s") == null ? "–" : `${short(last("tokens_per_s"))}/s`],
-  ]);
+    state === "running" && heartbeat.left_s != null ? ["Time left", duration(heartbeat.left_s), "of this stage"] : null,
+    heartbeat?.message ? ["Error", String(heartbeat.errors), heartbeat.message] : null,
+  ].filter(Boolean));
 }
 
-function draw(lines, cards, grid) {
-  const stages = [...new Set(lines.map((line) => line.stage ?? ""))];
-  for (const [key, title] of CURVES) {
-    const series = stages.map((stage) => ({
-      label: stage || key,
-      points: lines.filter((line) => (line.stage ?? "") === stage && Number.isFinite(line[key])).map((line) => ({ x: line.step, y: line[key] })),
-    })).filter((one) => one.points.length);
-    if (!series.length) continue;
-    if (cards.has(key)) cards.get(key).update(series);
-    else {
-      const card = chartCard({ title, note: stages.length > 1 ? "By step within each stage." : "By step.", kind: "line", series,
-        x: { title: "step", tick: short, say: (step) => `step ${count(step)}` }, y: { tick, say: (v) => figure(v, 4) } });
-      cards.set(key, card);
-      grid.append(card);
-    }
-  }
-}

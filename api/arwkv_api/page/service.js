@@ -1,5 +1,7 @@
 // Requests to the service, with the tab's key if it needs one.
 
+const AGAIN_MS = 2000;
+
 export const enc = encodeURIComponent;
 
 // The full address of a path of the service, relative to the page's own address: there may be a prefix.
@@ -47,18 +49,34 @@ function askForKey(signal) {
   return asking;
 }
 
-// Calls `work` now and then every `interval` ms until the user leaves the view; a hidden tab waits. `said` gets each
-// failure, and null after a success, so that a service may restart.
-export async function repeat(interval, signal, work, said) {
+// Calls `work` each time the service says that something of one of these kinds has changed, until the user leaves the
+// view. `said` gets each failure, and null after a success, so that a service may restart.
+export async function follow(kinds, signal, work, said) {
   while (!signal.aborted) {
     try {
-      if (!document.hidden) {
-        await work();
+      for await (const event of events(signal)) {
+        if (event && !kinds.includes(event)) continue;
+        if (event) await work();
         said(null);
       }
     } catch (error) {
       if (!signal.aborted) said(error);
     }
-    await new Promise((resolve) => setTimeout(resolve, interval));
+    await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+  }
+}
+
+// The kinds of changes as the service sends them; a browser's own EventSource cannot send a key.
+async function* events(signal) {
+  const answer = await request("v1/events", signal);
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) throw new Error("the service ended the connection");
+    text += value;
+    const whole = text.split("\n\n");
+    text = whole.pop();
+    for (const one of whole) yield one.match(/^event: (.*)$/m)?.[1] ?? "";
   }
 }

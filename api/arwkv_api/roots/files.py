@@ -1,8 +1,11 @@
 """Opening files of a dataset or a run, and nothing that lies outside its folder."""
 
+import contextlib
 import os
 import stat
 from pathlib import Path
+
+from arwkv_store.format.heartbeat import MAX_HEARTBEAT_BYTES, is_heartbeat
 
 
 def open_inside(folder: Path, name: str) -> int:
@@ -25,11 +28,21 @@ def open_inside(folder: Path, name: str) -> int:
     return fd
 
 
-def read_inside(folder: Path, name: str, limit_bytes: int) -> tuple[bytes, os.stat_result]:
-    """The whole of a small file, with its stat. Raises OSError, also where it is larger than `limit_bytes`."""
+def read_inside(folder: Path, name: str, limit_bytes: int) -> bytes:
+    """The whole of a small file. Raises OSError, also where it is larger than `limit_bytes`."""
     fd = open_inside(folder, name)
     with os.fdopen(fd, "rb") as file:
-        status = os.fstat(fd)
-        if status.st_size > limit_bytes:
-            raise OSError(f"{name}: {status.st_size} bytes, more than the {limit_bytes} that such a file may have")
-        return file.read(limit_bytes), status
+        size_bytes = os.fstat(fd).st_size
+        if size_bytes > limit_bytes:
+            raise OSError(f"{name}: {size_bytes} bytes, more than the {limit_bytes} that such a file may have")
+        return file.read(limit_bytes)
+
+
+def heartbeats_in(folder: Path) -> list[bytes]:
+    """The heartbeat files of a dataset or a run, in the order of their names; none where it cannot be listed."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for name in sorted(entry.name for entry in entries if is_heartbeat(entry.name)):
+            with contextlib.suppress(OSError):  # replaced or removed just now
+                found.append(read_inside(folder, name, MAX_HEARTBEAT_BYTES))
+    return found

@@ -7,9 +7,9 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from arwkv_api.roots.place import ShardFiles
 from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, part_of, part_stem
 
 log = logging.getLogger("arwkv_api.folders")
@@ -23,21 +23,12 @@ BREATH_FILES = 200
 BREATH_S = 0.002
 
 
-@dataclass(frozen=True)
-class ShardFiles:
-    """One committed part: its manifest's time, and a fingerprint that changes when any of its files does."""
-
-    part: int
-    committed_at_s: float
-    fingerprint: str
-
-
 def is_servable_name(name: str) -> bool:
     """True for a folder name that can stand in a URL and in the index: printable text, not hidden."""
     return 0 < len(name) <= NAME_LIMIT_CHARACTERS and name.isprintable() and not name.startswith(".")
 
 
-def dataset_folders(root: Path) -> Iterator[tuple[str, Path]]:
+def local_folders(root: Path) -> Iterator[tuple[str, Path]]:
     """Name and folder of each dataset: `root` itself, or the folders in it that hold a dataset.json.
 
     Symbolic links are not followed; their targets can be added as roots.
@@ -112,6 +103,14 @@ def _folders_below(folder: Path, depth: int) -> Iterator[Path]:
         return
     for inner in below:
         yield from _folders_below(inner, depth - 1)
+
+
+def shards_time_ns(folder: Path) -> int:
+    """The time of a dataset's shards folder; -2 where there is none."""
+    try:
+        return (folder / SHARDS_FOLDER).lstat().st_mtime_ns
+    except OSError:
+        return -2
 
 
 def _shard(part: int, files: list[tuple[str, os.stat_result]]) -> ShardFiles | None:

@@ -1,10 +1,9 @@
-"""When a shards folder need not be listed: its own time says that no name in it came or went."""
+"""When a dataset's shards need not be compared: its place says that none came or went."""
 
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from arwkv_store.format.layout import SHARDS_FOLDER
+from arwkv_api.roots.place import Place, is_remote
 
 # A folder's time may stand still for a tick of the clock; names may have come after a listing within this.
 SETTLED_NS = 2_000_000_000
@@ -16,28 +15,20 @@ class Looks:
     `deep_every_s` seconds a folder is listed all the same."""
 
     deep_every_s: float
-    _seen: dict[Path, tuple[int, float]] = field(default_factory=dict)
-    _said: dict[Path, str] = field(default_factory=dict)
+    _seen: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _said: dict[str, str] = field(default_factory=dict)
 
-    def unchanged(self, folder: Path) -> bool:
-        """True where dataset `folder` was read not long ago and its shards folder has the time that it had then."""
-        time_ns, deep_at_s = self._seen.get(folder, (-1, 0.0))
-        return time.monotonic() < deep_at_s and shards_time_ns(folder) == time_ns
+    def unchanged(self, place: Place) -> bool:
+        """True where the dataset was read not long ago and its shards have the mark that they had then."""
+        mark, deep_at_s = self._seen.get(place.uri, (-1, 0.0))
+        return time.monotonic() < deep_at_s and place.shards_mark() == mark
 
-    def is_news(self, folder: Path, other: str) -> bool:
-        """True when it was not said before that `folder` has the name of `other`."""
-        said, self._said[folder] = self._said.get(folder), other
+    def is_news(self, place: Place, other: str) -> bool:
+        """True when it was not said before that `place` has the name of `other`."""
+        said, self._said[place.uri] = self._said.get(place.uri), other
         return said != other
 
-    def saw(self, folder: Path, time_ns: int) -> None:
-        """Remember that everything in `folder` was read, after its shards folder had `time_ns`."""
-        if 0 < time_ns < time.time_ns() - SETTLED_NS:
-            self._seen[folder] = (time_ns, time.monotonic() + self.deep_every_s)
-
-
-def shards_time_ns(folder: Path) -> int:
-    """The time of a dataset's shards folder; -2 where there is none."""
-    try:
-        return (folder / SHARDS_FOLDER).lstat().st_mtime_ns
-    except OSError:
-        return -2
+    def saw(self, place: Place, mark: int) -> None:
+        """Remember that everything in `place` was read, after its shards had `mark`."""
+        if mark > 0 and (is_remote(place.uri) or mark < time.time_ns() - SETTLED_NS):
+            self._seen[place.uri] = (mark, time.monotonic() + self.deep_every_s)

@@ -12,10 +12,9 @@ from typing import Any
 from pydantic_core import from_json
 
 from arwkv_api.kept import Kept
-from arwkv_api.roots.files import open_inside, read_inside
-from arwkv_api.roots.folders import ShardFiles
+from arwkv_api.roots.place import Content, Place, ShardFiles
 from arwkv_store.errors import ArwkvError, CorruptShard, NotFound, TryAgain
-from arwkv_store.format.layout import CORPUS_FILE, DATASET_FILE, SHARDS_FOLDER, manifest_name
+from arwkv_store.format.layout import CORPUS_FILE, DATASET_FILE, manifest_name
 from arwkv_store.format.manifest import FileInfo, ShardManifest
 from arwkv_store.format.schema import DatasetInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
@@ -42,10 +41,10 @@ class ShardState(StrEnum):
 
 @dataclass(frozen=True)
 class Identity:
-    """A dataset.json: the raw bytes and what they say."""
+    """A dataset.json: the raw bytes, its place's mark of them, and what they say."""
 
     raw: bytes
-    mtime_ns: int
+    mark_ns: int
     info: DatasetInfo
 
     @property
@@ -68,29 +67,30 @@ class Shard:
         return ShardState.COMMITTED if self.problem is None else ShardState.CORRUPT
 
 
-def read_identity(folder: Path) -> Identity:
-    """Read and verify a dataset's identity. Raises OSError, CorruptShard or UnsupportedVersion."""
-    raw, status = read_inside(folder, DATASET_FILE, MAX_DOCUMENT_BYTES)
-    where = f"{folder.name}/{DATASET_FILE}"
+def read_identity(place: Place) -> Identity:
+    """Read and verify a dataset's identity. Raises OSError, CorruptShard, UnsupportedVersion or TryAgain."""
+    mark_ns = place.identity_mark()
+    raw = place.read(DATASET_FILE, MAX_DOCUMENT_BYTES)
+    where = f"{place.name}/{DATASET_FILE}"
     info = DatasetInfo.from_bytes(raw, where)
     if info.corpus.parts > LARGEST_INTEGER:
         raise CorruptShard(f"{where}: corpus.parts {info.corpus.parts} is not below 2^63; make the dataset again")
-    return Identity(raw, status.st_mtime_ns, info)
+    return Identity(raw, mark_ns, info)
 
 
-def read_corpus_report(folder: Path) -> dict[str, Any] | None:
+def read_corpus_report(place: Place) -> dict[str, Any] | None:
     """The producer's report of the corpus, next to dataset.json; None if there is none."""
     try:
-        report = from_json(read_inside(folder, CORPUS_FILE, MAX_DOCUMENT_BYTES)[0], allow_inf_nan=False)
+        report = from_json(place.read(CORPUS_FILE, MAX_DOCUMENT_BYTES), allow_inf_nan=False)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        log.warning("%s: %s: %s; the page shows no report", folder.name, CORPUS_FILE, error)
+        log.warning("%s: %s: %s; the page shows no report", place.name, CORPUS_FILE, error)
         return None
     return report if isinstance(report, dict) else None
 
 
-def read_shard(folder: Path, files: ShardFiles, dataset_hash: str) -> Shard:
+def read_shard(place: Place, files: ShardFiles, dataset_hash: str) -> Shard:
     """Read and verify one manifest, and that its data files are there in full size; a bad shard is an answer.
 
     Raises TryAgain where a file cannot be read just now.
@@ -98,11 +98,13 @@ def read_shard(folder: Path, files: ShardFiles, dataset_hash: str) -> Shard:
     raw = b""
     where = manifest_name(files.part)
     try:
-        raw, _ = read_inside(folder / SHARDS_FOLDER, where, MAX_DOCUMENT_BYTES)
+        raw = place.manifest(files.part, MAX_DOCUMENT_BYTES)
         manifest = ShardManifest.from_bytes(raw, where)
         _require_same_dataset(manifest, files.part, dataset_hash, where)
         for kind in manifest.files:
-            _require_full_size(folder, manifest, kind)
+            _require_full_size(place, files, manifest, kind)
+    except TryAgain:
+        raise
     except OSError as error:
         return Shard(files, raw, None, str(unreadable(error, where)))
     except ArwkvError as error:
@@ -118,24 +120,31 @@ def parse_manifest(raw: bytes) -> ShardManifest:
 _PARSED = Kept[tuple[ShardManifest, int]](KEPT_MANIFESTS_BYTES, lambda kept: MEMORY_PER_BYTE * kept[1])
 
 
-def open_data(folder: Path, manifest: ShardManifest, kind: str) -> tuple[int, FileInfo]:
-    """A descriptor of the part's file `rows` or `hidden`, which is of the size that the manifest says.
+def open_data(place: Place, manifest: ShardManifest, kind: str) -> tuple[Content, FileInfo]:
+    """The part's file `rows` or `hidden`, open, which is of the size that the manifest says.
 
     Raises NotFound where the part has no such file, CorruptShard where it is gone or has another size, and TryAgain
     where it cannot be opened just now.
     """
+    info = data_file(manifest, kind)
+    try:
+        content = place.open_data(info.name)
+    except OSError as error:
+        raise unreadable(error, info.name) from error
+    if content.size_bytes != info.size_bytes:
+        content.close()
+        raise CorruptShard(
+            f"{info.name}: {content.size_bytes} bytes, {info.size_bytes} were committed; make the part again"
+        )
+    return content, info
+
+
+def data_file(manifest: ShardManifest, kind: str) -> FileInfo:
+    """The part's file `rows` or `hidden`. Raises NotFound where it has none."""
     info = manifest.files.get(kind)
     if info is None:
         raise NotFound(f"file={kind!r}: part {manifest.part} has only {', '.join(manifest.files)}")
-    try:
-        fd = open_inside(folder / SHARDS_FOLDER, info.name)
-    except OSError as error:
-        raise unreadable(error, info.name) from error
-    size_bytes = os.fstat(fd).st_size
-    if size_bytes != info.size_bytes:
-        os.close(fd)
-        raise CorruptShard(f"{info.name}: {size_bytes} bytes, {info.size_bytes} were committed; make the part again")
-    return fd, info
+    return info
 
 
 def _require_same_dataset(manifest: ShardManifest, part: int, dataset_hash: str, where: str) -> None:
@@ -148,12 +157,11 @@ def _require_same_dataset(manifest: ShardManifest, part: int, dataset_hash: str,
         raise CorruptShard(f"{where}: counts {numbers} are not all between 0 and 2^63; make the part again")
 
 
-def _require_full_size(folder: Path, manifest: ShardManifest, kind: str) -> None:
+def _require_full_size(place: Place, files: ShardFiles, manifest: ShardManifest, kind: str) -> None:
     info = manifest.files[kind]
-    path = folder / SHARDS_FOLDER / info.name
-    size_bytes = path.lstat().st_size
-    if size_bytes != info.size_bytes or path.is_symlink():
-        raise CorruptShard(f"{info.name}: {size_bytes} bytes on disk, {info.size_bytes} committed; make the part again")
+    size_bytes = place.size_bytes(files, info.name)
+    if size_bytes != info.size_bytes:
+        raise CorruptShard(f"{info.name}: {size_bytes} bytes there, {info.size_bytes} committed; make the part again")
 
 
 def one_line(error: Exception) -> str:

@@ -5,20 +5,19 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from arwkv_api.roots.manifests import unreadable
+from arwkv_api.roots.place import Place
 from arwkv_store.dataset.shard import Shard
 from arwkv_store.errors import CorruptShard, NotFound
 from arwkv_store.format.columns import heavy_columns
 from arwkv_store.format.manifest import ShardManifest
 from arwkv_store.format.sample import Sample
 from arwkv_store.format.schema import DatasetInfo
-from arwkv_store.places.source import LocalSource
 
 OPEN_SHARDS = 16
 # So many tokens before a window are read with it: what a token adds depends on those before it.
@@ -78,22 +77,22 @@ class Previews:
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[str, str, int], Shard] = OrderedDict()
 
-    def sample(self, folder: Path, info: DatasetInfo, manifest: ShardManifest, sample_id: int) -> Sample:
+    def sample(self, place: Place, info: DatasetInfo, manifest: ShardManifest, sample_id: int) -> Sample:
         """The sample with this id.
 
         Raises NotFound where the part skips it, CorruptShard for damaged bytes, TryAgain where it cannot be read now.
         """
         try:
-            return self._read(folder, info, manifest, sample_id)
+            return self._read(place, info, manifest, sample_id)
         except CorruptShard as error:
             # The store names the whole path, which callers need not know.
-            raise CorruptShard(str(error).replace(f"{folder}/shards/", "")) from error
+            raise CorruptShard(str(error).replace(f"{place.uri}/shards/", "")) from error
         except OSError as error:
             raise unreadable(error, f"part {manifest.part}") from error
 
-    def _read(self, folder: Path, info: DatasetInfo, manifest: ShardManifest, sample_id: int) -> Sample:
+    def _read(self, place: Place, info: DatasetInfo, manifest: ShardManifest, sample_id: int) -> Sample:
         with self._lock:
-            shard = self._shard(folder, info, manifest)
+            shard = self._shard(place, info, manifest)
             # Ids rise within a part, by one for the most part: then the first guess is right.
             guess = sample_id - manifest.first_sample_id
             if guess < manifest.rows and (found := shard.sample(guess)).sample_id == sample_id:
@@ -103,12 +102,12 @@ class Previews:
                 return found
         raise NotFound(f"sample {sample_id}: part {manifest.part} holds smaller and larger ids, but not this one")
 
-    def _shard(self, folder: Path, info: DatasetInfo, manifest: ShardManifest) -> Shard:
-        key = (str(folder), manifest.files["rows"].sha256, manifest.part)
+    def _shard(self, place: Place, info: DatasetInfo, manifest: ShardManifest) -> Shard:
+        key = (place.uri, manifest.files["rows"].sha256, manifest.part)
         shard = self._open.get(key)
         if shard is None:
             columns = {**heavy_columns(info), "hidden": ()}
-            shard = self._open[key] = Shard(LocalSource(folder), manifest, columns, verify=True)
+            shard = self._open[key] = Shard(place.source(), manifest, columns, verify=True, in_part=True)
             while len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
         self._open.move_to_end(key)

@@ -13,9 +13,10 @@ from pydantic_core import to_json
 
 from arwkv_api.errors import BadCursor
 from arwkv_api.index.lease import pause_s
-from arwkv_api.roots.files import open_inside
+from arwkv_api.roots.files import heartbeats_in, open_inside, read_inside
 from arwkv_api.roots.folders import METRICS, run_folders
 from arwkv_store.errors import NotFound
+from arwkv_store.format.heartbeat import Heartbeat
 
 # A run that appears is listed within this, or later where the folders are slow to walk.
 FRESH_S = 2.0
@@ -23,7 +24,8 @@ FRESH_S = 2.0
 LINE_LIMIT_BYTES = 1 << 20
 # An answer with figures ends after the line with which it grows beyond this.
 ANSWER_BYTES = 8 << 20
-SAMPLES = "samples.jsonl"
+SAMPLES, SETTINGS, STAGE = "samples.jsonl", "run.json", "stage.json"
+STAGES = ("align", "distill", "sft", "dpo")
 SAMPLES_LIMIT_BYTES = 16 << 20
 
 
@@ -60,6 +62,30 @@ class Runs:
         if found is None:
             raise NotFound(f"run {name[:100]!r}: no such folder with a {METRICS}; GET /v1/runs lists the runs")
         return found
+
+
+def heartbeat_of(folder: Path) -> Heartbeat | None:
+    """What the run said last; None if it has no heartbeat, as one of an earlier release."""
+    return next(filter(None, map(Heartbeat.from_bytes, heartbeats_in(folder))), None)
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """The run's run.json: settings, base, shards and start; None if there is none that can be read."""
+    return _document(folder, SETTINGS)
+
+
+def read_stages(folder: Path) -> dict[str, dict[str, Any]]:
+    """The summaries of the finished stages by name, in their order."""
+    found = {stage: _document(folder / stage, STAGE) for stage in STAGES}
+    return {stage: summary for stage, summary in found.items() if summary is not None}
+
+
+def _document(folder: Path, name: str) -> dict[str, Any] | None:
+    try:
+        found = _object(read_inside(folder, name, LINE_LIMIT_BYTES))
+    except OSError:
+        return None
+    return None if found is None or _as_json(found) is None else found
 
 
 def read_figures(folder: Path, cursor: str | None, limit: int) -> Figures:

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from arwkv_api.roots.place import Place
 from arwkv_store.format.schema import DatasetInfo
 from arwkv_store.format.vocabulary import vocabulary_hash
 
@@ -20,15 +21,15 @@ LARGEST_BYTES = 256 << 20
 KEPT_TEXTS = 1 << 14
 
 
-def decoder_for(folder: Path, info: DatasetInfo) -> "TokenizerDecoder | None":
+def decoder_for(place: Place, info: DatasetInfo) -> "TokenizerDecoder | None":
     """What turns this dataset's token ids into text; None where there is no tokenizer, or no `tokenizers`."""
     teacher = Path(info.teacher.model)
-    places = [folder / name for name in TOKENIZER_FILES]
-    if teacher.is_absolute():
-        places += [teacher / name for name in TOKENIZER_FILES]
-    for place in places:
-        if place.is_file() and place.stat().st_size <= LARGEST_BYTES:
-            decoder = _load(place, place.stat().st_mtime_ns, info.tokenizer.hash)
+    for path in (
+        *(place.tokenizer_file(name, LARGEST_BYTES) for name in TOKENIZER_FILES),
+        *(teacher / name for name in TOKENIZER_FILES if teacher.is_absolute()),
+    ):
+        if path is not None and path.is_file() and path.stat().st_size <= LARGEST_BYTES:
+            decoder = _load(path, path.stat().st_mtime_ns, info.tokenizer.hash)
             if decoder is not None:
                 return decoder
     return None

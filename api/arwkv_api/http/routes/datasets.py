@@ -2,20 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from arwkv_api.access.auth import Read, Write
+from arwkv_api.access.auth import Read, Write, admitted, require_admitted
+from arwkv_api.errors import Forbidden, PreconditionFailed
 from arwkv_api.http.models import (
     Corpus,
     Dataset,
     DatasetPage,
     DatasetState,
     Registration,
+    RemovalPlan,
     Timeline,
     dataset_detail,
     dataset_summary,
@@ -25,12 +26,15 @@ from arwkv_api.http.problems import answers
 from arwkv_api.http.service import Service, ServiceDep
 from arwkv_api.index import query as catalogue
 from arwkv_api.index.indexing import forget, forget_shards
-from arwkv_api.index.lease import Lease, lease
+from arwkv_api.index.lease import Lease, Renewal, lease
 from arwkv_api.index.orm import DatasetRow
 from arwkv_api.index.query import DatasetFilter, dataset_figures, find_dataset
 from arwkv_api.index.scan import scan_root
 from arwkv_api.index.timeline import timeline_of
 from arwkv_api.roots.manifests import read_corpus_report
+from arwkv_api.roots.place import place_of
+from arwkv_store.dataset.garbage import require_no_capture
+from arwkv_store.dataset.remove import plan_removal, remove
 from arwkv_store.errors import NotFound, TryAgain
 from arwkv_store.format.schema import DatasetInfo
 from arwkv_store.format.statistics import DatasetStats
@@ -43,6 +47,7 @@ SCAN_WAIT_S = 10.0
 @router.get("", dependencies=[Read], responses=answers())
 def list_datasets(
     service: ServiceDep,
+    request: Request,
     limit: Limit = 100,
     cursor: Cursor = None,
     sort: Annotated[DatasetSort, Query(description="key to sort by; `-` in front reverses")] = "name",
@@ -56,7 +61,7 @@ def list_datasets(
 ) -> DatasetPage:
     """Datasets under the roots, without withdrawn ones."""
     with Session(service.engine) as session:
-        wanted = DatasetFilter(contains, teacher, state)
+        wanted = DatasetFilter(contains, teacher, state, admitted(request))
         rows, following = catalogue.list_datasets(session, service.settings.roots, wanted, sort, cursor, limit)
         return DatasetPage(items=[dataset_summary(row) for row in rows], next_cursor=following)
 
@@ -65,6 +70,7 @@ def list_datasets(
 def register_dataset(service: ServiceDep, registration: Registration, request: Request, response: Response) -> Dataset:
     """Index a folder under the roots now instead of at the next scan; a withdrawn dataset comes back."""
     request.scope["dataset"] = registration.name
+    require_admitted(request, registration.name)
     catalogue.require_servable(registration.name)
     with Session(service.engine) as session:
         _scan_now(service, registration.name)
@@ -83,11 +89,48 @@ def get_dataset(service: ServiceDep, name: DatasetName) -> Dataset:
         return dataset_detail(row, _info(row))
 
 
-@router.delete("/{name}", dependencies=[Write, Unconditional], status_code=204, responses=answers(404, 412))
-def withdraw_dataset(service: ServiceDep, name: DatasetName) -> None:
-    """Stop serving a dataset. Its files stay; POST /v1/datasets brings it back."""
+@router.get("/{name}/removal", dependencies=[Write], responses=answers(404))
+def plan_dataset_removal(service: ServiceDep, name: DatasetName) -> RemovalPlan:
+    """What removing the dataset's files would take, and the word that confirms exactly this."""
     with Session(service.engine) as session:
-        root = find_dataset(session, service.settings.roots, name).root
+        uri = find_dataset(session, service.settings.roots, name).folder
+    plan = plan_removal(uri)
+    return RemovalPlan(parts=plan.parts, files=len(plan.names), size_bytes=plan.size_bytes, confirm=plan.confirmation)
+
+
+@router.delete("/{name}", dependencies=[Write, Unconditional], status_code=204, responses=answers(404, 412))
+def withdraw_dataset(
+    service: ServiceDep,
+    request: Request,
+    name: DatasetName,
+    files: Annotated[bool, Query(description="remove its files, too: needs a key, and `confirm`")] = False,
+    confirm: Annotated[str | None, Query(max_length=100, description="the word of GET …/removal")] = None,
+) -> None:
+    """Stop serving a dataset. Its files stay, and POST /v1/datasets brings it back; with `files=true` they are removed.
+
+    Files are removed only with a key, and only if `confirm` is the word that GET …/removal gives for what is there now.
+    """
+    with Session(service.engine) as session:
+        row = find_dataset(session, service.settings.roots, name)
+        root, uri = row.root, row.folder
+    if files:
+        if "key_name" not in request.scope:
+            raise Forbidden("files are removed only with a write key; start the service with --keys or ARWKV_API_KEY")
+        plan = plan_removal(uri)
+        if confirm != plan.confirmation:
+            raise PreconditionFailed(
+                f"confirm={confirm!r}: not the word for what is there now, {plan.parts} parts of {plan.size_bytes} bytes; "
+                f"GET /v1/datasets/{name}/removal gives it"
+            )
+        require_no_capture(uri)
+        with _scan_held_off(service, name, root) as held:
+            renew = Renewal(service.engine, held)
+            for _ in remove(uri, plan):
+                renew()
+            with Session(service.engine) as session, session.begin():
+                held.renew(session)
+                session.delete(find_dataset(session, service.settings.roots, name))
+        return
     with _scan_held_off(service, name, root) as held, Session(service.engine) as session, session.begin():
         held.renew(session)
         row = find_dataset(session, service.settings.roots, name)
@@ -127,7 +170,7 @@ def dataset_corpus(service: ServiceDep, name: DatasetName) -> Corpus:
     """The producer's report of the corpus: documents, tokens, turns, and the files that it read or skipped."""
     with Session(service.engine) as session:
         (folder,) = dataset_figures(session, service.settings.roots, name, DatasetRow.folder)
-    return Corpus(report=read_corpus_report(Path(folder)))
+    return Corpus(report=read_corpus_report(place_of(folder)))
 
 
 @router.get("/{name}/stats", dependencies=[Read], responses=answers(404), response_model=DatasetStats)
@@ -167,4 +210,4 @@ def _scan_now(service: Service, name: str) -> None:
     """Read dataset `name` again from the root that has it."""
     for root in service.settings.roots:
         if not scan_root(service.engine, root, wait_s=SCAN_WAIT_S, anew=name).done:
-            raise TryAgain(f"{root.name}: another scan is running; try again in a moment")
+            raise TryAgain(f"{root.rsplit('/', 1)[-1]}: another scan is running; try again in a moment")

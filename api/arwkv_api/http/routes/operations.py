@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from arwkv_api.access.auth import Read
+from arwkv_api.access.auth import ReadAll
 from arwkv_api.http.models import Health, Readiness
 from arwkv_api.http.problems import answers
 from arwkv_api.http.service import ServiceDep
@@ -39,7 +39,7 @@ def ready(service: ServiceDep) -> JSONResponse:
     return JSONResponse(answer.model_dump(), 200 if answer.ready else 503)
 
 
-@router.get("/metrics", dependencies=[Read], responses=answers(), response_class=Response)
+@router.get("/metrics", dependencies=[ReadAll], responses=answers(), response_class=Response)
 def metrics(service: ServiceDep) -> Response:
     """Figures for Prometheus."""
     return Response(exposition(service.engine, service.settings), media_type=MEDIA_TYPE)

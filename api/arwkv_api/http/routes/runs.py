@@ -1,5 +1,6 @@
 """Training runs and their figures."""
 
+import os
 from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any
@@ -7,13 +8,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
 
-from arwkv_api.access.auth import Read
-from arwkv_api.http.models import moment
+from arwkv_api.access.auth import ReadAll
+from arwkv_api.http.models import WorkState, moment
 from arwkv_api.http.parameters import PAGE_LIMIT, Cursor
 from arwkv_api.http.problems import answers
 from arwkv_api.http.service import ServiceDep
 from arwkv_api.roots.folders import METRICS
-from arwkv_api.views.runs import read_figures, read_samples
+from arwkv_api.views.runs import heartbeat_of, read_figures, read_samples, read_settings, read_stages
+from arwkv_store.errors import NotFound
+from arwkv_store.format.heartbeat import Heartbeat
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 RunName = Annotated[str, Path(max_length=1000, description="the run's name", examples=["demo-student"])]
@@ -25,6 +28,24 @@ class Run(BaseModel):
     name: str = Field(examples=["demo-student"])
     updated_at: datetime = Field(description="when its last line of figures was written")
     size_bytes: int = Field(description="of its metrics.jsonl")
+    state: WorkState | None = Field(description="null: it writes no heartbeat")
+    stage: str | None = Field(description="as the heartbeat says", examples=["distill"])
+    done: int | None = Field(description="steps of the stage that are done")
+    total: int | None = Field(description="steps of the stage")
+    left_s: float | None = Field(description="seconds that the stage takes from the last beat on")
+
+
+class RunDetail(Run):
+    """A run with its settings."""
+
+    settings: dict[str, Any] | None = Field(
+        description="its run.json: preset, settings, and base, shards and start by content",
+        examples=[{"preset": "arwkv", "learning_rate": 0.001}],
+    )
+    stages: dict[str, dict[str, Any]] = Field(
+        description="summaries of the finished stages", examples=[{"align": {"steps": 100, "loss_mean": 0.5}}]
+    )
+    heartbeat: Heartbeat | None
 
 
 class RunList(BaseModel):
@@ -55,7 +76,7 @@ class RunSamples(BaseModel):
     items: list[RunSample]
 
 
-@router.get("", dependencies=[Read], responses=answers())
+@router.get("", dependencies=[ReadAll], responses=answers())
 def list_runs(
     service: ServiceDep,
     limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT, description="most runs to answer")] = PAGE_LIMIT,
@@ -64,12 +85,25 @@ def list_runs(
     runs = []
     for name, folder in service.runs.folders().items():
         with suppress(FileNotFoundError):  # removed after the listing
-            status = (folder / METRICS).lstat()
-            runs.append(Run(name=name, updated_at=moment(status.st_mtime), size_bytes=status.st_size))
-    return RunList(items=sorted(runs, key=lambda run: run.updated_at, reverse=True)[:limit])
+            runs.append((name, folder, (folder / METRICS).lstat()))
+    newest = sorted(runs, key=lambda run: run[2].st_mtime_ns, reverse=True)[:limit]
+    return RunList(items=[_run(name, status, heartbeat_of(folder)) for name, folder, status in newest])
 
 
-@router.get("/{name}/metrics", dependencies=[Read], responses=answers(404), response_model=RunFigures)
+@router.get("/{name}", dependencies=[ReadAll], responses=answers(404))
+def get_run(service: ServiceDep, name: RunName) -> RunDetail:
+    """A run with its settings, its finished stages and its heartbeat."""
+    folder = service.runs.find(name)
+    try:
+        status = (folder / METRICS).lstat()
+    except FileNotFoundError as error:
+        raise NotFound(f"run {name[:100]!r}: its {METRICS} was removed; GET /v1/runs lists the runs") from error
+    beat = heartbeat_of(folder)
+    glance = _run(name, status, beat).model_dump()
+    return RunDetail(**glance, settings=read_settings(folder), stages=read_stages(folder), heartbeat=beat)
+
+
+@router.get("/{name}/metrics", dependencies=[ReadAll], responses=answers(404), response_model=RunFigures)
 def run_metrics(
     service: ServiceDep,
     name: RunName,
@@ -83,7 +117,7 @@ def run_metrics(
     return Response(body, media_type="application/json")
 
 
-@router.get("/{name}/samples", dependencies=[Read], responses=answers(404))
+@router.get("/{name}/samples", dependencies=[ReadAll], responses=answers(404))
 def run_samples(
     service: ServiceDep,
     name: RunName,
@@ -92,3 +126,16 @@ def run_samples(
     """The answers of teacher and student to the same prompts. Empty if the run wrote none."""
     samples = read_samples(service.runs.find(name), limit)
     return RunSamples(items=[RunSample(**sample) for sample in samples])
+
+
+def _run(name: str, status: os.stat_result, beat: Heartbeat | None) -> Run:
+    return Run(
+        name=name,
+        updated_at=moment(status.st_mtime),
+        size_bytes=status.st_size,
+        state=None if beat is None else beat.state_at(),
+        stage=None if beat is None else beat.stage,
+        done=None if beat is None else beat.done,
+        total=None if beat is None else beat.total,
+        left_s=None if beat is None else beat.left_s,
+    )

@@ -1,6 +1,5 @@
 """One sample of a dataset, decoded for people."""
 
-from pathlib import Path as Folder
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
@@ -14,6 +13,7 @@ from arwkv_api.http.service import ServiceDep
 from arwkv_api.index.orm import ManifestRow, ShardRow
 from arwkv_api.index.query import find_dataset, still_indexed
 from arwkv_api.roots.manifests import ShardState, parse_manifest
+from arwkv_api.roots.place import place_of
 from arwkv_api.views.preview import SamplePreview, preview_of
 from arwkv_api.views.tokenizer import decoder_for
 from arwkv_store.errors import NotFound
@@ -46,6 +46,7 @@ def read_sample(
                 raise still_indexed(name)
             raise NotFound(f"dataset {name!r}: sample {sample_id} is in no committed shard")
         manifest = parse_manifest(session.get_one(ManifestRow, shard.id).raw)
-        info, folder = DatasetInfo.from_bytes(dataset.identity, name), Folder(dataset.folder)
-        sample = service.previews.sample(folder, info, manifest, sample_id)
-        return preview_of(sample, shard.part, first, limit, top, decoder_for(folder, info))
+        info, place, part = DatasetInfo.from_bytes(dataset.identity, name), place_of(dataset.folder), shard.part
+    # Outside the session: a store may be slow, and connections to the index are few.
+    sample = service.previews.sample(place, info, manifest, sample_id)
+    return preview_of(sample, part, first, limit, top, decoder_for(place, info))

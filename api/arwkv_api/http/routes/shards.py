@@ -1,15 +1,13 @@
 """Shards: the list, one of them, its statistics and manifest, and its data."""
 
-import os
 from base64 import b64encode
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import RedirectResponse
 from sqlalchemy.orm import Session
 
 from arwkv_api.access.auth import Read, Write
-from arwkv_api.errors import PreconditionFailed, RangeNotSatisfiable
 from arwkv_api.http.models import Shard, ShardPage, ShardStateName, shard_summary
 from arwkv_api.http.parameters import LARGEST_ID, Cursor, DatasetName, IfMatch, Limit, Part, ShardSort, Unconditional
 from arwkv_api.http.problems import answers
@@ -20,7 +18,8 @@ from arwkv_api.index import query as catalogue
 from arwkv_api.index.orm import DatasetRow, ManifestRow
 from arwkv_api.index.query import ShardFilter, dataset_figures, find_dataset, find_shard, manifests_of
 from arwkv_api.index.scrub import verify_shard
-from arwkv_api.roots.manifests import ShardState, open_data, parse_manifest
+from arwkv_api.roots.manifests import ShardState, data_file, open_data, parse_manifest
+from arwkv_api.roots.place import place_of
 from arwkv_store.errors import CorruptShard, NotFound
 from arwkv_store.format.manifest import ShardManifest
 from arwkv_store.format.statistics import ShardStats
@@ -32,6 +31,7 @@ DOWNLOADS: dict[int | str, dict[str, Any]] = {
     200: {"description": "the whole file", "content": {ARROW_FILE: {}}},
     206: {"description": "the ranges asked for", "content": {ARROW_FILE: {}, "multipart/byteranges": {}}},
     304: {"description": "the caller's copy is this one"},
+    307: {"description": "fetch it from the object store, at the signed address in `Location`"},
 }
 Count = Annotated[int | None, Query(ge=0, le=LARGEST_ID)]
 
@@ -109,16 +109,20 @@ def download(
     name: DatasetName,
     part: Part,
     file: Annotated[Literal["rows", "hidden"], Query(description="which of the part's files")] = "rows",
+    direct: Annotated[bool, Query(description="false: through this service, even if the store could send it")] = True,
     range_: Annotated[str | None, Header(alias="Range", examples=["bytes=0-65535"])] = None,
     if_range: Annotated[str | None, Header()] = None,
     if_match: IfMatch = None,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """A shard's Arrow file, whole or in ranges; its ETag is the file's SHA-256."""
+    """A shard's Arrow file, whole or in ranges; its ETag is the file's SHA-256.
+
+    A file in an object store that signs addresses is fetched from there: the answer to GET is a redirect.
+    """
     with Session(service.engine) as session:
         dataset, manifest = _committed(service, session, name, part)
-        folder = Path(dataset.folder)
-    fd, info = open_data(folder, manifest, file)
+        place = place_of(dataset.folder)
+    info = data_file(manifest, file)
     etag = f'"{info.sha256}"'
     headers = {
         "ETag": etag,
@@ -127,17 +131,17 @@ def download(
         "Content-Disposition": f'attachment; filename="{info.name}"',
         "Repr-Digest": f"sha-256=:{b64encode(bytes.fromhex(info.sha256)).decode()}:",
     }
-    try:
-        require_match(if_match, etag)
-        if if_none_match is not None and matches(if_none_match, etag):
-            os.close(fd)
-            return Response(status_code=304, headers=headers)
-        wanted = range_ if request.method == "GET" else None
-        ranges = requested_ranges(wanted, if_range, etag, info.size_bytes, service.settings.range_limit)
-    except (PreconditionFailed, RangeNotSatisfiable):
-        os.close(fd)
-        raise
-    return FileResponse(fd, info.size_bytes, ranges, ARROW_FILE, headers)
+    require_match(if_match, etag)
+    if if_none_match is not None and matches(if_none_match, etag):
+        return Response(status_code=304, headers=headers)
+    wanted = range_ if request.method == "GET" else None
+    ranges = requested_ranges(wanted, if_range, etag, info.size_bytes, service.settings.range_limit)
+    # The store knows neither our ETag nor answers of several ranges.
+    may_redirect = direct and service.settings.redirects and request.method == "GET" and if_range is None
+    if may_redirect and len(ranges or ()) <= 1 and (address := place.signed_address(info.name)) is not None:
+        return RedirectResponse(address, 307, {"Cache-Control": "no-store"})
+    content, _ = open_data(place, manifest, file)
+    return FileResponse(content, ranges, ARROW_FILE, headers)
 
 
 def _committed(service: Service, session: Session, name: str, part: int) -> tuple[DatasetRow, ShardManifest]:
