@@ -11,6 +11,7 @@ from typing import Any
 
 from api_many import many_shards
 from arwkv_store.format.heartbeat import Heartbeat
+from arwkv_store.format.seal import self_hash
 from store_examples import example_dataset_info, write_example_dataset
 
 SAMPLE_DATASET = Path(__file__).parents[1] / "api" / "sample_dataset.py"
@@ -43,7 +44,8 @@ def make_site(folder: Path) -> Path:
     with (run / "metrics.jsonl").open("w") as file:
         file.writelines(json.dumps(line) + "\n" for line in _figures())
     (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in _SAMPLES))
-    (run / "run.json").write_text(json.dumps(_SETTINGS))
+    raw = (root / "sample" / "dataset.json").read_bytes()
+    (run / "run.json").write_text(json.dumps({**_SETTINGS, "shards_0_dataset": self_hash(raw)}))
     (run / "align").mkdir()
     (run / "align" / "stage.json").write_text(json.dumps({"steps": 400, "loss_mean": 0.61}))
     now = time.time()

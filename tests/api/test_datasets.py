@@ -1,5 +1,6 @@
 """Datasets over HTTP: what is listed, how it is found, and how it comes and goes."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from api_eventually import eventually
 from arwkv_api.config import Settings
 from arwkv_api.http import service
 from arwkv_store import DatasetInfo, open_dataset
+from arwkv_store.format.seal import self_hash
 from store_examples import example_dataset_info, write_example_dataset, write_tokens
 
 
@@ -234,3 +236,17 @@ def test_files_are_not_removed_where_everyone_may_write(client: TestClient, root
     refused = client.delete(f"/v1/datasets/train?files=true&confirm={word}")
     assert (refused.status_code, "write key" in refused.json()["detail"]) == (403, True)
     assert (root / "train" / "dataset.json").exists()
+
+
+def test_lineage_names_copies_and_the_runs_that_trained_on_it(client: TestClient, root: Path) -> None:
+    shutil.copytree(root / "train", root / "train-again")
+    run = root / "students" / "one"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    used = self_hash((root / "train" / "dataset.json").read_bytes())
+    (run / "run.json").write_text(json.dumps({"preset": "arwkv", "shards_0_dataset": used}))
+    expected = {"corpus": "made up", "teacher": "example/teacher", "copies": ["train-again"], "runs": ["students-one"]}
+    eventually(lambda: client.get("/v1/datasets/train/lineage").json() == expected)
+    assert client.get("/v1/datasets/heldout/lineage").json()["runs"] == []
+    detail = client.get("/v1/runs/students-one").json()
+    assert (detail["datasets"], detail["settings"]["preset"]) == (["train", "train-again"], "arwkv")

@@ -138,6 +138,7 @@ def test_budget_of_samples_bounds_requests_and_bytes_of_a_day() -> None:
     assert budget.pause_s(3 * 10**7) == pytest.approx(DAY_S * 0.03)
 
 
+@pytest.mark.slow
 def test_store_that_is_away_hides_no_folder(
     settings: Settings, open_client: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """The summary of manifests spares time. Whatever is wrong with it, a dataset is what its manifests say."""
 
+import hashlib
 import logging
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from arwkv_store import CorruptShard, create_dataset, open_dataset
 from arwkv_store.commands.copy import copy_dataset
 from arwkv_store.dataset import summarize as milestones
 from arwkv_store.dataset.summarize import is_milestone, summarize
+from arwkv_store.format.file_hash import sha256_of_file
 from arwkv_store.format.summary import SUMMARY_FILE, Summary
 from arwkv_store.places import object_source
 from arwkv_store.places.source import LocalSource
@@ -53,11 +55,16 @@ def test_opening_reads_no_manifest_that_the_summary_knows(summarized: Path, monk
 
 def test_no_summary_changes_what_a_dataset_is(summarized: Path, tmp_path: Path) -> None:
     expected, path = _parts(summarized), summarized / SUMMARY_FILE
-    sound = path.read_bytes()
+    sound, dataset_hash = path.read_bytes(), sha256_of_file(summarized / "dataset.json")
+    assert Summary.from_bytes(sound, dataset_hash) is not None
     for at in range(len(sound)):
         path.write_bytes(sound[:at] + bytes([sound[at] ^ 0x10]) + sound[at + 1 :])
-        assert Summary.from_bytes(path.read_bytes(), "0" * 64) is None
+        assert Summary.from_bytes(path.read_bytes(), dataset_hash) is None
     assert _parts(summarized) == expected
+    bomb = (
+        Summary(*np.zeros((4, 0), np.int64)).to_bytes(dataset_hash)[:-32].replace(b'"parts": 0', b'"parts": 99999999')
+    )
+    assert Summary.from_bytes(bomb + hashlib.sha256(bomb).digest(), dataset_hash) is None
     for wrong in (b"", sound[:-1], sound + b"x", b"{}\n" + bytes(40)):
         path.write_bytes(wrong)
         assert _parts(summarized) == expected

@@ -95,6 +95,15 @@ class Registration(BaseModel):
     name: str = Field(min_length=1, max_length=255, examples=["train"])
 
 
+class Lineage(_Answer):
+    """Where a dataset comes from, and what was made of it."""
+
+    corpus: str = Field(description="the text's description, or its fingerprint")
+    teacher: str
+    copies: list[str] = Field(description="other served datasets with the same dataset.json")
+    runs: list[str] = Field(description="runs that trained on it, as their run.json says")
+
+
 class RemovalPlan(_Answer):
     """What removing a dataset's files takes."""
 

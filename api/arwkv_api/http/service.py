@@ -32,6 +32,7 @@ log = logging.getLogger("arwkv_api.service")
 DEEP_LOOK_INTERVALS = 10
 # How often it is asked whether a region is due to be sampled.
 SAMPLE_LOOK_S = 1.0
+STOP_WAIT_S = 3.0
 # Pages of lists, because many readers request the same ones.
 KEPT_ANSWERS_BYTES = 16 << 20
 
@@ -66,7 +67,8 @@ class Service:
         groups += [([root], self.settings.store_scan_interval_s) for root in remote]
         self._unscanned = len(groups)
         for roots, interval_s in groups:
-            self._begin("scan", self._scan_until_stopped, roots, interval_s)
+            name = "scan" if roots is self._local else f"scan {roots[0]}"
+            self._begin(name, self._scan_until_stopped, roots, interval_s)
         if self.settings.verify_mb_per_s != 0 and self._local:
             self._begin("verify", self._verify_until_stopped)
         budget = Budget(self.settings.sample_requests_per_day, self.settings.sample_mb_per_day * 1e6)
@@ -78,10 +80,15 @@ class Service:
         self._threads[-1].start()
 
     def stop(self) -> None:
-        """End the background threads after their current work, and close the index."""
+        """End the background threads after their current work, and close the index.
+
+        One that waits for an object store that is away is not waited for: it ends with the process.
+        """
         self._stopping.set()
+        deadline = time.monotonic() + STOP_WAIT_S
         for thread in self._threads:
-            thread.join()
+            local = thread.name in ("scan", "verify")
+            thread.join(None if local else max(deadline - time.monotonic(), 0.0))
         self.engine.dispose()
 
     def _scan_until_stopped(self, roots: Sequence[str], interval_s: float) -> None:

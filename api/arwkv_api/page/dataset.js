@@ -3,7 +3,7 @@ import { badge, bytes, count, element, facts, figure, percent, short, show, tile
 import { listing } from "./listing.js";
 import { address, ask, enc, follow, save } from "./service.js";
 import { charts, quality } from "./statistics.js";
-import { captureTable } from "./states.js";
+import { captureTable, chain } from "./states.js";
 
 // A dataset that is being indexed is requested again after this time.
 const INDEXING_MS = 1000;
@@ -23,6 +23,7 @@ export async function datasetView(place, signal, name) {
     return signal.aborted ? null : datasetView(place, signal, name);
   }
   const [stats, timeline, corpus] = await Promise.all(["stats", "timeline", "corpus"].map((what) => ask(`${path}/${what}`, signal)));
+  const origin = dataset.info ? await ask(`${path}/lineage`, signal) : null;
   const numbers = element("div");
   const captures = element("section", { class: "card", "aria-label": "Captures", hidden: true });
   const look = async () => {
@@ -39,6 +40,7 @@ export async function datasetView(place, signal, name) {
     numbers,
     captures,
     dataset.info ? identity(dataset) : null,
+    origin ? lineage(name, origin) : null,
     corpus.report ? reported(corpus.report) : null,
     element("section", { class: "charts", "aria-label": "Statistics" }, ...charts(stats, timeline.points)),
     shards(path, name, dataset, signal));
@@ -76,6 +78,17 @@ function identity({ name, info, samples, tokens }) {
     ["Corpus", `${corpus.description || corpus.fingerprint}: ${count(length.samples)} samples, ${count(length.tokens)} tokens`],
     ["Command", info.command],
   ]), element("div", { class: "uri" }, element("code", {}, `student train --shards ${uri}`), copy, said));
+}
+
+// Text and teacher, this dataset and its copies, the runs that trained on it.
+function lineage(name, { corpus, teacher, copies, runs }) {
+  const link = (where) => (one) => element("a", { href: `#/${where}/${enc(one)}` }, one);
+  return element("section", { class: "card", "aria-label": "Lineage" }, element("h2", {}, "Lineage"), chain([
+    ["Text", [corpus]],
+    ["Teacher", [teacher]],
+    ["Dataset", [element("strong", {}, name), ...copies.map(link("datasets"))]],
+    ["Runs", runs.length ? runs.map(link("runs")) : ["none that is served"]],
+  ]));
 }
 
 // The producer's report of the text; a skipped file is shown with the reason.

@@ -2,7 +2,7 @@
 import { drawCurves } from "./curves.js";
 import { bytes, count, duration, element, facts, figure, short, show, tiles, when } from "./elements.js";
 import { address, ask, enc, follow } from "./service.js";
-import { connection, progressOf, workBadge } from "./states.js";
+import { chain, connection, progressOf, workBadge } from "./states.js";
 
 const SAMPLES = 8;
 // Lines of a compared run that are read at most: 10,000 in an answer.
@@ -84,7 +84,7 @@ export async function runView(place, signal, name) {
     show(state, workBadge(detail.state));
     show(summary, latest(lines, detail));
     if (first || fresh.items.length) await compare();
-    if (first) show(about, ...settings(detail));
+    if (first) show(about, element("h2", {}, "Lineage"), origin(name, detail), ...settings(detail));
     if (!first && !fresh.items.length && !fresh.restarted) return;
     const stages = [...new Set(lines.map((line) => line.stage ?? ""))];
     drawCurves(stages.map((stage) => ({ label: stage, lines: lines.filter((line) => (line.stage ?? "") === stage) })), cards, grid);
@@ -113,6 +113,18 @@ export function settingsOf(document, prefix = "") {
     if (typeof value === "object" && !Array.isArray(value)) return settingsOf(value, `${prefix}${name}.`);
     return [[prefix + name, Array.isArray(value) ? value.map((one) => (typeof one === "object" ? JSON.stringify(one) : one)).join(", ") : String(value)]];
   });
+}
+
+// What the run came from: the student that it started from, if any, its base, and the datasets that it reads.
+function origin(name, { settings: document, datasets }) {
+  const start = document?.start;
+  const sources = Object.entries(document ?? {}).filter(([key]) => /^shards_\d+_teacher$/.test(key)).map(([, teacher]) => teacher?.model).filter(Boolean);
+  return chain([
+    sources.length ? ["Teacher", [...new Set(sources)]] : null,
+    datasets.length ? ["Datasets", datasets.map((one) => element("a", { href: `#/datasets/${enc(one)}` }, one))] : null,
+    start ? ["Started from", [[start.run?.preset, String(start.checkpoint ?? "").slice(0, 12)].filter(Boolean).join(" ")]] : null,
+    ["Run", [element("strong", {}, name)]],
+  ].filter(Boolean));
 }
 
 function settings({ settings: document, stages }) {

@@ -38,3 +38,9 @@ export function progressOf({ done, total }, what) {
   if (!total) return count(done);
   return element("div", {}, `${count(done)} / ${count(total)}`, element("progress", { max: total, value: done, "aria-label": `${count(done)} of ${count(total)} ${what}` }));
 }
+
+// A small graph from left to right: [kind, what there is of it] for each step.
+export function chain(steps) {
+  return element("ol", { class: "chain" }, ...steps.map(([kind, entries]) => element("li", {}, element("span", { class: "soft" }, kind),
+    ...entries.map((entry) => element("span", {}, entry)))));
+}

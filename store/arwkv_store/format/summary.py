@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 SUMMARY_FILE = "manifests.summary"
 MAX_SUMMARY_BYTES = 512 << 20
+MAX_PARTS = 10_000_000
+"""A summary of more is ignored: it would take 320 MB of memory."""
 _VERSION = 1
 _MAX_HEAD_BYTES = 256
 _SEAL_BYTES = 32
@@ -58,7 +60,7 @@ class Summary:
             parts = head["parts"]
             if not newline or (head["format_version"], head["dataset_hash"]) != (_VERSION, dataset_hash):
                 return None
-            if zstandard.frame_content_size(frame) != 4 * 8 * parts:
+            if not 0 <= parts <= MAX_PARTS or zstandard.frame_content_size(frame) != 4 * 8 * parts:
                 return None
             plain = zstandard.ZstdDecompressor().decompress(frame)
         except (ValueError, KeyError, TypeError, zstandard.ZstdError):

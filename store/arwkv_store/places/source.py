@@ -12,7 +12,7 @@ from arwkv_store.errors import CorruptShard, NotFound
 from arwkv_store.format.layout import BESIDE_FILES, DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name, part_of
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
-from arwkv_store.format.summary import SUMMARY_FILE, mark
+from arwkv_store.format.summary import MAX_SUMMARY_BYTES, SUMMARY_FILE, mark
 from arwkv_store.places.cache import AHEAD_SHARE, FileCache, RangedFile
 
 
@@ -92,7 +92,8 @@ class LocalSource:
     def summary(self) -> bytes:
         """The bytes of the summary of manifests; none if there is no summary."""
         try:
-            return (self._folder / SUMMARY_FILE).read_bytes()
+            with open(f"{self._folder}/{SUMMARY_FILE}", "rb", buffering=0) as file:
+                return file.readall() if os.fstat(file.fileno()).st_size <= MAX_SUMMARY_BYTES else b""
         except OSError:
             return b""
 

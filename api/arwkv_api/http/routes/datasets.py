@@ -8,13 +8,14 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from arwkv_api.access.auth import Read, Write, admitted, require_admitted
+from arwkv_api.access.auth import Read, Write, admitted, is_admitted, require_admitted
 from arwkv_api.errors import Forbidden, PreconditionFailed
 from arwkv_api.http.models import (
     Corpus,
     Dataset,
     DatasetPage,
     DatasetState,
+    Lineage,
     Registration,
     RemovalPlan,
     Timeline,
@@ -33,6 +34,7 @@ from arwkv_api.index.scan import scan_root
 from arwkv_api.index.timeline import timeline_of
 from arwkv_api.roots.manifests import read_corpus_report
 from arwkv_api.roots.place import place_of
+from arwkv_api.views.lineage import datasets_of, hash_of, runs_on
 from arwkv_store.dataset.garbage import require_no_capture
 from arwkv_store.dataset.remove import plan_removal, remove
 from arwkv_store.errors import NotFound, TryAgain
@@ -89,6 +91,24 @@ def get_dataset(service: ServiceDep, name: DatasetName) -> Dataset:
         return dataset_detail(row, _info(row))
 
 
+@router.get("/{name}/lineage", dependencies=[Read], responses=answers(404))
+def dataset_lineage(service: ServiceDep, request: Request, name: DatasetName) -> Lineage:
+    """The dataset's text and teacher, its copies, and the runs that trained on it."""
+    roots = service.settings.roots
+    with Session(service.engine) as session:
+        row = find_dataset(session, roots, name)
+    info, digits = _info(row), hash_of(row.identity)
+    if info is None:
+        raise NotFound(f"dataset {name!r}: {row.problem}; restore its dataset.json")
+    same = datasets_of(service.engine, roots, {digits})
+    return Lineage(
+        corpus=info.corpus.description or info.corpus.fingerprint,
+        teacher=info.teacher.model,
+        copies=[one for one in same if one != name and is_admitted(request, one)],
+        runs=[] if admitted(request) else runs_on(service.runs, digits),
+    )
+
+
 @router.get("/{name}/removal", dependencies=[Write], responses=answers(404))
 def plan_dataset_removal(service: ServiceDep, name: DatasetName) -> RemovalPlan:
     """What removing the dataset's files would take, and the word that confirms exactly this."""
@@ -119,7 +139,7 @@ def withdraw_dataset(
         plan = plan_removal(uri)
         if confirm != plan.confirmation:
             raise PreconditionFailed(
-                f"confirm={confirm!r}: not the word for what is there now, {plan.parts} parts of {plan.size_bytes} bytes; "
+                f"confirm={confirm!r}: not the word for the {plan.parts} parts of {plan.size_bytes} bytes there now; "
                 f"GET /v1/datasets/{name}/removal gives it"
             )
         require_no_capture(uri)

@@ -14,6 +14,7 @@ from arwkv_api.http.parameters import PAGE_LIMIT, Cursor
 from arwkv_api.http.problems import answers
 from arwkv_api.http.service import ServiceDep
 from arwkv_api.roots.folders import METRICS
+from arwkv_api.views.lineage import datasets_of, hashes_used
 from arwkv_api.views.runs import heartbeat_of, read_figures, read_samples, read_settings, read_stages
 from arwkv_store.errors import NotFound
 from arwkv_store.format.heartbeat import Heartbeat
@@ -45,6 +46,7 @@ class RunDetail(Run):
     stages: dict[str, dict[str, Any]] = Field(
         description="summaries of the finished stages", examples=[{"align": {"steps": 100, "loss_mean": 0.5}}]
     )
+    datasets: list[str] = Field(description="served datasets that it reads", examples=[["train"]])
     heartbeat: Heartbeat | None
 
 
@@ -99,8 +101,14 @@ def get_run(service: ServiceDep, name: RunName) -> RunDetail:
     except FileNotFoundError as error:
         raise NotFound(f"run {name[:100]!r}: its {METRICS} was removed; GET /v1/runs lists the runs") from error
     beat = heartbeat_of(folder)
-    glance = _run(name, status, beat).model_dump()
-    return RunDetail(**glance, settings=read_settings(folder), stages=read_stages(folder), heartbeat=beat)
+    settings = read_settings(folder)
+    return RunDetail(
+        **_run(name, status, beat).model_dump(),
+        settings=settings,
+        stages=read_stages(folder),
+        datasets=datasets_of(service.engine, service.settings.roots, hashes_used(settings)),
+        heartbeat=beat,
+    )
 
 
 @router.get("/{name}/metrics", dependencies=[ReadAll], responses=answers(404), response_model=RunFigures)
