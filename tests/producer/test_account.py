@@ -13,6 +13,8 @@ from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run.account import Account
 from arwkv_producer.run.samples import BadCapture
 from arwkv_store.errors import TryAgain, UsageError
+from arwkv_store.format.heartbeat import Heartbeat
+from arwkv_store.places.pulse import Pulse
 from producer_captures import Captures
 
 
@@ -52,6 +54,27 @@ def test_counters_are_served_while_the_run_lasts(captures: Captures) -> None:
     assert counters["tokens_per_second"] > 0
     with pytest.raises(OSError, match="refused"):
         served(port)
+
+
+def test_heartbeat_tells_shards_speed_time_left_and_errors(captures: Captures, tmp_path: Path) -> None:
+    manifest = captures.open("base").shards[0]
+    with Account(asked()) as account, Pulse(str(tmp_path), kind="capture", unit="shards", total=5) as pulse:
+        account.begin(tokens=5 * manifest.tokens, shards=5)
+        account.follow("o", pulse, 5 * manifest.tokens)
+        account.captured(manifest.tokens)
+        account.committed("o", manifest)
+        account.committed("another", manifest)
+        account.bad(3, BadCapture("sample 3 (a.txt): nothing"))
+        running = pulse.last
+    assert (running.done, running.total, running.tokens, running.errors) == (1, 5, manifest.tokens, 1)
+    assert running.tokens_per_s is not None
+    assert running.left_s == pytest.approx(4 * manifest.tokens / running.tokens_per_s)
+    last = Heartbeat.from_bytes((tmp_path / "heartbeat-0.json").read_bytes())
+    assert last is not None
+    assert (last.state, last.done, last.message) == ("finished", 1, "sample 3 (a.txt): nothing")
+    made = Heartbeat.from_bytes((captures.folder / "base" / "heartbeat-0.json").read_bytes())
+    assert made is not None
+    assert (made.state, made.done) == ("finished", captures.summaries["base"]["shards"])
 
 
 def test_a_taken_port_is_refused() -> None:

@@ -8,7 +8,6 @@ import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import xxhash
 from sqlalchemy import Engine, Row, func, select
@@ -76,7 +75,7 @@ def sample_region(engine: Engine, root: str, budget: Budget) -> bool:
     return True
 
 
-def _random_shard(engine: Engine, root: str) -> Row[Any] | None:
+def _random_shard(engine: Engine, root: str) -> Row[int, int, str, str, bytes] | None:
     """A committed shard; the next one by row after a random number, so that no rows are sorted."""
     columns = ShardRow.id, ShardRow.dataset_id, ShardRow.fingerprint, DatasetRow.folder, ManifestRow.raw
     of_root = (DatasetRow.root == root, DatasetRow.state == "ready", ShardRow.state == ShardState.COMMITTED)

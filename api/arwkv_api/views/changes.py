@@ -38,7 +38,7 @@ def captures(engine: Engine, roots: Sequence[str]) -> list[Capture]:
         found = [
             Capture(name, Heartbeat.model_validate(beat))
             for name, beats in session.execute(told)
-            for beat in json.loads(beats)
+            for beat in json.loads(beats or "[]")
         ]
     return sorted(found, key=lambda one: one.heartbeat.at_s, reverse=True)
 

@@ -49,8 +49,8 @@ class ManifestIndex:
         known = Summary.from_bytes(source.summary(), dataset_hash) or NO_SUMMARY
         present = source.present(0 if exact else known.unbroken)
         if present is None:
-            numbers = np.array(list(self._read(None)), np.int64).reshape(-1, 3)
-            self.summary = Summary(*numbers.T, marks=np.zeros(len(numbers), np.int64))
+            parts, rows, tokens = np.array(list(self._read(None)), np.int64).reshape(-1, 3).T
+            self.summary = Summary(parts, rows, tokens, np.zeros_like(parts))
         else:
             self.summary = self._completed(known, present)
         self._unlisted = 0 if present is None else present.unlisted

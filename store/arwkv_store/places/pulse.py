@@ -40,6 +40,11 @@ class Pulse:
         self._thread = threading.Thread(target=self._beat_until_ended, name="heartbeat", daemon=True)
         self._said = False
 
+    @property
+    def last(self) -> Heartbeat:
+        """What the next beat says."""
+        return self._last
+
     def say(self, **figures: Any) -> None:
         """Take in newer figures, fields of Heartbeat; the next beat writes them."""
         with self._changing:
