@@ -26,11 +26,12 @@ from arwkv_api.index.pace import Pace
 from arwkv_api.index.query import find_dataset
 from arwkv_api.index.scan import scan_root
 from arwkv_api.index.scrub import verify_due
+from arwkv_api.roots.finding import dataset_folders
 from arwkv_api.roots.folders import BREATH_FILES, BREATH_S
 from arwkv_api.roots.local import LocalPlace
 from arwkv_api.roots.looks import Looks
 from arwkv_api.roots.manifests import Shard
-from arwkv_api.roots.place import Place, ShardFiles, dataset_folders
+from arwkv_api.roots.place import Place, ShardFiles
 from store_examples import example_dataset_info, write_example_dataset
 
 Open = Callable[[Settings], TestClient]

@@ -17,8 +17,9 @@ from arwkv_api.index.lease import BUSY_SHARE, lease, scanned_within
 from arwkv_api.index.metrics import VERIFIED_BYTES
 from arwkv_api.index.orm import DatasetRow, ManifestRow, ShardRow
 from arwkv_api.index.scrub import Verdict, record
+from arwkv_api.roots.finding import place_of
 from arwkv_api.roots.manifests import ShardState, open_data, parse_manifest, unreadable
-from arwkv_api.roots.place import Place, place_of
+from arwkv_api.roots.place import Place
 from arwkv_store.errors import CorruptShard
 from arwkv_store.format.manifest import FileInfo, Region, ShardManifest
 

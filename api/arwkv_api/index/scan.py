@@ -23,9 +23,10 @@ from arwkv_api.index.indexing import (
 )
 from arwkv_api.index.lease import Lease, LeaseLost, Renewal, is_abandoned, lease, scanned_within
 from arwkv_api.index.orm import DatasetRow, ShardRow
+from arwkv_api.roots.finding import dataset_folders
 from arwkv_api.roots.looks import Looks
 from arwkv_api.roots.manifests import Shard, one_line, read_identity, read_shard
-from arwkv_api.roots.place import Place, ShardFiles, dataset_folders
+from arwkv_api.roots.place import Place, ShardFiles
 from arwkv_store.errors import ArwkvError, TryAgain
 from arwkv_store.format.heartbeat import Heartbeat
 

@@ -14,8 +14,9 @@ from arwkv_api.index.lease import LeaseLost, Renewal, lease
 from arwkv_api.index.metrics import VERIFICATIONS, VERIFIED_BYTES
 from arwkv_api.index.orm import DatasetRow, ManifestRow, ShardRow
 from arwkv_api.index.pace import HOLDS_S, Pace
+from arwkv_api.roots.finding import place_of
 from arwkv_api.roots.manifests import ShardState, open_data, parse_manifest, read_shard, unreadable
-from arwkv_api.roots.place import Content, Place, place_of
+from arwkv_api.roots.place import Content, Place
 from arwkv_store.errors import CorruptShard, NotFound, TryAgain
 from arwkv_store.format.file_hash import sha256_of
 from arwkv_store.format.manifest import ShardManifest

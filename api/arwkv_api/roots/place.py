@@ -1,8 +1,7 @@
 """A dataset's folder as the index reads it, on a disk or in an object store."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -87,32 +86,3 @@ class Place(Protocol):
 def is_remote(root: str) -> bool:
     """Whether a root or a folder lies in an object store."""
     return "://" in root
-
-
-@lru_cache(maxsize=4096)
-def place_of(folder: str) -> Place:
-    """The place that the index knows as `folder`."""
-    if is_remote(folder):
-        from arwkv_api.roots.objects import object_place
-
-        return object_place(folder)
-    from arwkv_api.roots.local import LocalPlace
-
-    return LocalPlace(Path(folder))
-
-
-def dataset_folders(root: str, meanwhile: Callable[[], None] = lambda: None) -> Iterator[tuple[str, Place]]:
-    """Name and place of each dataset: `root` itself, or the folders in it that hold a dataset.json.
-
-    Raises OSError or TryAgain where the root cannot be listed.
-    """
-    if is_remote(root):
-        from arwkv_api.roots.objects import places_under
-
-        yield from places_under(root, meanwhile)
-    elif Path(root).is_dir():
-        from arwkv_api.roots.folders import local_folders
-        from arwkv_api.roots.local import LocalPlace
-
-        for name, folder in local_folders(Path(root)):
-            yield name, LocalPlace(folder)

@@ -12,8 +12,8 @@ from arwkv_store.format.layout import manifest_uri
 from arwkv_store.format.manifest import ShardManifest
 from arwkv_store.format.schema import READ_VERSIONS, refuse_unknown_version
 from arwkv_store.format.seal import require_intact, unsealed
-from arwkv_store.format.summary import SUMMARY_FILE, Summary
-from arwkv_store.places.source import Present, Source
+from arwkv_store.format.summary import SUMMARY_FILE, Present, Summary
+from arwkv_store.places.source import Source
 
 NO_SUMMARY = Summary(*np.zeros((4, 0), np.int64))
 

@@ -71,6 +71,15 @@ class Summary:
         return cls(np.cumsum(steps), rows, tokens, marks)
 
 
+@dataclass(frozen=True)
+class Present:
+    """The committed parts' manifests as a listing shows them: (part, mark) in order. Parts below `unlisted` were not
+    listed."""
+
+    marks: list[tuple[int, int]]
+    unlisted: int = 0
+
+
 def mark(size_bytes: int, version: int) -> int:
     """The mark of a manifest of this size, and time in nanoseconds or 64-bit hash of its object's version."""
     return (version * 1_000_003 + size_bytes) & ((1 << 63) - 1)

@@ -12,11 +12,10 @@ from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.layout import BESIDE_FILES, DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name, part_of
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
-from arwkv_store.format.summary import MAX_SUMMARY_BYTES, SUMMARY_FILE, mark
+from arwkv_store.format.summary import MAX_SUMMARY_BYTES, SUMMARY_FILE, Present, mark
 from arwkv_store.places.cache import AHEAD_SHARE, FileCache, RangedFile, require_size
 from arwkv_store.places.object_folder import ObjectFolder
 from arwkv_store.places.object_listing import listed
-from arwkv_store.places.source import Present
 
 PIECE_BYTES = 8 << 20
 PIECES_AT_ONCE = 4

@@ -4,7 +4,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -12,17 +11,8 @@ from arwkv_store.errors import CorruptShard, NotFound
 from arwkv_store.format.layout import BESIDE_FILES, DATASET_FILE, SHARDS_FOLDER, committed_parts, manifest_name, part_of
 from arwkv_store.format.manifest import FileInfo
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
-from arwkv_store.format.summary import MAX_SUMMARY_BYTES, SUMMARY_FILE, mark
+from arwkv_store.format.summary import MAX_SUMMARY_BYTES, SUMMARY_FILE, Present, mark
 from arwkv_store.places.cache import AHEAD_SHARE, FileCache, RangedFile
-
-
-@dataclass(frozen=True)
-class Present:
-    """The committed parts' manifests as a listing shows them: (part, mark) in order. Parts below `unlisted` were not
-    listed."""
-
-    marks: list[tuple[int, int]]
-    unlisted: int = 0
 
 
 class Source(Protocol):

@@ -32,8 +32,8 @@ from arwkv_api.index.orm import DatasetRow
 from arwkv_api.index.query import DatasetFilter, dataset_figures, find_dataset
 from arwkv_api.index.scan import scan_root
 from arwkv_api.index.timeline import timeline_of
+from arwkv_api.roots.finding import place_of
 from arwkv_api.roots.manifests import read_corpus_report
-from arwkv_api.roots.place import place_of
 from arwkv_api.views.lineage import datasets_of, hash_of, runs_on
 from arwkv_store.dataset.garbage import require_no_capture
 from arwkv_store.dataset.remove import plan_removal, remove

@@ -12,8 +12,8 @@ from arwkv_api.http.problems import answers
 from arwkv_api.http.service import ServiceDep
 from arwkv_api.index.orm import ManifestRow, ShardRow
 from arwkv_api.index.query import find_dataset, still_indexed
+from arwkv_api.roots.finding import place_of
 from arwkv_api.roots.manifests import ShardState, parse_manifest
-from arwkv_api.roots.place import place_of
 from arwkv_api.views.preview import SamplePreview, preview_of
 from arwkv_api.views.tokenizer import decoder_for
 from arwkv_store.errors import NotFound

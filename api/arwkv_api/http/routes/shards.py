@@ -18,8 +18,8 @@ from arwkv_api.index import query as catalogue
 from arwkv_api.index.orm import DatasetRow, ManifestRow
 from arwkv_api.index.query import ShardFilter, dataset_figures, find_dataset, find_shard, manifests_of
 from arwkv_api.index.scrub import verify_shard
+from arwkv_api.roots.finding import place_of
 from arwkv_api.roots.manifests import ShardState, data_file, open_data, parse_manifest
-from arwkv_api.roots.place import place_of
 from arwkv_store.errors import CorruptShard, NotFound
 from arwkv_store.format.manifest import ShardManifest
 from arwkv_store.format.statistics import ShardStats
