@@ -129,14 +129,16 @@ class Service:
 
     def _sample_until_stopped(self, roots: Sequence[str], budget: Budget) -> None:
         while not self._stopping.is_set():
+            read = False
             for root in roots:
                 try:
-                    sample_region(self.engine, root, budget)
+                    read |= sample_region(self.engine, root, budget)
                 except TryAgain as error:
                     log.warning("sampling of %s: %s", root, error)
                 except Exception:  # as above
                     log.exception("sampling of %s failed; it is tried again", root)
-            self._stopping.wait(SAMPLE_LOOK_S)
+            if not read:
+                self._stopping.wait(SAMPLE_LOOK_S)
 
     def _keep_up(self, pace: Pace) -> None:
         """Set the pace by the size of the shards, and warn once if they cannot all be verified in time."""
