@@ -81,9 +81,10 @@ def test_commands_in_the_text_name_flags_that_exist(document: Path, parse: Parse
         "api key": ["--keys", "x", "--name", "x"],
     }
     for name, command, *rest in inline_commands(document):
-        positional = {"export": ["x", "--out", "x"], "copy": ["x", "x"]}.get(command, ["x"]) if name == "store" else []
+        needed = {"export": ["x", "--out", "x"], "import": ["x", "--out", "x"], "copy": ["x", "x"]}
+        positional = needed.get(command, ["x"]) if name == "store" else []
         config = parse([name, command, *positional, *required.get(f"{name} {command}", [])])
-        known = {"--config"} | {"--" + field.name.replace("_", "-") for field in fields(config)}
+        known = {"--config"} | {"--" + field.name.rstrip("_").replace("_", "-") for field in fields(config)}
         assert {word for word in rest if word.startswith("--")} <= known, (name, command, rest)
 
 

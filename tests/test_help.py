@@ -9,7 +9,7 @@ import pytest
 
 COMMANDS = {
     "producer": ("generate", "plan", "tokenise", "write", "verify", "doctor"),
-    "store": ("ls", "info", "stats", "verify", "export", "copy", "reindex", "rm", "gc"),
+    "store": ("ls", "info", "stats", "verify", "export", "import", "copy", "reindex", "rm", "gc"),
     "student": ("train", "select", "eval", "generate", "rollout", "export"),
     "api": ("serve", "key"),
 }

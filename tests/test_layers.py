@@ -28,7 +28,8 @@ ROOMS_MAY_IMPORT = {
         "arrow": {"format"},
         "places": {"arrow", "format"},
         "dataset": {"places", "arrow", "format"},
-        "commands": {"dataset", "places", "arrow", "format"},
+        "interchange": {"dataset", "places", "arrow", "format"},
+        "commands": {"interchange", "dataset", "places", "arrow", "format"},
     },
     "producer": {
         "numerics": set(),

@@ -11,6 +11,7 @@ from arwkv_store.commands.config import (
     CopyConfig,
     ExportConfig,
     GcConfig,
+    ImportConfig,
     InfoConfig,
     LsConfig,
     ReindexConfig,
@@ -90,15 +91,29 @@ def verify(config: VerifyConfig) -> Mapping[str, Any]:
 
 
 def export(config: ExportConfig) -> Mapping[str, Any]:
-    """Write a dataset as plain nested lists. Example: `store export ./shards --to parquet --out ./plain`."""
-    from arwkv_store.commands.export import export_parquet
+    """Write a dataset in another format. Example: `store export ./shards --to parquet --out ./plain`."""
+    from arwkv_store.commands.interchange import exported_files
 
     files = []
-    for path in export_parquet(config.uri, config.out, columns=config.columns or None):
+    for path in exported_files(config):
         files.append(str(path))
         if not config.json:
             print(path)
     return {"uri": config.uri, "files": files}
+
+
+def import_(config: ImportConfig) -> Mapping[str, Any]:
+    """Make a dataset from a capture of another tool. The same command continues."""
+    from arwkv_store.commands.interchange import import_with_progress
+
+    imported = import_with_progress(config)
+    if not config.json:
+        print(f"{config.out}: {imported.parts:,} parts, {imported.samples:,} samples, {imported.tokens:,} tokens")
+        if imported.parts_present_before:
+            print(f"  {imported.parts_present_before:,} parts were already there")
+        for note in imported.notes:
+            print(f"  {note}")
+    return {"source": config.source, "out": config.out, **dataclasses.asdict(imported)}
 
 
 def copy(config: CopyConfig) -> Mapping[str, Any]:
@@ -143,6 +158,7 @@ def main() -> None:
         "stats": stats,
         "verify": verify,
         "export": export,
+        "import": import_,
         "copy": copy,
         "reindex": reindex,
         "rm": rm,
@@ -150,7 +166,8 @@ def main() -> None:
     }
     run_commands(
         "store",
-        "Inspect, verify and copy datasets of teacher outputs. Files of remote datasets are cached in the folder "
-        "ARWKV_CACHE (~/.cache/arwkv), up to ARWKV_CACHE_BYTES (64G); the least recently used are evicted first.",
+        "Inspect, verify, copy and convert datasets of teacher outputs. Files of remote datasets are cached in the "
+        "folder ARWKV_CACHE (~/.cache/arwkv), up to ARWKV_CACHE_BYTES (64G); the least recently used are evicted "
+        "first.",
         commands,
     )

@@ -9,10 +9,10 @@ import pytest
 
 from arwkv_store import create_dataset, open_dataset
 from arwkv_store.commands.copy import copy_dataset
-from arwkv_store.commands.export import export_parquet
 from arwkv_store.commands.ls import list_datasets
 from arwkv_store.commands.verify import set_aside, verify_dataset
 from arwkv_store.errors import ConfigurationDiffers, UsageError
+from arwkv_store.interchange.export_parquet import export_parquet
 from store_examples import (
     assert_same_sample,
     example_dataset_info,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from arwkv_store import Sample, cli, create_dataset
-from arwkv_store.commands import export
+from arwkv_store.interchange import export_parquet as export
 from store_examples import example_dataset_info, example_samples, write_example_dataset
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from arwkv_store import open_dataset
+from arwkv_store.interchange.import_parquet import Import, import_dataset
 from arwkv_student.bases.attention import BaseAttention
 from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.bases.convert import convert, student_config
@@ -16,6 +17,7 @@ from arwkv_student.losses.objectives import Objective, align_loss_L, distill_los
 from arwkv_student.settings import TrainSettings
 from arwkv_student.training.align import align_outputs
 from arwkv_student.training.pipeline import train
+from distillkit_files import write_capture
 
 
 def settings(shards: Path, base: Path, out: Path) -> TrainSettings:
@@ -32,6 +34,29 @@ def settings(shards: Path, base: Path, out: Path) -> TrainSettings:
         log_every=1,
         workers=0,
     )
+
+
+def test_student_learns_from_an_imported_capture_as_from_the_producers(
+    tiny_teacher: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    """DistillKit's columns in bf16, one position less than tokens: the same text, order and nearly the same loss."""
+    rows = []
+    for sample in open_dataset(tiny_shards, columns=["logits"]):
+        assert sample.logits is not None
+        shape = (len(sample.tokens), -1)
+        rows.append((sample.tokens, sample.logits.ids.reshape(shape)[:-1], sample.logits.logprobs.reshape(shape)[:-1]))
+    exact = {"d": 500, "k": 16, "exact_k": 16, "exact_dtype": "bfloat16", "residual_bins": [], "delta_encoding": False}
+    write_capture(tmp_path / "capture", rows, exact)
+    asked = Import(str(tmp_path / "capture"), str(tmp_path / "shards"), "distillkit", teacher=str(tiny_teacher))
+    list(import_dataset(replace(asked, samples_per_part=4)))  # as many as the producer's, for the same order
+    losses = []
+    for shards in (tiny_shards, tmp_path / "shards"):
+        out = tmp_path / f"run-{len(losses)}"
+        train(replace(settings(shards, tiny_teacher, out), stage="distill"))
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=5e-3, atol=0)
+    assert losses[1][-1] < losses[1][0]
 
 
 def test_boundaries_give_the_loss_that_attention_outputs_give(

@@ -152,7 +152,8 @@ def _flags_from_toml(path: Path, config_type: type, typed: set[str]) -> list[str
         table = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"--config {path}: {error}; name a readable TOML file") from error
-    known = {field.name for field in dataclasses.fields(config_type)}
+    # A flag that is a word of Python's, such as --from, is a field with an underscore behind.
+    known = {field.name.rstrip("_") for field in dataclasses.fields(config_type)}
     hints = get_type_hints(config_type, include_extras=True).items()
     repeated = {name for name, hint in hints if tyro.conf.UseAppendAction in getattr(hint, "__metadata__", ())}
     flags: list[str] = []

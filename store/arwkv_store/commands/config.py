@@ -59,18 +59,50 @@ class VerifyConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a dataset as plain nested lists. Example: `store export ./shards --to parquet --out ./plain`."""
+    """Write a dataset in another format. Example: `store export ./shards --to parquet --out ./plain`."""
 
     uri: Uri
     """A dataset: folder, http(s)://, s3://, hf://."""
     out: Path
     """The folder to write to. Each part becomes one file."""
-    to: Literal["parquet"] = "parquet"
-    """The format."""
+    to: Literal["parquet", "distillkit"] = "parquet"
+    """`parquet`: nested lists, everything. `distillkit`: DistillKit's columns, logits without tail mass."""
     columns: Annotated[tuple[str, ...], unset("NAME [NAME ...]", "default: all")] = ()
-    """Heavy columns to write: logits, token_stats, hidden, hidden.attn.007, …"""
+    """Heavy columns to write as parquet: logits, token_stats, hidden, hidden.attn.007, …"""
     json: bool = False
     """Print one JSON document instead of a line."""
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Make a dataset from a capture of another tool. The same command continues.
+
+    Example: `store import --from distillkit ./capture --teacher Qwen2.5-7B --out ./shards`.
+    """
+
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    """A Parquet file, a folder of them, or hf://datasets/OWNER/NAME, s3://…"""
+    out: str
+    """The dataset to write: a folder, s3://, hf://, or another store that fsspec writes."""
+    from_: Annotated[Literal["distillkit", "parquet"], arg(name="from")] = "parquet"
+    """`parquet`: nested lists, as `store export` writes them or under the names in docs/format.md. `distillkit`:
+    DistillKit's compressed log-probabilities."""
+    teacher: Annotated[str | None, unset("MODEL", "default: as in files of store export")] = None
+    """The teacher's folder or Hub name. Only config.json and the tokenizer are read."""
+    column: Annotated[tuple[str, ...], unset("NAME=COLUMN [NAME=COLUMN ...]", "default: the usual names")] = ()
+    """What a column is called in the source: tokens=…, ids=…, logprobs=…, loss_mask=…"""
+    compression: Annotated[Path | None, unset("FILE", "default: compression_config.yaml in SOURCE")] = None
+    """DistillKit's settings of the capture, in YAML or JSON."""
+    values: Literal["logprobs", "logits"] = "logprobs"
+    """What the values are. Logits are normalized over the kept entries, and leave no tail mass."""
+    position_rule: Literal["next-token", "same-token"] = "next-token"
+    """Whose distribution entry t is: that of token t+1, or, as in vLLM's prompt_logprobs, that of token t."""
+    logits_codec: Literal["exact", "compact"] = "exact"
+    """How the log-probabilities are stored: without rounding, or rounded."""
+    samples_per_shard: Annotated[int, unset("INT", "default: about 256 MB")] = 0
+    """Samples in a part."""
+    json: bool = False
+    """Print one JSON document instead of lines."""
 
 
 @dataclass(frozen=True)
