@@ -105,6 +105,26 @@ def step() -> Rows:
     return [{"B": 1, "H": 14, "ms": 1e3 * seconds}]
 
 
+def step_in_place() -> Rows:
+    """Decoding among the states of a server: changed where they lie, against gathered, stepped and put back."""
+    rows = []
+    for batch in (1, 8, 32):
+        states, slots = torch.zeros(64, 14, 64, 64), torch.randperm(64)[:batch]
+        inputs = [x[0] for x in layer_inputs(1, batch, 14, 64, gradients=False)]
+
+        def gathered(inputs: Any = inputs, states: Tensor = states, slots: Tensor = slots) -> None:
+            _, states[slots] = wkv7_step(*inputs, states[slots])
+
+        def in_place(inputs: Any = inputs, states: Tensor = states, slots: Tensor = slots) -> None:
+            wkv7_step(*inputs, states, slots=slots)
+
+        seconds = race({"gathered": gathered, "in place": in_place}, rounds=50)
+        ratio = statistics.median(a / b for a, b in zip(seconds["in place"], seconds["gathered"], strict=True))
+        best = {name: 1e3 * min(times) for name, times in seconds.items()}
+        rows.append({"B": batch, "H": 14, **{f"{name}, ms": ms for name, ms in best.items()}, "ratio": ratio})
+    return rows
+
+
 def element_wise(device: str = "cpu", B: int = 4, T: int = 512, C: int = 512) -> Rows:
     """A whole time mixer under bf16 autocast, its element-wise parts eager and compiled, forward and backward."""
     from arwkv_student.model.time_mix import TimeMix, TimeMixContext
@@ -262,6 +282,7 @@ CPU_TABLES: dict[str, Callable[[], Rows]] = {
     "wkv7, forward + backward, B=2 T=512 H=4 D=64": recurrence,
     "compiled wkv7, H=4 D=64, forward + backward": growth,
     "wkv7_step, D=64": step,
+    "wkv7_step of some of 64 states, D=64": step_in_place,
     "time mixer, B=4 T=512 C=512, bf16, forward + backward": element_wise,
     "time mixer, C=256, rows of 257 to 512 tokens": changing_lengths,
     "linear_sparse_kl, T=1024 V=32,000 C=256 k=64, forward + backward": sparse_kl,

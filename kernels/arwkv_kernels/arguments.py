@@ -60,6 +60,26 @@ def check_packing(shape: torch.Size, cu_seqlens: Tensor | None) -> int:
     return cu_seqlens.numel() - 1
 
 
+def check_slots(inputs: WkvInputs, state: Tensor, slots: Tensor) -> None:
+    """Refuse states that cannot be changed in place, and slots that are none of them.
+
+    On a GPU the values of the slots are not read.
+    """
+    batch, heads, size = inputs.r.shape
+    if wants_gradient(*inputs, state):
+        raise ValueError("wkv7: a state changed in place has no gradient; leave slots out, or use torch.no_grad()")
+    if tuple(state.shape[1:]) != (heads, size, size) or state.dim() != 4:
+        raise ValueError(f"wkv7: state has shape {tuple(state.shape)}; expected [slots, {heads}, {size}, {size}]")
+    if state.dtype != compute_dtype(inputs.r.dtype) or (len(state) and not state[0].is_contiguous()):
+        raise ValueError(f"wkv7: state is {state.dtype} with strides {state.stride()}; each slot is a contiguous fp32")
+    if state.device != inputs.r.device or slots.device != inputs.r.device:
+        raise ValueError(f"wkv7: state is on {state.device}, slots on {slots.device}, inputs on {inputs.r.device}")
+    if tuple(slots.shape) != (batch,) or slots.is_floating_point():
+        raise ValueError(f"wkv7: slots are {slots.dtype} {tuple(slots.shape)}; pass integers [{batch}]")
+    if not slots.is_cuda and batch and not 0 <= int(slots.min()) <= int(slots.max()) < len(state):
+        raise ValueError(f"wkv7: slots {slots.tolist()} of a state with {len(state)} of them")
+
+
 def sequence_offsets(length: int, cu_seqlens: Tensor | None) -> list[int] | None:
     """The packed sequences' bounds as a list [N + 1], or None for a padded batch.
 

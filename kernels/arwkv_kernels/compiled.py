@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from arwkv_kernels.arguments import WkvInputs, wants_gradient
-from arwkv_kernels.compiled_loops import ROWS_AT_ONCE, STEPS_PER_CHECKPOINT, backward_loop, forward_loop
+from arwkv_kernels.compiled_loops import ROWS_AT_ONCE, STEPS_PER_CHECKPOINT, backward_loop, forward_loop, step_loop
 
 # More parts than threads, so that sequences of different lengths are distributed evenly.
 PARTS_PER_THREAD = 4
@@ -29,7 +29,7 @@ PARTS_PER_THREAD = 4
 # With fewer state entries, a step ends before another thread has started.
 ENTRIES_PER_THREAD = 1 << 18
 
-__all__ = ["ROWS_AT_ONCE", "wkv7_compiled", "wkv7_step_compiled"]
+__all__ = ["ROWS_AT_ONCE", "wkv7_compiled", "wkv7_step_compiled", "wkv7_step_compiled_in_place"]
 
 
 def wkv7_compiled(
@@ -63,6 +63,23 @@ def wkv7_step_compiled(inputs: WkvInputs, state_BHKV: Tensor, scale: float) -> t
     else:
         _spread(lambda first, last: loop(*arrays, first, last), pairs=batch * heads)
     return o, final
+
+
+def wkv7_step_compiled_in_place(inputs: WkvInputs, state_SHKV: Tensor, slots_B: Tensor, scale: float) -> Tensor:
+    """One token of the sequences whose states lie in these slots; the states are changed. Returns o in their dtype."""
+    batch, heads, size = inputs.r.shape
+    raised = WkvInputs(*(x.detach().to(state_SHKV.dtype) for x in inputs))
+    raised = raised._replace(w=raised.w.exp(), r=raised.r if scale == 1.0 else raised.r * scale)
+    o, stride = torch.empty(raised.v.shape, dtype=raised.v.dtype), state_SHKV.stride(0)
+    # All slots and what lies between them as one row, which the loop can take contiguous pieces of.
+    flat = state_SHKV.detach().as_strided(((len(state_SHKV) - 1) * stride + state_SHKV[0].numel(),), (1,))
+    arrays = [*map(_array, raised), flat.numpy(), stride, _array(slots_B.to(torch.int64)), o.numpy()]
+    loop = step_loop(size)
+    if batch * heads * size * size < ENTRIES_PER_THREAD:
+        loop(*arrays, 0, batch * heads)
+    else:
+        _spread(lambda first, last: loop(*arrays, first, last), pairs=batch * heads)
+    return o
 
 
 @lru_cache(maxsize=16)

@@ -104,6 +104,47 @@ def forward_loop(head_size: int) -> Loop:
 
 
 @cache
+def step_loop(head_size: int) -> Loop:
+    """One token of pairs first..last-1, whose states are changed in place; inputs and o [B, H, D], `w` holds exp(w).
+
+    `states` is one row; the state of head h of sequence n begins at slots[n] · stride + h · D².
+    """
+    D = head_size
+    square = D * D
+
+    def step(r, w, k, v, a, b, states, stride, slots, o, first, last):  # type: ignore[no-untyped-def]  # by numba
+        heads = r.shape[1]
+        u = numba.carray(stack_space(D, r), (D,))
+        v_now = numba.carray(stack_space(D, r), (D,))
+        o_now = numba.carray(stack_space(D, r), (D,))
+        for pair in range(first, last):
+            n, h = pair // heads, pair % heads
+            begin = slots[n] * stride + h * square
+            S = states[begin : begin + square]
+            for j in range(D):
+                u[j] = 0
+                o_now[j] = 0
+                v_now[j] = v[n, h, j]
+            for i in range(0, D, 2):
+                a0, a1 = a[n, h, i], a[n, h, i + 1]
+                for j in range(D):
+                    u[j] += a0 * S[i * D + j] + a1 * S[i * D + D + j]
+            for i in range(0, D, 2):
+                w0, b0, k0, r0 = w[n, h, i], b[n, h, i], k[n, h, i], r[n, h, i]
+                w1, b1, k1, r1 = w[n, h, i + 1], b[n, h, i + 1], k[n, h, i + 1], r[n, h, i + 1]
+                for j in range(D):
+                    s0 = w0 * S[i * D + j] + b0 * u[j] + k0 * v_now[j]
+                    s1 = w1 * S[i * D + D + j] + b1 * u[j] + k1 * v_now[j]
+                    S[i * D + j] = s0
+                    S[i * D + D + j] = s1
+                    o_now[j] += r0 * s0 + r1 * s1
+            for j in range(D):
+                o[n, h, j] = o_now[j]
+
+    return compile_loop(step)
+
+
+@cache
 def backward_loop(head_size: int) -> Loop:
     """Writes the gradients of pairs first..last-1; `history` is scratch [STEPS_PER_CHECKPOINT, K, V]."""
     D = head_size

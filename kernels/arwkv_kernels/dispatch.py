@@ -9,6 +9,7 @@ from arwkv_kernels.arguments import (
     WkvInputs,
     check_inputs,
     check_packing,
+    check_slots,
     lowest_log_decay,
     require_offsets,
     sequence_offsets,
@@ -91,17 +92,23 @@ def wkv7_step(
     b: Tensor,
     state: Tensor,
     *,
+    slots: Tensor | None = None,
     scale: float = 1.0,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One token of the recurrence, for decoding: inputs [B, H, D], state [B, H, K, V].
 
     Returns (o [B, H, D] in v's dtype, the new state, fp32); `state` itself is not changed. Differentiable in torch.
-    Raises ValueError as `wkv7` does; on a GPU `w` is not checked.
+    With `slots` [B], integers that differ, `state` [S, H, K, V] holds the states of many sequences: row b goes on from
+    state[slots[b]], which is changed in place, and `state` is returned. It may have gaps between slots, and there is no
+    gradient. Raises ValueError as `wkv7` does; on a GPU `w` and the values of `slots` are not checked.
     """
     inputs = WkvInputs(r, w, k, v, a, b)
     check_inputs(inputs, "BHD")
     choice = backend_for(v, backend=backend, operation="wkv7_step")
+    if slots is not None:
+        check_slots(inputs, state, slots)
+        return _step_in_place(choice.name, inputs, state, slots, scale).to(v.dtype), state
     state = starting_state(inputs, state, r.shape[0])
     if not r.is_cuda:
         lowest_log_decay(w)
@@ -118,3 +125,21 @@ def wkv7_step(
     with torch.autocast(r.device.type, enabled=False):
         o, new_state = wkv7_step_torch(WkvInputs(*(x.to(state.dtype) for x in inputs)), state, scale)
     return o.to(v.dtype), new_state
+
+
+@torch.no_grad()
+def _step_in_place(backend: str, inputs: WkvInputs, state: Tensor, slots: Tensor, scale: float) -> Tensor:
+    if not state.is_cuda:
+        lowest_log_decay(inputs.w)
+    if backend == "triton":
+        from arwkv_kernels.triton.wkv7_step import wkv7_step_triton_in_place
+
+        return wkv7_step_triton_in_place(inputs, state, slots, scale)
+    if backend == "cpu":
+        from arwkv_kernels.compiled import wkv7_step_compiled_in_place
+
+        return wkv7_step_compiled_in_place(inputs, state, slots, scale)
+    with torch.autocast(state.device.type, enabled=False):
+        raised = WkvInputs(*(x.to(state.dtype) for x in inputs))
+        o, state[slots] = wkv7_step_torch(raised, state[slots], scale)
+    return o

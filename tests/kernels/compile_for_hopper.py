@@ -95,7 +95,10 @@ def report_wkv7(head_size: int) -> None:
     for types in (FP32_DECAY, FP32_INPUTS):
         report(wkv7_exact_forward_kernel, shape | {"KEEP": True}, config.exact_warps, types)
         report(wkv7_exact_backward_kernel, shape, config.exact_warps, types)
-    report(wkv7_step.wkv7_step_kernel, {"D": head_size, "VALUES": wkv7_step.VALUES}, wkv7_step.WARPS, FP32_DECAY)
+    for in_place in (False, True):
+        columns = {"D": head_size, "VALUES": wkv7_step.VALUES, "IN_PLACE": in_place}
+        slots = {"slots_ptr": "*i32", "heads": "i32"}
+        report(wkv7_step.wkv7_step_kernel, columns, wkv7_step.WARPS, FP32_DECAY | slots)
 
 
 def report_head() -> None:

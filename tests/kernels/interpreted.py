@@ -255,6 +255,22 @@ def test_step_matches_torch() -> None:
     assert torch.equal(state, before)
 
 
+def test_step_in_place_matches_torch() -> None:
+    generator = torch.Generator().manual_seed(1)
+    inputs = [torch.randn(3, 2, 32, generator=generator) * 0.3 for _ in range(6)]
+    inputs[1] = -inputs[1].abs()
+    pages = torch.randn(6, 2 * 32 * 32 + 9, generator=generator)
+    slots, results = torch.tensor([4, 0, 5], dtype=torch.int32), []
+    for backend in ("triton", "torch"):
+        own = pages.clone()
+        states = own[:, : 2 * 32 * 32].view(6, 2, 32, 32)
+        results.append((wkv7_step(*inputs, states, slots=slots, scale=0.5, backend=backend)[0], own))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    untouched = torch.tensor([1, 2, 3])
+    assert torch.equal(results[0][1][untouched], pages[untouched])
+
+
 @pytest.mark.parametrize("tail", ["bucket", "renormalize", "drop"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("sharpness", [1.0, 100.0])

@@ -93,6 +93,12 @@ def test_step() -> None:
     assert backend_for(inputs[0], operation="wkv7_step").name == "triton"
     for got, want in zip(wkv7_step(*inputs, state), wkv7_step(*inputs, state, backend="torch"), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    slots = torch.tensor([6, 1, 0, 3], device="cuda", dtype=torch.int32)
+    states = torch.randn(8, 3, 64, 64, device="cuda")
+    expected = wkv7_step(*inputs, states[slots])
+    in_place = (wkv7_step(*inputs, states, slots=slots)[0], states[slots])
+    for got, want in zip(in_place, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tail", ["bucket", "renormalize", "drop"])

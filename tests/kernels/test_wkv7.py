@@ -86,6 +86,45 @@ def test_steps_equal_whole(backend: str, make_case: MakeCase, assert_close: Asse
     assert_close({"o": torch.stack(outputs, 1), "final": state}, {"o": whole, "final": final}, FP32)
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize(("heads", "D"), [(3, 64), (40, 96)])  # the second is shared among threads
+def test_step_in_place_changes_these_slots_alone(
+    backend: str, heads: int, D: int, assert_close: AssertClose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States lie in pages that hold other things too."""
+    monkeypatch.setattr(compiled.torch, "get_num_threads", lambda: 3)
+    generator = torch.Generator().manual_seed(2)
+    *inputs, w = (torch.randn(4, heads, D, generator=generator) * 0.3 for _ in range(6))
+    inputs.insert(1, -w.abs())
+    pages = torch.randn(7, heads * D * D + 5, generator=generator)
+    before, slots = pages.clone(), torch.tensor([5, 0, 6, 2], dtype=torch.int32)
+    states = pages[:, : heads * D * D].view(7, heads, D, D)
+    expected, after = wkv7_step(*inputs, states[slots.long()].clone(), scale=0.5, backend="torch")
+    o, same = wkv7_step(*inputs, states, slots=slots, scale=0.5, backend=backend)
+    assert same is states
+    assert_close({"o": o, "states": states[slots.long()]}, {"o": expected, "states": after}, FP32)
+    assert torch.equal(pages[:, heads * D * D :], before[:, heads * D * D :])
+    others = torch.tensor([1, 3, 4])
+    assert torch.equal(pages[others], before[others])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"slots": torch.tensor([0, 5])}, "slots"),
+        ({"slots": torch.tensor([0.0, 1.0])}, "integers"),
+        ({"state": torch.zeros(5, 2, 8, 8, dtype=torch.bfloat16)}, "contiguous fp32"),
+        ({"state": torch.zeros(5, 2, 8, 8).mT}, "contiguous fp32"),
+        ({"state": torch.zeros(5, 3, 8, 8)}, "shape"),
+        ({"state": torch.zeros(5, 2, 8, 8, requires_grad=True)}, "gradient"),
+    ],
+)
+def test_step_in_place_refuses_what_it_cannot_change(change: dict[str, torch.Tensor], said: str) -> None:
+    given = {"state": torch.zeros(5, 2, 8, 8), "slots": torch.tensor([0, 1])} | change
+    with pytest.raises(ValueError, match=said):
+        wkv7_step(*[torch.zeros(2, 2, 8) for _ in range(6)], given["state"], slots=given["slots"])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("lowest_w", [0.0, -2.0, -5.0, -60.0, -4000.0, -torch.inf])
 def test_every_decay_is_correct_and_finite(

@@ -24,14 +24,17 @@ WARPS = 4
 
 @triton.jit
 def wkv7_step_kernel(
-    r_ptr, w_ptr, k_ptr, v_ptr, a_ptr, b_ptr, state_ptr, o_ptr, new_state_ptr, scale,
-    D: tl.constexpr, VALUES: tl.constexpr,
+    r_ptr, w_ptr, k_ptr, v_ptr, a_ptr, b_ptr, state_ptr, o_ptr, new_state_ptr, slots_ptr, stride, heads, scale,
+    D: tl.constexpr, VALUES: tl.constexpr, IN_PLACE: tl.constexpr,
 ):  # fmt: skip
     pair = tl.program_id(0).to(tl.int64)
+    at = pair * (D * D)
+    if IN_PLACE:
+        at = tl.load(slots_ptr + pair // heads).to(tl.int64) * stride + (pair % heads) * (D * D)
     d = tl.arange(0, D)
     values = tl.program_id(1) * VALUES + tl.arange(0, VALUES)
     square = d[:, None] * D + values[None, :]
-    S = tl.load(state_ptr + pair * (D * D) + square)
+    S = tl.load(state_ptr + at + square)
     r = tl.load(r_ptr + pair * D + d).to(tl.float32)
     w = tl.load(w_ptr + pair * D + d).to(tl.float32)
     k = tl.load(k_ptr + pair * D + d).to(tl.float32)
@@ -40,7 +43,7 @@ def wkv7_step_kernel(
     b = tl.load(b_ptr + pair * D + d).to(tl.float32)
     u = tl.sum(a[:, None] * S, 0)
     S = tl.exp(w)[:, None] * S + b[:, None] * u[None, :] + k[:, None] * v[None, :]
-    tl.store(new_state_ptr + pair * (D * D) + square, S)
+    tl.store(new_state_ptr + at + square, S)
     tl.store(o_ptr + pair * D + values, tl.sum(r[:, None] * S, 0) * scale)
 
 
@@ -52,6 +55,19 @@ def wkv7_step_triton(inputs: WkvInputs, state_BHKV: Tensor, scale: float) -> tup
     B, H, D = o.shape
     with device_of(o):
         wkv7_step_kernel[(B * H, D // VALUES)](
-            *tokens, state_BHKV, o, new_state, scale, D=D, VALUES=VALUES, num_warps=WARPS
-        )
+            *tokens, state_BHKV, o, new_state, o, 0, H, scale, D=D, VALUES=VALUES, IN_PLACE=False, num_warps=WARPS
+        )  # fmt: skip
     return o, new_state
+
+
+def wkv7_step_triton_in_place(inputs: WkvInputs, state_SHKV: Tensor, slots_B: Tensor, scale: float) -> Tensor:
+    """As `wkv7_step_triton`, from and into the slots [B] of fp32 states [S, H, K, V]; returns o."""
+    tokens = [x.contiguous() for x in inputs]
+    o, stride = torch.empty_like(tokens[3]), state_SHKV.stride(0)
+    B, H, D = o.shape
+    with device_of(o):
+        wkv7_step_kernel[(B * H, D // VALUES)](
+            *tokens, state_SHKV, o, state_SHKV, slots_B, stride, H, scale,
+            D=D, VALUES=VALUES, IN_PLACE=True, num_warps=WARPS,
+        )  # fmt: skip
+    return o

@@ -165,10 +165,7 @@ class ServedTimeMix(nn.Module, MambaBase):  # type: ignore[misc] # vLLM is untyp
         y_1NHD = torch.zeros_like(inputs[3])
         if batch.decode_slots_S is not None:
             r, w, k, v, a, b = (x[0, :n] for x in inputs)
-            states = self.kv_cache[0]
-            y_1NHD[0, :n], states[batch.decode_slots_S] = wkv7_step(
-                *(r, w, k, v, a, b), states[batch.decode_slots_S], scale=scale
-            )
+            y_1NHD[0, :n], _ = wkv7_step(r, w, k, v, a, b, self.kv_cache[0], slots=batch.decode_slots_S, scale=scale)
         if batch.tokens > n:
             r, w, k, v, a, b = (x[:, n : batch.tokens] for x in inputs)
             before = None
