@@ -133,18 +133,17 @@ def rollout(settings: RolloutSettings) -> dict[str, Any]:
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:
-    """Write a folder that others can use, or a GGUF file."""
+    """Write a folder that others can use, or a GGUF file, and push it to the Hub."""
     _prepare()
-    if settings.out.suffix == ".gguf":
-        from arwkv_student.export.gguf_file import export_gguf as run
-    else:
-        from arwkv_student.export.export import export as run
+    from arwkv_student.export.publish import publish
 
-    result = run(settings)
+    result = publish(settings)
     if not settings.json:
         print(f"{result['out']}: {', '.join(result['files'])}")
         for note in result.get("notes", ()):
             print(f"note: {note}")
+        if "url" in result:
+            print(f"{result['url']}: commit {result['commit']}")
     return result
 
 

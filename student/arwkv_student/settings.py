@@ -386,5 +386,14 @@ class ExportSettings:
     """Type of the weights; q8_0 and q4_0 for GGUF alone. The decay's bias stays fp32."""
     self_contained: bool = False
     """Add the model's code. With `trust_remote_code=True`, users then need only transformers and torch."""
+    gguf: Annotated[
+        tuple[Literal["f32", "f16", "bf16", "q8_0", "q4_0"], ...],
+        unset("{f32,f16,bf16,q8_0,q4_0} [...]", "default: none"),
+    ] = ()
+    """Also write GGUF files of these types beside the safetensors."""
+    push: Annotated[str | None, unset("OWNER/NAME", "default: stays here")] = None
+    """Upload to this model repository on the Hub, which is created if need be. The same command continues."""
+    private: bool = False
+    """Create the repository as a private one."""
     json: bool = False
     """Print the files as one JSON document."""

@@ -45,8 +45,8 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     if settings.self_contained:
         _write_code(out)
     suppress_padding_rows(out)
-    replace_text(out / "README.md", model_card(student, source, self_contained=settings.self_contained))
-    return {"out": str(out), "files": sorted(path.name for path in out.iterdir())}
+    replace_text(out / "README.md", model_card(student, source, settings))
+    return {"out": str(out), "files": sorted(path.name for path in out.iterdir() if path.is_file())}
 
 
 def _write_code(out: Path) -> None:

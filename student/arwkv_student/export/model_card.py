@@ -6,17 +6,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from arwkv_student.export.runtimes import CONCURRENT_SEQUENCES, llama_cpp_obstacles
+from arwkv_student.export.runtimes import CONCURRENT_SEQUENCES, runtimes
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.run.provenance import runs_behind
+from arwkv_student.settings import ExportSettings
 
 # Settings that did not affect the student, or that the card shows elsewhere.
 UNSAID = re.compile(r"shards_\d+_.*|start|base|base_config|teacher_head|preset|data_hash|template_hash")
 
 
-def model_card(student: ArwkvForCausalLM, source: Path, *, self_contained: bool) -> str:
+def model_card(student: ArwkvForCausalLM, source: Path, settings: ExportSettings) -> str:
     """Markdown, with what transformers and the Hub read in its head. `source` is the folder of a run, or of a stage."""
     runs = runs_behind(source)
+    place = settings.push or "FOLDER"
     options = student.config.time_mix_options
     facts = [
         ("Preset", student.config.preset),
@@ -27,14 +29,14 @@ def model_card(student: ArwkvForCausalLM, source: Path, *, self_contained: bool)
         ("Made with", f"arwkv {metadata.version('arwkv')}"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in facts)
-    code = ", trust_remote_code=True" if self_contained else ""
-    before = "" if self_contained else "import arwkv_student\n"
+    code = ", trust_remote_code=True" if settings.self_contained else ""
+    before = "" if settings.self_contained else "import arwkv_student\n"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
 tags: [arwkv, rwkv-7, distillation]
----
-# {source.resolve().name}
+{_base_model(runs)}---
+# {(settings.push or str(source.resolve())).rpartition("/")[2]}
 
 A recurrent student: RWKV-7 time mixing in the place of attention, distilled offline from its teacher's stored outputs.
 Its state has a constant size, however long the text.
@@ -47,18 +49,42 @@ Its state has a constant size, however long the text.
 ```python
 {before}from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER"{code})
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("{place}"{code})
+tokenizer = AutoTokenizer.from_pretrained("{place}")
 ```
 
-{_llama_cpp(source)}
+| runtime | |
+|---|---|
+{_runtimes(source, settings)}
 """
 
 
-def _llama_cpp(source: Path) -> str:
-    if found := llama_cpp_obstacles(source):
-        return f"llama.cpp cannot compute this student: {'; '.join(found)}."
-    return f"`student export --model FOLDER --out student.gguf` writes a file for llama.cpp. {CONCURRENT_SEQUENCES}."
+def _runtimes(source: Path, settings: ExportSettings) -> str:
+    """Where the student runs and how, and why it does not run elsewhere."""
+    alone = "as above" if settings.self_contained else "as above, with the package `arwkv` installed"
+    how = {
+        "transformers": alone,
+        "vLLM": f"`vllm serve {settings.push or 'FOLDER'} --enforce-eager`, with the package `arwkv` installed",
+        "llama.cpp": f"{_gguf(settings)}. {CONCURRENT_SEQUENCES}",
+    }
+    found = runtimes(source)
+    return "\n".join(
+        f"| {name} | {how[name] if not found[name] else 'no: ' + '; '.join(found[name])} |" for name in found
+    )
+
+
+def _gguf(settings: ExportSettings) -> str:
+    if not settings.gguf:
+        return "`student export --model FOLDER --out student.gguf` writes a file for it"
+    files = f"the GGUF files beside the safetensors ({', '.join(settings.gguf)})"
+    return files if settings.push is None else f"{files}: `llama-server -hf {settings.push} -np 1`"
+
+
+def _base_model(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    """The Hub's link to the base, where the base has a Hub name."""
+    base = (runs[0][0].get("base") or {}) if runs else {}
+    name = str(base.get("name", "")).partition("@")[0]
+    return f"base_model: {name}\n" if re.fullmatch(r"[\w-]+/[\w.-]+", name) and not Path(name).exists() else ""
 
 
 def _sources(identity: dict[str, Any]) -> list[tuple[str, str]]:
