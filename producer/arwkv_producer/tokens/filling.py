@@ -110,6 +110,7 @@ def fill(
         )
         number, ended = number + bool(piece.documents), piece.ended
         journal.put_cut(number, cut)
+        del piece  # before the next is gathered
         mixer.seen = journal.seen(number)
         if ended and cut.documents > began:
             totals.beyond_share = mixer.rest()
