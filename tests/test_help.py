@@ -10,7 +10,7 @@ import pytest
 COMMANDS = {
     "producer": ("generate", "plan", "tokenise", "write", "verify", "doctor"),
     "store": ("ls", "info", "stats", "verify", "export", "import", "copy", "reindex", "rm", "gc"),
-    "student": ("train", "select", "eval", "generate", "rollout", "export"),
+    "student": ("train", "plan", "select", "eval", "generate", "rollout", "export"),
     "api": ("serve", "key"),
 }
 HelpOf = Callable[[str, str], str]

@@ -53,14 +53,16 @@ ROOMS_MAY_IMPORT = {
         "bases": {"model"},
         "data": {"bases"},
         "losses": set[str](),
+        "optimizers": set[str](),
         "run": set[str](),
         "evaluation": {"model", "data", "losses"},
-        "training": {"model", "bases", "data", "losses", "run", "evaluation"},
+        "training": {"model", "bases", "data", "losses", "optimizers", "run", "evaluation"},
         "selection": {"model", "bases", "data", "run", "evaluation", "training"},
         "long": {"model", "bases", "data"},
         "rollout": {"model", "bases", "data"},
         "export": {"model", "bases", "run"},
         "serving": {"model"},
+        "planning": {"model", "bases", "training"},
     },
 }
 VLLM_ROOMS = {"producer": ["arwkv_producer/teacher", "arwkv_producer/check"], "student": ["arwkv_student/serving"]}

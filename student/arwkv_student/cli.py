@@ -7,6 +7,7 @@ from typing import Any
 
 from arwkv_store.commands import command_line
 from arwkv_store.errors import UsageError
+from arwkv_student.planning.settings import PlanSettings
 from arwkv_student.rollout.settings import RolloutSettings
 from arwkv_student.selection.settings import SelectSettings
 from arwkv_student.settings import EvalSettings, ExportSettings, GenerateSettings, TrainSettings
@@ -33,6 +34,18 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         for name, reasons in result["runtimes"].items():
             print(f"runs in {name}" if not reasons else f"does not run in {name}: {'; '.join(reasons)}")
     return result
+
+
+def plan(settings: PlanSettings) -> dict[str, Any]:
+    """Print what a student costs: memory, hours and bytes of each stage."""
+    _prepare()
+    from arwkv_student.planning.plan import plan as run
+    from arwkv_student.planning.plan import print_plan
+
+    document = run(settings)
+    if not settings.json:
+        print_plan(document)
+    return document
 
 
 def select(settings: SelectSettings) -> dict[str, Any]:
@@ -166,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "RWKV-7 students of attention language models, trained from shards.",
         {
             "train": train,
+            "plan": plan,
             "select": select,
             "eval": evaluate,
             "generate": generate,

@@ -93,7 +93,10 @@ class Rates:
     lr_floor: float = 0.01
     """Final learning rate, as a share of the peak. A cosine leads from the peak to it."""
     weight_decay: float = 0.0
-    """AdamW's weight decay on matrices."""
+    """Weight decay on matrices."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """`adamw8bit`: moments in 8 bits; needs torchao or bitsandbytes. `muon`: Muon for the layers' matrices, AdamW for
+    the rest, at AdamW's learning rates."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
 

@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -5,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_bases import tiny_base
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from arwkv_store.errors import NotFound, UsageError
+from arwkv_store.format.weights import hash_of_weights
+from arwkv_student.bases import remembered_hash
 from arwkv_student.bases.attention import BaseAttention
 from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.bases.convert import convert, student_config
@@ -128,3 +132,52 @@ def test_base_that_cannot_be_is_refused(tiny_teacher: Path, tmp_path: Path) -> N
         student_config(base, "arwkv", {"head_dim": 16}, layers=[2])
     with pytest.raises(UsageError, match="init_from_teacher"):
         student_config(base, "arwkv", {"head_dim": 16, "init_from_teacher": True})
+
+
+@pytest.mark.parametrize("preset", ["arwkv", "arwkv-gate-active-mlp", "rad-rwkv7"])
+@pytest.mark.parametrize("model_type", ["qwen3", "qwen3_moe"])
+def test_every_value_of_a_fresh_student_is_set(
+    model_type: str, preset: str, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """Its memory is not initialized before; here it is full of NaN. The last layer keeps its attention."""
+    base = open_base(str(tiny_base(model_type, tiny_teacher, tmp_path / "base", tie_word_embeddings=True)))
+    torch.use_deterministic_algorithms(True)
+    try:
+        student = convert(base, student_config(base, preset, {}, layers=[0])).model
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, tensor in [*student.named_parameters(), *student.named_buffers()]:
+        assert not tensor.is_meta, name
+        assert torch.isfinite(tensor).all(), name
+    assert student.lm_head.weight is student.model.embed_tokens.weight
+
+
+def test_only_time_mixers_are_drawn(tiny_teacher: Path) -> None:
+    """Nothing is drawn for weights that the base overwrites."""
+    base = open_base(str(tiny_teacher))
+    config = student_config(base, "arwkv", {"head_dim": 16})
+    torch.manual_seed(3)
+    mixers = [block.time_mix for block in convert(base, config).model.model.layers]
+    torch.manual_seed(3)
+    for mixer in mixers:
+        drawn = copy.deepcopy(mixer)
+        drawn.initialize()
+        for name, value in drawn.state_dict().items():
+            assert torch.equal(mixer.state_dict()[name], value), name
+
+
+def test_hash_of_weights_is_remembered_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARWKV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remembered_hash, "LEAST_BYTES", 0)
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"one")
+    first = remembered_hash.remembered_hash_of_weights(folder)
+    assert first == hash_of_weights(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(remembered_hash, "hash_of_weights", lambda _: pytest.fail("hashed again"))
+        assert remembered_hash.remembered_hash_of_weights(folder) == first
+    (folder / "model.safetensors").write_bytes(b"two")
+    assert remembered_hash.remembered_hash_of_weights(folder) == hash_of_weights(folder) != first
+    monkeypatch.setenv("ARWKV_CACHE", "/proc/nowhere")
+    assert remembered_hash.remembered_hash_of_weights(folder) == hash_of_weights(folder)

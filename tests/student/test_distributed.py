@@ -24,6 +24,7 @@ def train(
     out: Path,
     processes: int,
     *flags: str,
+    batches: int = 1,
     stop_after: int | None = None,
     python: Sequence[str] = (sys.executable,),
 ) -> None:
@@ -34,8 +35,9 @@ def train(
     command = [*python, "-c", LAUNCH, str(stop_after or 0), "train"]
     command += ["--shards", str(shards), "--base", str(base), "--out", str(out), "--dtype", "fp32"]
     command += [] if "transformer" in flags else ["--head-dim", "16"]
-    command += ["--steps", str(STEPS), "--batch-size", str(4 // processes), "--log-every", "1", "--save-every", "2"]
-    command += ["--align-lr", "3e-3", "--distill-lr", "3e-3", "--workers", "0", *flags]
+    command += ["--steps", str(STEPS), "--log-every", "1", "--save-every", "2", "--workers", "0"]
+    command += ["--batch-size", str(4 // processes // batches), "--gradient-accumulation", str(batches)]
+    command += ["--align-lr", "3e-3", "--distill-lr", "3e-3", *flags]
     started = []
     for rank in range(processes):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -85,13 +87,15 @@ def test_two_sharded_processes_distill_as_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("batches", [1, 2])
 @pytest.mark.parametrize("flags", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
 def test_two_processes_train_as_one(
-    flags: tuple[str, ...], tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
+    flags: tuple[str, ...], batches: int, tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
+    """Also where a step has several batches."""
     held_out = ("--eval-shards", str(tiny_shards), "--eval-every", "3")
     train(tiny_shards, tiny_teacher, tmp_path / "one", 1, *held_out)
-    train(tiny_shards, tiny_teacher, tmp_path / "two", 2, *held_out, *flags)
+    train(tiny_shards, tiny_teacher, tmp_path / "two", 2, *held_out, *flags, batches=batches)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert two.keys() == one.keys()
     assert two == pytest.approx(one, rel=1e-4)

@@ -1,6 +1,6 @@
 """The base checkpoint: a folder or Hub name of a family that students start from, of which single tensors are read."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,10 +8,14 @@ from typing import Any
 
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.model_files import INDEX, read_json, require_whole_weights
-from arwkv_store.format.weights import hash_of_config, hash_of_weights
+from arwkv_store.format.weights import hash_of_config
+from arwkv_student.bases.remembered_hash import remembered_hash_of_weights
 from arwkv_student.bases.tokenizer import TOKENIZER_AND_GENERATION
 from arwkv_student.model.architectures import Architecture, architecture_of
 from arwkv_student.model.time_mix_options import BaseShape
+
+MOST_MAPPED_BYTES = 64 << 20
+"""How much of a file is read before it is mapped anew: what was read counts as the process's memory until then."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,6 @@ class BaseCheckpoint:
 
         Raises UsageError naming the first tensor that the checkpoint lacks.
         """
-        from safetensors import safe_open
-
         by_file: dict[str, list[str]] = {}
         for name in names:
             if name not in self.file_of_tensor:
@@ -37,9 +39,7 @@ class BaseCheckpoint:
                 raise UsageError(f"base {self.name}: no tensor {name} in {self.folder}; is it a {kind} causal LM?")
             by_file.setdefault(self.file_of_tensor[name], []).append(name)
         for file, wanted in by_file.items():
-            with safe_open(self.folder / file, framework="pt") as opened:
-                for name in wanted:
-                    yield name, opened.get_tensor(name)
+            yield from _tensors_of(self.folder / file, wanted)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -61,7 +61,7 @@ class BaseCheckpoint:
     @cached_property
     def weights_hash(self) -> str:
         """The hash of the weights, as in shards captured from this folder: xxh3-128 over names and contents."""
-        return hash_of_weights(self.folder)
+        return remembered_hash_of_weights(self.folder)
 
     @property
     def config_hash(self) -> str:
@@ -87,10 +87,7 @@ def open_base(name: str, *, any_family: bool = False) -> BaseCheckpoint:
     way that is not known here, or a file is not whole.
     """
     folder = Path(name) if Path(name).is_dir() else _from_hub(name)
-    path = folder / "config.json"
-    if not path.is_file():
-        raise NotFound(f"base {name}: no config.json in {folder}; name a Hugging Face model folder")
-    config = read_json(f"base {name}", path)
+    config = _config_of(name, folder)
     if not any_family:
         architecture_of(f"base {name}", config.get("model_type"))
     require_whole_weights(f"base {name}", folder)
@@ -98,6 +95,27 @@ def open_base(name: str, *, any_family: bool = False) -> BaseCheckpoint:
     if not any_family:
         _require_known_rope(base)
     return base
+
+
+def open_base_config(name: str) -> BaseCheckpoint:
+    """The same by its configuration alone, without a tensor: what a plan needs.
+
+    Raises NotFound where there is no config.json, or neither the Hub nor its cache has one, and UsageError as
+    `open_base` does.
+    """
+    folder = Path(name) if Path(name).is_dir() else _from_hub(name, ["config.json"])
+    config = _config_of(name, folder)
+    architecture_of(f"base {name}", config.get("model_type"))
+    base = BaseCheckpoint(name, folder, config, {})
+    _require_known_rope(base)
+    return base
+
+
+def _config_of(name: str, folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise NotFound(f"base {name}: no config.json in {folder}; name a Hugging Face model folder")
+    return read_json(f"base {name}", path)
 
 
 def _require_known_rope(base: BaseCheckpoint) -> None:
@@ -121,7 +139,24 @@ def _file_of_tensor(name: str, folder: Path) -> dict[str, str]:
         return dict.fromkeys(opened.keys(), file.name)
 
 
-def _from_hub(name: str) -> Path:
+def _tensors_of(file: Path, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    from safetensors import safe_open
+
+    waiting = iter(names)
+    while name := next(waiting, None):
+        read_bytes = 0
+        with safe_open(file, framework="pt") as opened:
+            while name is not None:
+                tensor = opened.get_tensor(name)
+                read_bytes += tensor.nbytes
+                yield name, tensor
+                name = next(waiting, None) if read_bytes < MOST_MAPPED_BYTES else None
+
+
+WEIGHTS_AND_TOKENIZER = ("*.safetensors", INDEX, "config.json", *TOKENIZER_AND_GENERATION)
+
+
+def _from_hub(name: str, patterns: Sequence[str] = WEIGHTS_AND_TOKENIZER) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -129,8 +164,7 @@ def _from_hub(name: str) -> Path:
     if "/" not in repository:
         repository = f"Qwen/{repository}"
     try:
-        patterns = ["*.safetensors", INDEX, "config.json", *TOKENIZER_AND_GENERATION]
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise NotFound(
             f"model {name}: no such folder, and no {repository} from the Hub; check the name, or the network"

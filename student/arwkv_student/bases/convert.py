@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import init_empty_weights
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from arwkv_store.errors import UsageError
@@ -15,6 +17,7 @@ from arwkv_student.bases.layers import chosen_layers
 from arwkv_student.model.architectures import attention_windows, expert_tensors
 from arwkv_student.model.configuration import ATTENTION, TIME_MIX, WINDOWED_ATTENTION, ArwkvConfig
 from arwkv_student.model.modeling import ArwkvForCausalLM
+from arwkv_student.model.time_mix import TimeMix
 from arwkv_student.model.time_mix_options import TRANSFORMER, BaseShape, TimeMixOptions, options_as_dict, preset_options
 from arwkv_student.model.transformer_student import load_transformer
 from arwkv_student.settings import AdvancedTimeMixer, EvalSettings, TrainSettings
@@ -105,23 +108,37 @@ def _require_equal_projections(base: BaseCheckpoint, options: TimeMixOptions) ->
 def convert(base: BaseCheckpoint, config: ArwkvConfig) -> Conversion:
     """Make a student in fp32: random time mixers, and the base's embedding, norms, MLPs and head.
 
-    The base's attention tensors are read only for layers that keep attention, and for `init_from_teacher`.
+    The base's attention tensors are read only for layers that keep attention, and for `init_from_teacher`. Weights are
+    read tensor by tensor into a model without memory, so that no more than the student and one tensor is held.
     """
-    model = ArwkvForCausalLM(config)
-    parameters = dict(model.named_parameters())
-    sources = _sources(base, config, parameters)
-    with torch.no_grad():
-        for name, tensor in base.tensors(sources):
-            parameter, index = sources[name]
-            target = parameters[parameter][index]
-            if target.shape != tensor.shape:
-                raise UsageError(
-                    f"base {base.name}: tensor {name} is {tuple(tensor.shape)}, the student's {tuple(target.shape)}; "
-                    "its config.json does not describe its weights"
-                )
-            target.copy_(tensor)
+    with init_empty_weights():
+        model = ArwkvForCausalLM(config)
+    model.tie_weights()
+    for mixer in (module for module in model.modules() if isinstance(module, TimeMix)):
+        mixer.to_empty(device="cpu")
+        mixer.initialize()
+    sources = _sources(base, config, dict(model.named_parameters()))
+    for name, tensor in base.tensors(sources):
+        parameter, index = sources[name]
+        target = _in_memory(model, parameter)[index]
+        if target.shape != tensor.shape:
+            raise UsageError(
+                f"base {base.name}: tensor {name} is {tuple(tensor.shape)}, the student's {tuple(target.shape)}; "
+                "its config.json does not describe its weights"
+            )
+        target.copy_(tensor)
     model.tie_weights()
     return Conversion(model, tuple(sources))
+
+
+def _in_memory(model: nn.Module, name: str) -> Tensor:
+    """The values of a parameter, which gets memory at its first use."""
+    module_name, _, attribute = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    parameter = module.get_parameter(attribute)
+    if parameter.is_meta:
+        module.register_parameter(attribute, nn.Parameter(torch.empty_like(parameter, device="cpu")))
+    return module.get_parameter(attribute).detach()
 
 
 def _sources(base: BaseCheckpoint, config: ArwkvConfig, parameters: Iterable[str]) -> dict[str, tuple[str, Any]]:

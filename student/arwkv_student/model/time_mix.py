@@ -277,6 +277,9 @@ class TimeMix(nn.Module):
         init.constant_(self.removal_scale, 1.0 if options.state_balancing else 0.7)
         if not options.state_balancing:
             init.constant_(self.rate_scale, 1.02)
+        if options.qk_norm != "none":
+            init.ones_(self.receptance_norm.weight)
+            init.ones_(self.key_norm.weight)
         if hasattr(self, "value_mix"):
             self.value_mix.initialize(torch.full((options.key_value_width,), 0.73))
         if options.gate != "none":

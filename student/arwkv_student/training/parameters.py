@@ -34,15 +34,23 @@ def choose_trained(model: PreTrainedModel, trained: str) -> None:
         parameter.requires_grad_(named[name] == (trained in ("all", "time-mix")))
 
 
-def parameter_groups(model: torch.nn.Module, plan: StagePlan, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters that train, by learning rate and by whether they decay."""
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+def parameter_groups(
+    model: torch.nn.Module, plan: StagePlan, weight_decay: float, *, muon: bool = False
+) -> list[dict[str, Any]]:
+    """The parameters that train, by learning rate and by whether they decay.
+
+    With `muon`, each group also says whether its parameters are matrices of the layers: an embedding's or head's rows
+    are vectors, of one token each.
+    """
+    groups: dict[tuple[bool, bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = parameter.dim() >= 2 and not name.endswith(STACKED_VECTORS)
-            groups.setdefault((".time_mix." in name, decays), []).append(parameter)
+            is_matrix = muon and decays and parameter.dim() == 2 and ".layers." in name
+            groups.setdefault((".time_mix." in name, decays, is_matrix), []).append(parameter)
     rest = plan.learning_rate if plan.rest_learning_rate is None else plan.rest_learning_rate
     return [
         {"params": some, "lr": plan.learning_rate if mixes else rest, "weight_decay": weight_decay * decays}
-        for (mixes, decays), some in groups.items()
+        | ({"muon": is_matrix} if muon else {})
+        for (mixes, decays, is_matrix), some in groups.items()
     ]

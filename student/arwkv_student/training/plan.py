@@ -69,7 +69,6 @@ def training_arguments(
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": settings.lr_floor},
         warmup_steps=round(settings.warmup * plan.steps),
-        optim="adamw_torch_fused",
         adam_beta1=0.9,
         adam_beta2=0.95,
         weight_decay=settings.weight_decay,
@@ -97,5 +96,5 @@ def training_arguments(
         data_seed=settings.seed,
         **more,
     )
-    arguments.spread = settings.fsdp
+    arguments.spread, arguments.optimizer = settings.fsdp, settings.optimizer
     return arguments

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
 from arwkv_student.model.loading import kept_attention, load_any_student
+from arwkv_student.optimizers.choice import make_optimizer
 from arwkv_student.run.durable import sync_files, write_json
 from arwkv_student.run.run_folder import WHOLE
 from arwkv_student.training.fsdp import (
@@ -35,13 +37,22 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
         if not self.args.spread:
             super()._move_model_to_device(model, device)
 
+    def training_step(self, model: Any, *arguments: Any, **named: Any) -> torch.Tensor:
+        """With FSDP2, gradients are exchanged with the last batch of a step only."""
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(self.accelerator.sync_gradients)
+        loss: torch.Tensor = super().training_step(model, *arguments, **named)
+        return loss
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW over time mixers and other parameters, each with its rate; vectors do not decay."""
+        """The settings' optimizer over time mixers and other parameters, each with its rate; vectors do not decay."""
         optimizer: torch.optim.Optimizer | None = self.optimizer
         if optimizer is None:
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            groups = parameter_groups(self.model if model is None else model, self.plan, self.args.weight_decay)
-            optimizer = self.optimizer = optimizer_class(groups, **options)
+            args = self.args
+            model, muon = self.model if model is None else model, args.optimizer == "muon"
+            groups = parameter_groups(model, self.plan, args.weight_decay, muon=muon)
+            options = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+            optimizer = self.optimizer = make_optimizer(args.optimizer, groups, lr=args.learning_rate, **options)
         assert optimizer is not None
         return optimizer
 

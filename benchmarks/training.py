@@ -1,0 +1,212 @@
+"""What training costs: stage 1 from tokens and from stored outputs, its memory, and how long a student takes to start.
+
+    OMP_NUM_THREADS=1 python benchmarks/training.py --out /tmp/training [--only align] [--checkout OTHER_CHECKOUT]
+
+Bases are made with random weights in the shape of the demo's teacher and of Qwen2.5-0.5B. Contestants take turns, and
+ratios are medians of those within a round. With `--checkout`, the start of the code there is measured too. A start is a
+process of its own; its peak includes mapped files, but not what the process held before it opened the checkpoint.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from arwkv_student.bases.attention import BaseAttention
+from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
+from arwkv_student.bases.convert import convert, student_config
+from arwkv_student.losses.objectives import align_loss_L
+from arwkv_student.model.modeling import ArwkvForCausalLM
+from arwkv_student.training.align import align_losses, align_outputs
+from arwkv_student.training.parameters import choose_trained
+from figures import Rows, print_table, write_json
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from process_memory import allocated_peak_bytes
+
+TESTS = sys.path[0]
+
+
+DEMO = {"hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 6, "num_key_value_heads": 2}
+HALF_B = {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2}
+START = """
+import json, sys, time
+import torch, transformers
+from arwkv_student.bases.checkpoint import open_base
+from arwkv_student.bases.convert import convert, student_config
+sys.path.append(sys.argv[2])
+from process_memory import forget_peak, peak_bytes
+before, began = forget_peak(), time.monotonic()
+base = open_base(sys.argv[1])
+base.weights_hash
+hashed = time.monotonic()
+transformers.set_seed(0)
+student = convert(base, student_config(base, "arwkv")).model
+ended = time.monotonic()
+found = {"hash, s": hashed - began, "conversion, s": ended - hashed, "peak": peak_bytes() - before}
+print(json.dumps(found | {"weights": sum(parameter.nbytes for parameter in student.parameters())}))
+"""
+
+
+def made_base(folder: Path, shape: Mapping[str, int], layers: int, vocab_size: int = 1024) -> BaseCheckpoint:
+    """A checkpoint in bf16 with random weights."""
+    if not (folder / "config.json").is_file():
+        torch.manual_seed(0)
+        rope = {"rope_type": "default", "rope_theta": 1e6}
+        config = Qwen2Config(
+            vocab_size=vocab_size, num_hidden_layers=layers, tie_word_embeddings=True, rope_parameters=rope, **shape
+        )
+        Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return open_base(str(folder))
+
+
+def race(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, in turns, after one of each that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for round_number in range(rounds + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if round_number:
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+class Stage1:
+    """One batch of stage 1: whole graph or a layer at a time, from stored outputs or from tokens."""
+
+    def __init__(self, base: BaseCheckpoint, preset: str, batch: int, tokens: int, bf16: bool) -> None:
+        self.model: ArwkvForCausalLM = convert(base, student_config(base, preset)).model
+        choose_trained(self.model, "time-mix")
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        self.attention, self.bf16 = BaseAttention(base, self.model.config.time_mix_layers, dtype), bf16
+        ids = torch.randint(1024, (batch, tokens), generator=torch.Generator().manual_seed(0))
+        self.tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            outputs = align_outputs(self.model, self.tokens, self.attention)[1]
+        self.stored = self.tokens | {"attention": torch.stack(outputs).to(torch.bfloat16)}
+
+    def _backward(self, loss: Callable[[], Tensor]) -> None:
+        self.model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            total = loss()
+        total.backward()
+
+    def whole_graph(self) -> None:
+        mask = self.stored["attention_mask"]
+        self._backward(lambda: align_loss_L(*align_outputs(self.model, self.stored), mask).mean())
+
+    def from_stored(self) -> None:
+        self._backward(lambda: align_losses(self.model, self.stored, None, self._loss).mean())
+
+    def from_tokens(self) -> None:
+        self._backward(lambda: align_losses(self.model, self.tokens, self.attention, self._loss).mean())
+
+    def _loss(self, _layer: int, mixed: Tensor, attention: Tensor) -> Tensor:
+        return align_loss_L([mixed], [attention], self.tokens["attention_mask"])[0]
+
+
+def align_memory(arguments: argparse.Namespace) -> Rows:
+    """Peaks of 2 and 4 layers; 24 follow from the growth between them."""
+    rows = []
+    for preset in ("arwkv", "rad-rwkv7"):
+        peaks: dict[str, list[float]] = {}
+        for layers in (2, 4):
+            stage = Stage1(made_base(arguments.out / f"memory{layers}", HALF_B, layers), preset, 1, 2048, bf16=True)
+            runs = {"all layers at once": stage.whole_graph, "stored": stage.from_stored, "tokens": stage.from_tokens}
+            for name, run in runs.items():
+                stage.model.zero_grad(set_to_none=True)
+                peaks.setdefault(name, []).append(allocated_peak_bytes(run) / 2**20)
+        whole_24 = peaks["all layers at once"][1] + 10 * (
+            peaks["all layers at once"][1] - peaks["all layers at once"][0]
+        )
+        for name, (two, four) in peaks.items():
+            of_24 = four + 10 * (four - two)
+            row = {"stage 1": f"{preset}, {name}", "2 layers, MiB": two, "4 layers, MiB": four, "24 layers, MiB": of_24}
+            rows.append(row | {"24 layers": of_24 / whole_24})
+    return rows
+
+
+def align_time(arguments: argparse.Namespace) -> Rows:
+    """Forward and backward pass of a batch that is in memory; the stored outputs' reading is not counted."""
+    rows = []
+    shapes = {
+        "the demo's, 4 layers, B=32 T=128": (DEMO, 4, 32, 128),
+        "0.5B's, 2 layers, B=1 T=2048": (HALF_B, 2, 1, 2048),
+    }
+    for name, (shape, layers, batch, tokens) in shapes.items():
+        for preset in ("arwkv", "rad-rwkv7"):
+            base = made_base(arguments.out / f"time{shape['hidden_size']}", shape, layers)
+            stage = Stage1(base, preset, batch, tokens, bf16=True)
+            runs = {"all": stage.whole_graph, "stored": stage.from_stored, "tokens": stage.from_tokens}
+            times = race(runs, arguments.rounds)
+
+            def ratio(one: str, other: str, times: dict[str, list[float]] = times) -> float:
+                return statistics.median(a / b for a, b in zip(times[one], times[other], strict=True))
+
+            rows.append(
+                {
+                    "stage 1": f"{name}, {preset}",
+                    "stored, ms": 1e3 * statistics.median(times["stored"]),
+                    "tokens, ms": 1e3 * statistics.median(times["tokens"]),
+                    "tokens / stored": ratio("tokens", "stored"),
+                    "a layer at a time / all at once": ratio("stored", "all"),
+                }
+            )
+    return rows
+
+
+def starts(arguments: argparse.Namespace) -> Rows:
+    """Qwen2.5-0.5B's shape, a checkpoint of 1 GB."""
+    made_base(arguments.out / "start", HALF_B, 24, 151_936)
+    own = Path(__file__).parents[1]
+    contestants = {"here": own} | ({"there": arguments.checkout.resolve()} if arguments.checkout else {})
+    rows: list[dict[str, Any]] = []
+    for _ in range(arguments.rounds):
+        for name, checkout in contestants.items():
+            found = _start(arguments.out / "start", checkout, arguments.out / "cache")
+            rows.append({"start": name, **found, "peak / weights": found["peak"] / found["weights"]})
+    return rows
+
+
+def _start(checkpoint: Path, checkout: Path, cache: Path) -> dict[str, Any]:
+    packages = ("store", "producer", "student", "kernels", "api")
+    paths = os.pathsep.join(str(checkout / package) for package in packages)
+    environment = {**os.environ, "PYTHONPATH": paths, "ARWKV_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", START, str(checkpoint), TESTS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+TABLES = {"align, memory": align_memory, "align, time": align_time, "start": starts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the bases, 1.3 GB")
+    parser.add_argument("--only", default="", help="the tables whose titles contain this")
+    parser.add_argument("--rounds", type=int, default=3, help="how often the contestants take turns")
+    parser.add_argument("--checkout", type=Path, help="another checkout whose start is measured too")
+    parser.add_argument("--json-out", type=Path, help="write the tables' rows there too")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    for title, measure in TABLES.items():
+        if arguments.only in title:
+            results[title] = measure(arguments)
+            print_table(title, results[title])
+    write_json(arguments.json_out, results)
+
+
+if __name__ == "__main__":
+    main()
