@@ -52,6 +52,12 @@ class StudentSize:
         return len(self.config.time_mix_layers)
 
     @property
+    def dense_weights(self) -> int:
+        """Parameters of the layers' MLPs and kept attention, unless they are experts."""
+        experts = getattr(self.config, "num_experts", 0)
+        return self.parameters["attention"] + (0 if experts else self.parameters["mlp"])
+
+    @property
     def recurrence_operations(self) -> float:
         """Of all mixers for a token, forward."""
         options = self.config.time_mix_options

@@ -102,10 +102,12 @@ def _stage(
     activations: float,
     base_attention_bytes: int = 0,
 ) -> dict[str, Any]:
-    """One stage's row: fp32 weights, gradients and AdamW's two moments; `activations` are bytes of a token."""
+    """One stage's row: fp32 weights (bf16 of frozen layers), gradients, AdamW's moments; `activations` of a token."""
     shares = settings.processes if settings.fsdp else 1
+    parts = size.parameters
+    in_bf16 = 0 if settings.fsdp or settings.dtype == "fp32" else min(parts["all"] - trained, size.dense_weights)
     memory = {
-        "weights": 4 * size.parameters["all"] / shares,
+        "weights": (4 * parts["all"] - 2 * in_bf16) / shares,
         "gradients": 4 * trained / shares,
         "optimizer": 8 * trained / shares,
         "base_attention": base_attention_bytes,

@@ -8,6 +8,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
 from arwkv_student.model.loading import kept_attention, load_any_student
+from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.optimizers.choice import make_optimizer
 from arwkv_student.run.durable import sync_files, write_json
 from arwkv_student.run.run_folder import WHOLE
@@ -59,6 +60,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if is_sharded(self.model):
             state_dict = full_state_dict(self.model)
+        elif self.args.should_save and isinstance(self.model, ArwkvForCausalLM) and self.model.dtype == torch.float32:
+            # All of one type: frozen weights may be held in bf16 (see `hold_frozen_in_bf16`).
+            state_dict = {name: value.float() for name, value in self.model.state_dict().items()}
         if self.args.should_save:
             super()._save(output_dir, state_dict)
 

@@ -51,7 +51,7 @@ from arwkv_student.suppressed_rows import suppress_padding_rows
 from arwkv_student.training.align import AlignTrainer, EarlyStop
 from arwkv_student.training.calibrate import calibrate, calibration_batches
 from arwkv_student.training.distill import DistillTrainer, distill_objective
-from arwkv_student.training.parameters import choose_trained
+from arwkv_student.training.parameters import choose_trained, hold_frozen_in_bf16
 from arwkv_student.training.plan import StagePlan, samples_per_step, steps_and_tokens
 
 
@@ -304,14 +304,15 @@ def make_trainer(
     bf16 = computes_in_bf16(settings.dtype)
     common = (model, ShardSamples(*datasets), run, plan, settings, bf16, held_out)
     infos = [dataset.info for dataset in datasets]
+    choose_trained(model, "time-mix" if plan.name == "align" else settings.trained)
+    if bf16 and not settings.fsdp:  # FSDP2 shards a layer's parameters together, of one type
+        hold_frozen_in_bf16(model)
     if plan.name == "align":
-        choose_trained(model, "time-mix")
         aligner = AlignTrainer(*common)
         aligner.add_callback(EarlyStop(settings.align_stop_error, settings.align_stop_plateau))
         attention = _base_attention(base, datasets, model.config.time_mix_layers, bf16=bf16)
         aligner.base_attention = None if attention is None else attention.to(aligner.args.device)
         return aligner
-    choose_trained(model, settings.trained)
     trainer = DistillTrainer(*common)
     trainer.objective = distill_objective(settings, infos, base, trainer.args.device, bf16)
     return trainer
