@@ -8,6 +8,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from arwkv_student.bases.checkpoint import BaseCheckpoint
@@ -24,16 +25,14 @@ class BaseAttention(nn.Module):
         config._attn_implementation = "sdpa"
         self.windows = attention_windows(config)
         self.rotary_emb = architecture.rotary_embedding(config)
-        self.blocks = nn.ModuleDict({str(layer): architecture.attention(config, layer) for layer in layers})
         norm = architecture.norms.before_mixer
-        norms = {str(layer): nn.Identity() if norm is None else architecture.norm(config) for layer in layers}
+        with init_empty_weights():
+            self.blocks = nn.ModuleDict({str(layer): architecture.attention(config, layer) for layer in layers})
+            norms = {str(layer): nn.Identity() if norm is None else architecture.norm(config) for layer in layers}
         self.norms = nn.ModuleDict(norms)
         for layer in self.blocks:
-            _load(self.blocks[layer], base, f"model.layers.{layer}.self_attn.")
-            _load(self.norms[layer], base, f"model.layers.{layer}.{norm}.")
-            for module in self.blocks[layer].modules():
-                if isinstance(module, nn.Linear):
-                    module.to(dtype)
+            _load(self.blocks[layer], base, f"model.layers.{layer}.self_attn.", dtype)
+            _load(self.norms[layer], base, f"model.layers.{layer}.{norm}.", dtype)
         self.requires_grad_(False)
 
     @torch.no_grad()
@@ -64,6 +63,12 @@ class BaseAttention(nn.Module):
         return output_BTC
 
 
-def _load(module: nn.Module, base: BaseCheckpoint, prefix: str) -> None:
-    names = [prefix + name for name in module.state_dict()]
-    module.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in base.tensors(names)})
+def _load(module: nn.Module, base: BaseCheckpoint, prefix: str, dtype: torch.dtype) -> None:
+    """Give a module without memory its tensors: those of projections in `dtype`, norms in fp32."""
+    own = {prefix + name: name for name in module.state_dict()}
+    for stored, tensor in base.tensors(own):
+        name, _, attribute = own[stored].rpartition(".")
+        part = module.get_submodule(name)
+        base.require_shape(stored, tensor.shape, part.get_parameter(attribute).shape)
+        values = tensor.to(dtype if isinstance(part, nn.Linear) else torch.float32, copy=True)
+        part.register_parameter(attribute, nn.Parameter(values, requires_grad=False))

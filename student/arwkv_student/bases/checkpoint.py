@@ -41,6 +41,14 @@ class BaseCheckpoint:
         for file, wanted in by_file.items():
             yield from _tensors_of(self.folder / file, wanted)
 
+    def require_shape(self, name: str, stored: Sequence[int], own: Sequence[int]) -> None:
+        """Raise UsageError unless a stored tensor has the shape of the student's."""
+        if tuple(stored) != tuple(own):
+            raise UsageError(
+                f"base {self.name}: tensor {name} is {tuple(stored)}, the student's {tuple(own)}; "
+                "its config.json does not describe its weights"
+            )
+
     @cached_property
     def architecture(self) -> Architecture:
         """The family's entry."""

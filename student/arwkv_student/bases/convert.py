@@ -121,11 +121,7 @@ def convert(base: BaseCheckpoint, config: ArwkvConfig) -> Conversion:
     for name, tensor in base.tensors(sources):
         parameter, index = sources[name]
         target = _in_memory(model, parameter)[index]
-        if target.shape != tensor.shape:
-            raise UsageError(
-                f"base {base.name}: tensor {name} is {tuple(tensor.shape)}, the student's {tuple(target.shape)}; "
-                "its config.json does not describe its weights"
-            )
+        base.require_shape(name, tensor.shape, target.shape)
         target.copy_(tensor)
     model.tie_weights()
     return Conversion(model, tuple(sources))
