@@ -50,12 +50,13 @@ def test_muon_moves_matrices_along_their_orthogonal_directions_and_vectors_as_ad
     for name, parameter in model.named_parameters():
         moved = (before[name] - parameter.detach()).float()
         if name in names:
-            values = torch.linalg.svdvals(moved)
-            assert values[0] < 2.5 * values[-1], name
+            values = torch.linalg.svdvals(moved)  # of a random matrix, or of its signs: 0.4
+            assert values[len(values) // 2] > 0.6 * values[0], name
         else:
             torch.testing.assert_close(moved, 1e-3 * parameter.grad.sign(), rtol=1e-3, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     ["muon", pytest.param("adamw8bit", marks=pytest.mark.skipif(not HAS_EIGHT_BIT, reason="needs torchao"))],

@@ -18,7 +18,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
     and a checkpoint see one optimizer."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float) -> None:
-        self._adamw = {"betas": betas, "eps": eps}
+        self._betas, self._eps = betas, eps
         super().__init__(groups, {"lr": lr})
         self._share()
 
@@ -32,7 +32,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
             options = {"momentum": MOMENTUM, "adjust_lr_fn": "match_rms_adamw"}
             self._inner.append(torch.optim.Muon(kinds[True], **options))  # type: ignore[arg-type] # its groups are dicts
         if kinds[False]:
-            self._inner.append(AdamW(kinds[False], **self._adamw, fused=True))
+            self._inner.append(AdamW(kinds[False], betas=self._betas, eps=self._eps, fused=True))
         for inner in self._inner:
             inner.state = self.state
 

@@ -54,7 +54,7 @@ class StudentSize:
     @property
     def dense_weights(self) -> int:
         """Parameters of the layers' MLPs and kept attention, unless they are experts."""
-        experts = getattr(self.config, "num_experts", 0)
+        experts = bool(getattr(self.config, "num_experts", 0))
         return self.parameters["attention"] + (0 if experts else self.parameters["mlp"])
 
     @property
@@ -119,7 +119,8 @@ def _attention_parameters(base: BaseCheckpoint, config: ArwkvConfig) -> int:
         return 0
     with init_empty_weights():
         block = base.architecture.attention(base.family_config, 0)
-    return len(config.time_mix_layers) * sum(parameter.numel() for parameter in block.parameters())
+    of_one = sum(int(parameter.numel()) for parameter in block.parameters())
+    return len(config.time_mix_layers) * of_one
 
 
 def _attention_operations(base: BaseCheckpoint, config: ArwkvConfig, context: int) -> float:

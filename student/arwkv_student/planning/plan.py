@@ -5,6 +5,7 @@ from typing import Any
 
 from arwkv_student.bases.checkpoint import open_base_config
 from arwkv_student.bases.convert import student_config
+from arwkv_student.bases.layers import chosen_layers
 from arwkv_student.planning.model_size import FORWARD_ONLY, StudentSize, size_of
 from arwkv_student.planning.settings import PlanSettings
 from arwkv_student.settings import AdvancedTimeMixer
@@ -24,8 +25,8 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     """
     base = open_base_config(settings.base)
     chosen = {item.name: getattr(settings, item.name) for item in dataclasses.fields(AdvancedTimeMixer)}
-    layers = chosen.pop("layers")
-    config = student_config(base, settings.preset or "arwkv", chosen, () if layers == "none" else layers)
+    layers = chosen_layers(base, chosen.pop("layers"))
+    config = student_config(base, settings.preset or "arwkv", chosen, layers)
     size = size_of(base, config, settings.trained, settings.context)
     document: dict[str, Any] = {
         "base": settings.base,
