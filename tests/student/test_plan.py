@@ -105,6 +105,8 @@ def test_cheaper_way_of_stage_1_is_named(tiny_teacher: Path, capsys: pytest.Capt
 
 
 def test_base_that_is_not_there_is_named(tiny_teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--base is missing"):
+        plan(PlanSettings())
     with pytest.raises(NotFound, match=r"no Qwen/Qwen2.5-0B from the Hub"):
         plan(PlanSettings(base="Qwen2.5-0B"))
     with pytest.raises(NotFound, match=r"no config\.json"):

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from arwkv_store.errors import UsageError
 from arwkv_student.bases.checkpoint import open_base_config
 from arwkv_student.bases.convert import student_config
 from arwkv_student.bases.layers import chosen_layers
@@ -23,6 +24,8 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
 
     Raises NotFound or UsageError for a base without a config.json at hand, or of an unknown family.
     """
+    if not settings.base:
+        raise UsageError("--base is missing; name the checkpoint that the student starts from, such as Qwen2.5-0.5B")
     base = open_base_config(settings.base)
     chosen = {item.name: getattr(settings, item.name) for item in dataclasses.fields(AdvancedTimeMixer)}
     layers = chosen_layers(base, chosen.pop("layers"))

@@ -13,7 +13,7 @@ from arwkv_student.settings import AdvancedTimeMixer
 class Work:
     """The student, and how much it reads."""
 
-    base: str
+    base: Annotated[str, unset("NAME", "required")] = ""
     """Checkpoint that the student starts from: a folder with a config.json, or a Hub name (NAME@REVISION)."""
     preset: Annotated[Preset | None, unset("PRESET", "default: arwkv")] = None
     """Recipe: the kind of time mixer, and the parameters that stage distill trains."""
