@@ -142,7 +142,7 @@ def test_verify_button_reads_a_shard_and_shows_what_it_found(browser: Browser, s
         file.write(bytes([good[len(good) // 2] ^ 1]))
     os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
     browser.do(f"{button.format(2)}.click()")
-    browser.wait("document.querySelector('section tbody').innerText.includes('SHA-256')")
+    browser.wait("document.querySelector('[aria-label^=Shards] tbody').innerText.includes('SHA-256')")
     data.write_bytes(good)
 
 
@@ -311,7 +311,8 @@ def test_run_says_what_it_is_and_how_its_layers_do(browser: Browser, site: str) 
 
 def test_runs_are_compared_side_by_side(browser: Browser, site: str) -> None:
     browser.open(f"{site}/#/runs", VIEWS["/#/runs"])
-    browser.do("document.querySelectorAll('tbody input').forEach(box => box.click())")
+    for name in ("runs-student", "runs-other"):
+        browser.do(f"document.querySelector('[aria-label=\"Compare {name}\"]').click()")
     browser.do("document.querySelector('a.button').click()")
     browser.wait(f"document.querySelector('figure') && {DRAWN}")
     assert "learning_rate" in browser.text("section.card")

@@ -15,7 +15,9 @@ from store_examples import write_example_dataset
 OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 
 
-@pytest.mark.parametrize("kept", [False, True], ids=["removed", "kept"])
+@pytest.mark.parametrize(
+    "kept", [pytest.param(False, id="removed"), pytest.param(True, id="kept", marks=pytest.mark.slow)]
+)
 def test_page_and_clients_work_behind_a_path_prefix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
 ) -> None:
