@@ -61,7 +61,7 @@ def test_bucket_is_indexed_shown_and_verified_like_a_folder(
     local, remote = (
         open_client(replace(settings, roots=(place,), database=f"{settings.database}-{number}", **often))
         for number, (place, often) in enumerate(
-            ((str(root), {}), (f"{bucket}/sets", {"store_scan_interval_s": 0.05, "sample_requests_per_day": 10**6}))
+            ((str(root), {}), (f"{bucket}/sets", {"store_scan_interval_s": 0.5, "sample_requests_per_day": 10**6}))
         )
     )
     for path in ("", "/train", "/train/stats", "/train/shards", "/train/samples/7", "/train/corpus"):
