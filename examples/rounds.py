@@ -44,7 +44,7 @@ class RoundsConfig:
     """Prompts of each round."""
     terms: int = 8
     """Numbers of a sum."""
-    teacher_steps: int = 500
+    teacher_steps: int = 2000
     """Optimizer steps of the teacher, 4,096 tokens each."""
     first_tokens: int = 150_000
     """Tokens of the student's first text, for each of stages align and distill."""
