@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -203,17 +204,20 @@ def test_what_is_lost_is_made_again(command: TokeniseConfig, lost: str) -> None:
 def test_killed_run_leaves_no_process_and_goes_on(command: TokeniseConfig, corpus: Path, tmp_path: Path) -> None:
     words = [line for path in sorted(corpus.iterdir()) for line in path.read_text().splitlines()]
     data = tmp_path / "much.jsonl"
-    many = [json.dumps({"text": json.loads(line)["text"] + str(number)}) for number in range(60) for line in words]
+    many = [json.dumps({"text": json.loads(line)["text"] + str(number)}) for number in range(90) for line in words]
     data.write_text("\n".join(many) + "\n")
     command = replace(command, data=(str(data),), workers=2, tokens_per_shard=20_000)
     code = "from arwkv_producer.run.tokenise import tokenise\nfrom arwkv_producer.config import TokeniseConfig\n"
     script = tmp_path / "run.py"
     script.write_text(f"{code}if __name__ == '__main__':\n    tokenise({command!r})\n")
     run = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
-    while len(parts(command.out)) < 2:
+    while len(parts(command.out)) < 16:  # behind the first batch, which needs no worker
         assert run.poll() is None
+    workers = psutil.Process(run.pid).children(recursive=True)
+    assert len(workers) >= 2
     run.send_signal(signal.SIGKILL)
     run.wait()
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
     committed = len(open_dataset(command.out).shards)
     summary = tokenise(command)
     assert committed - 1 <= summary["shards_present_before"] <= committed + 1
