@@ -12,6 +12,7 @@ from arwkv_store import ConfigurationDiffers, CorruptShard, TryAgain, create_dat
 from arwkv_store.cli import main
 from arwkv_store.commands.copy import copy_dataset
 from arwkv_store.commands.verify import verify_dataset
+from arwkv_store.format.summary import SUMMARY_FILE
 from store_examples import assert_same_sample, example_dataset_info, example_samples, write_example_dataset
 from store_server import served
 
@@ -24,8 +25,9 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file's content by its place in the folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The content of every file that is part of the dataset, by its place in the folder."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != SUMMARY_FILE)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_there_and_back_every_byte_is_the_same(tmp_path: Path, s3_bucket: str) -> None:
