@@ -6,6 +6,7 @@ over its measured matmul rate. flash-linear-attention is measured in the same ru
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import statistics
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from arwkv_kernels import backend_for, linear_sparse_kl, topk_logsumexp, wkv7, wkv7_step
+from arwkv_kernels.triton import configs
 from figures import Rows
 from kernels import element_wise, layer_inputs, teacher_of
 
@@ -62,9 +64,16 @@ def first_call_s() -> float:
     return time.perf_counter() - begin
 
 
+def in_form(form: str, *inputs: torch.Tensor) -> torch.Tensor:
+    with configs.form(form):
+        return wkv7(*inputs)[0]
+
+
 def contestants() -> dict[str, Callable[..., torch.Tensor]]:
-    """Ours, and flash-linear-attention's kernel, told the decay's range where it can be told."""
-    ours: dict[str, Callable[..., torch.Tensor]] = {"ours": lambda *inputs: wkv7(*inputs)[0]}
+    """Ours in each form, and flash-linear-attention's kernel, told the decay's range where it can be told."""
+    ours: dict[str, Callable[..., torch.Tensor]] = {
+        f"ours, {name}": functools.partial(in_form, name) for name in configs.FORMS
+    }
     try:
         from fla.ops.rwkv7 import chunk_rwkv7
     except ImportError:
@@ -76,9 +85,9 @@ def contestants() -> dict[str, Callable[..., torch.Tensor]]:
     return ours | {name: lambda *inputs: chunk_rwkv7(*inputs, scale=1.0, **options)[0]}
 
 
-def agreement() -> Rows:
+def agreement(D: int) -> Rows:
     """Largest difference from the fp64 reference over its largest entry, of the output and of each gradient."""
-    inputs = layer_inputs(2, 200, 4, 64, torch.bfloat16, "cuda")
+    inputs = layer_inputs(2, 200, 4, D, torch.bfloat16, "cuda")
     d_o = torch.randn_like(inputs[0])
 
     def results(run: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
@@ -122,6 +131,28 @@ def recurrence(bandwidth: float) -> Rows:
                     "extra MiB": extra_bytes(train) / 2**20,
                 }
             )
+    return rows
+
+
+def forms() -> Rows:
+    """Forward and backward of both forms, in turn, and which is better at a shape: what a head size should train in."""
+    rows = []
+    for B, T, H, D in (
+        (8, 4096, 64, 64), (1, 4096, 32, 64), (1, 131_072, 32, 64), (32, 512, 32, 64),
+        (8, 4096, 32, 128), (1, 4096, 16, 128), (1, 131_072, 16, 128), (32, 512, 16, 128),
+    ):  # fmt: skip
+        inputs = layer_inputs(B, T, H, D, torch.bfloat16, "cuda")
+        d_o = torch.randn_like(inputs[0])
+        ms = {
+            name: milliseconds(lambda n=name, x=inputs, g=d_o: torch.autograd.grad(in_form(n, *x), x, g), repeats=10)
+            for name in configs.FORMS
+        }
+        better = min(ms, key=lambda name: ms[name])
+        rows.append(
+            {"shape": f"B={B} T={T} H={H} D={D}"}
+            | {f"{name} ms": each for name, each in ms.items()}
+            | {"better": better, "by": max(ms.values()) / ms[better]}
+        )
     return rows
 
 
@@ -216,7 +247,9 @@ def gpu_tables(card: dict[str, Any], *, check_numerics: bool) -> dict[str, Calla
     card["first call s"] = first_call_s()
     card["copy bytes/s"], card["bf16 matmul flop/s"] = bandwidth, flops = copy_bytes_per_s(), matmul_flops_per_s()
     return {
-        "wkv7, bf16, B=2 T=200 H=4 D=64, error against fp64": agreement,
+        "wkv7, bf16, B=2 T=200 H=4 D=64, error against fp64": lambda: agreement(64),
+        "wkv7, bf16, B=2 T=200 H=4 D=128, error against fp64": lambda: agreement(128),
+        "wkv7, bf16, the form that is better at a shape, forward + backward": forms,
         "wkv7, bf16": lambda: recurrence(bandwidth),
         "wkv7, bf16, H=32 D=64, forward + backward": growth,
         "wkv7_step, D=64": lambda: step(bandwidth),

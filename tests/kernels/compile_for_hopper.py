@@ -1,7 +1,8 @@
 """Compiles the shipped Triton kernels for an H100 on a machine that has none, and prints what the compiler says.
 
-`python compile_for_hopper.py HEAD_SIZE...` prints one JSON object a line: kernel, head size, registers, bytes of stack
-(spilled registers) and of shared memory. Runs with whichever Triton comes first on the path.
+`python compile_for_hopper.py [--parallel] HEAD_SIZE...` prints one JSON object a line: kernel, head size, registers,
+bytes of stack (spilled registers) and of shared memory; with `--parallel` those of the chunk-parallel form. Runs with
+whichever Triton comes first on the path.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from arwkv_kernels.triton import sparse_kl, topk_logsumexp, wkv7_step
-from arwkv_kernels.triton.configs import WKV7
+from arwkv_kernels.triton.configs import PARALLEL, WKV7
+from arwkv_kernels.triton.parallel.solve import wkv7_solve_kernel
+from arwkv_kernels.triton.parallel.tokens import wkv7_output_kernel, wkv7_span_gradients_kernel
+from arwkv_kernels.triton.parallel.walks import wkv7_reverse_walk_kernel, wkv7_walk_kernel
 from arwkv_kernels.triton.wkv7_backward import wkv7_state_gradient_kernel, wkv7_token_gradients_kernel
 from arwkv_kernels.triton.wkv7_exact import wkv7_exact_backward_kernel, wkv7_exact_forward_kernel
 from arwkv_kernels.triton.wkv7_forward import wkv7_forward_kernel
 
 TYPES = dict.fromkeys(
     ["initial_ptr", "final_ptr", "d_initial_ptr", "d_final_ptr", "state_ptr", "new_state_ptr", "log_p_ptr",
-     "values_ptr", "log_p_tail_ptr", "loss_ptr", "logsumexp_ptr", "entropy_ptr"], "*fp32",
+     "values_ptr", "log_p_tail_ptr", "loss_ptr", "logsumexp_ptr", "entropy_ptr", "solve_ptr"], "*fp32",
 ) | {
     "unsafe_ptr": "*i32", "cu_seqlens_ptr": "*i64", "sequence_ptr": "*i64", "T": "i32", "V": "i32", "K": "i32",
     "stride": "i32", "scale": "fp32", "temperature": "fp32", "counts_ptr": "*i64",
@@ -38,7 +42,9 @@ FP32_INPUTS = {f"{d}{n}_ptr": "*fp32" for n in "rwkvab" for d in ("", "d")} | di
 )
 
 
-def report(kernel: Any, constants: dict[str, Any], warps: int, special: dict[str, str] | None = None) -> None:
+def report(
+    kernel: Any, constants: dict[str, Any], warps: int, special: dict[str, str] | None = None, stages: int = 3
+) -> None:
     """Compile `kernel` with pointers to bf16 where nothing else is said, aligned as torch aligns them."""
     types = TYPES | (special or {})
     signature = {n: "constexpr" if n in constants else types.get(n, "*bf16") for n in kernel.arg_names}
@@ -51,7 +57,9 @@ def report(kernel: Any, constants: dict[str, Any], warps: int, special: dict[str
         constexprs=constants,
         attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": stages}
+    )
     registers, stack = resources(compiled.asm["cubin"], compiled.metadata.name)
     print(
         json.dumps(
@@ -59,6 +67,7 @@ def report(kernel: Any, constants: dict[str, Any], warps: int, special: dict[str
                 "triton": triton.__version__,
                 "kernel": compiled.metadata.name,
                 "head_size": constants.get("D"),
+                "warps": warps,
                 "registers": registers,
                 "stack_bytes": stack,
                 "shared_bytes": compiled.metadata.shared,
@@ -101,6 +110,25 @@ def report_wkv7(head_size: int) -> None:
         report(wkv7_step.wkv7_step_kernel, columns, wkv7_step.WARPS, FP32_DECAY | slots)
 
 
+def report_parallel(head_size: int) -> None:
+    """The decay in fp32 and in half; walks with and without the output; outputs that are kept or not."""
+    config = PARALLEL[head_size]
+    shape = {"H": 64, "D": head_size, "SPAN": config.span}
+    heads, solving = {"OVER_HEAD": "bf16"}, {"SOLVING": "tf32"}
+    products = heads | {"OVER_TOKENS": "tf32"}
+    chunks = shape | {"CHUNK": config.chunk}
+    walk = chunks | products | solving | {"VALUES": config.values}
+    slices = shape | products | {"CHUNK": config.gradient_chunk}
+    for decay in (FP32_DECAY, {}):
+        report(wkv7_solve_kernel, chunks | heads | solving, config.solve_warps, decay)
+        variants = [(True, False)] if config.split else [(True, True), (False, True), (True, False)]
+        for keep, output in variants:
+            report(wkv7_walk_kernel, walk | {"KEEP": keep, "OUTPUT": output}, config.walk_warps, decay, stages=1)
+        report(wkv7_reverse_walk_kernel, walk, config.walk_warps, decay, stages=1)
+        report(wkv7_output_kernel, slices | {"KEYS": config.output_keys}, config.output_warps, decay, stages=1)
+        report(wkv7_span_gradients_kernel, slices | {"KEYS": config.keys}, config.gradient_warps, decay, stages=1)
+
+
 def report_head() -> None:
     logits = {"logits_ptr": "*fp32", "gradient_ptr": "*fp32", "ids_ptr": "*i64"}
     for candidates in (64, sparse_kl.MOST_CANDIDATES):
@@ -117,6 +145,10 @@ def report_head() -> None:
 
 
 if __name__ == "__main__":
-    report_head()
-    for size in sys.argv[1:]:
-        report_wkv7(int(size))
+    if sys.argv[1] == "--parallel":
+        for size in sys.argv[2:]:
+            report_parallel(int(size))
+    else:
+        report_head()
+        for size in sys.argv[1:]:
+            report_wkv7(int(size))

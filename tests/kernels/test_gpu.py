@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,16 @@ AssertClose = Callable[[dict[str, Tensor], dict[str, Tensor], float], None]
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1.2e-2}
 
 
+@pytest.fixture(params=["serial", "parallel"])
+def form(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each form of the recurrence in chunks."""
+    pytest.importorskip("triton")
+    from arwkv_kernels.triton import configs
+
+    with configs.form(request.param):
+        yield
+
+
 def on_gpu(case: Any) -> Any:
     tensors = tuple(x.detach().cuda().requires_grad_() for x in case.tensors)
     offsets = None if case.cu_seqlens is None else case.cu_seqlens.cuda()
@@ -35,6 +45,7 @@ def check(case: Any, dtype: torch.dtype, assert_close: AssertClose) -> None:
     assert_close(results, low.to(torch.float64).results("reference"), TOLERANCES[dtype])
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
 @pytest.mark.parametrize("D", [32, 64, 128])
 @pytest.mark.parametrize("T", [1, 15, 16, 17, 63, 64, 65, 200])
@@ -44,11 +55,35 @@ def test_outputs_and_gradients(
     check(make_case(T, D), dtype, assert_close)
 
 
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("H", [2, 256])
+def test_repeated_keys_under_slow_decay(D: int, H: int, make_case: MakeCase, assert_close: AssertClose) -> None:
+    """One key for all tokens, wholly replaced each time; with fewer and with more heads than multiprocessors."""
+    case = make_case(130, D, B=1, H=H).to(torch.float64)
+    case.tensors[1].data.mul_(0.01)
+    case.tensors[4].data.copy_(case.tensors[4].data[:, :1].expand_as(case.tensors[4]))
+    case.tensors[5].data.copy_(-case.tensors[4].data)
+    low = case.to(torch.bfloat16)
+    o, _ = on_gpu(low).run("triton")
+    with torch.no_grad():
+        expected, _ = low.to(torch.float64).run("reference")
+    assert_close({"o": o.cpu()}, {"o": expected}, 1e-2)
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("D", [32, 64])
+def test_more_heads_than_multiprocessors(D: int, make_case: MakeCase, assert_close: AssertClose) -> None:
+    check(make_case(70, D, H=128), torch.bfloat16, assert_close)
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
 def test_packed(dtype: torch.dtype, make_case: MakeCase, assert_close: AssertClose) -> None:
     check(make_case(200, 64, offsets=[0, 1, 18, 18, 64, 200]), dtype, assert_close)
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("lowest_w", [0.0, -4.0, -60.0, -4000.0, -torch.inf])
 def test_every_decay(lowest_w: float, make_case: MakeCase, assert_close: AssertClose) -> None:
     check(make_case(70, 64, lowest_w=lowest_w), torch.bfloat16, assert_close)

@@ -62,7 +62,7 @@ def _join_blocks(X, A, C: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.conste
 
 @triton.jit
 def inverse_of_unit_triangular(A, C: tl.constexpr, PRECISION: tl.constexpr):
-    """(I - A)⁻¹ for a strictly triangular A [C, C], C 16 or 32, by doubling the size of inverted diagonal blocks.
+    """(I - A)⁻¹ for a strictly triangular A [C, C], C 16, 32 or 64, by doubling the size of inverted diagonal blocks.
 
     [[P, 0], [-M, Q]]⁻¹ = [[P⁻¹, 0], [Q⁻¹ M P⁻¹, Q⁻¹]]: each intermediate is a block of the answer. The shorter
     product (I + A)(I + A²)(I + A⁴)… is not used: for repeated keys its powers grow like binomials and cancel.
@@ -75,6 +75,8 @@ def inverse_of_unit_triangular(A, C: tl.constexpr, PRECISION: tl.constexpr):
     X = _join_blocks(X, A, C, 8, PRECISION)
     if C > 16:
         X = _join_blocks(X, A, C, 16, PRECISION)
+    if C > 32:
+        X = _join_blocks(X, A, C, 32, PRECISION)
     return X
 
 

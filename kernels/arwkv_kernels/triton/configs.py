@@ -6,6 +6,8 @@ compiler) and `benchmarks/kernels.py --gpu`.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -30,3 +32,52 @@ WKV7 = {
     64: Wkv7Config(values=64, keys=32, forward_warps=4, state_warps=4, token_warps=4, exact_warps=8),
     128: Wkv7Config(values=32, keys=64, forward_warps=8, state_warps=8, token_warps=8, exact_warps=8),
 }
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the kernels of the chunk-parallel form are cut and scheduled."""
+
+    values: int
+    """Columns of the state a program of the walks holds."""
+    keys: int
+    """Channels a program of the tokens' gradients works on at one time."""
+    output_keys: int
+    """The same of the output kernel, which runs where the walk leaves the output to it."""
+    walk_warps: int
+    gradient_warps: int
+    split: bool = False
+    """Whether the walk always leaves the output to a kernel of its own, not only where sequences are few."""
+    solve_warps: int = 4
+    output_warps: int = 4
+    exact_warps: int = 8
+    chunk: int = 32
+    """Tokens a step of the walks."""
+    gradient_chunk: int = 16
+    """Tokens at one time in the tokens' gradients."""
+    span: int = 64
+    """Tokens for which one state is kept."""
+
+
+PARALLEL = {
+    32: ParallelConfig(values=32, keys=32, output_keys=32, walk_warps=4, gradient_warps=4),
+    64: ParallelConfig(values=64, keys=32, output_keys=64, walk_warps=4, gradient_warps=4),
+    128: ParallelConfig(values=64, keys=64, output_keys=32, walk_warps=8, gradient_warps=8, output_warps=8, split=True),
+}
+
+FORMS = ("serial", "parallel")
+# The form that each head size trains in. A GPU has measured "serial" only: `benchmarks/kernels.py --gpu` times both.
+FORM = dict.fromkeys(WKV7, "serial")
+
+
+@contextlib.contextmanager
+def form(name: str) -> Iterator[None]:
+    """Within the block, calls of `wkv7` in chunks use form `name` of `FORMS` for every head size."""
+    if name not in FORMS:
+        raise ValueError(f'wkv7: form "{name}" is not known; choose one of {", ".join(FORMS)}')
+    before = FORM.copy()
+    FORM.update(dict.fromkeys(FORM, name))
+    try:
+        yield
+    finally:
+        FORM.update(before)

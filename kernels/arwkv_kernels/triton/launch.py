@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 
 import torch
+import triton
 from torch import Tensor
+
+# Triton's interpreter computes nonsense in bf16.
+INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 def device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:

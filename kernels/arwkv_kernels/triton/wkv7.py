@@ -6,22 +6,22 @@ B batch, T time, H heads, D head size, N sequences, P rows of checkpoints.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from arwkv_kernels.arguments import WkvInputs, wants_gradient
-from arwkv_kernels.triton.configs import WKV7
-from arwkv_kernels.triton.launch import device_of
+from arwkv_kernels.triton.configs import FORM, WKV7
+from arwkv_kernels.triton.launch import INTERPRETED, device_of
+from arwkv_kernels.triton.parallel.autograd import WkvInSpans
 from arwkv_kernels.triton.wkv7_backward import wkv7_state_gradient_kernel, wkv7_token_gradients_kernel
 from arwkv_kernels.triton.wkv7_exact import wkv7_exact_backward_kernel, wkv7_exact_forward_kernel
 from arwkv_kernels.triton.wkv7_forward import wkv7_forward_kernel
 
-# Triton's interpreter computes nonsense in bf16.
-INTERPRETED = bool(triton.knobs.runtime.interpret)
 # Products summed over the head's D channels take bf16 operands. Those over a chunk's 16 tokens take tf32: they are few,
 # and rounding both kinds to bf16 leaves gradients off by more than bf16 itself is.
 PRODUCTS = dict(zip(("OVER_HEAD", "OVER_TOKENS"), ("ieee", "ieee") if INTERPRETED else ("bf16", "tf32"), strict=True))
@@ -41,8 +41,26 @@ def wkv7_triton(
         cu_seqlens = torch.arange(batch + 1, device=device) * length
     cu_seqlens = cu_seqlens.to(device, torch.int64).contiguous()
     keep = wants_gradient(*inputs, state_NHKV)
-    o, final = _Triton.apply(*inputs, state_NHKV, cu_seqlens, scale, keep)  # type: ignore[no-untyped-call]  # torch
+    if not _in_chunks(inputs):
+        _warn_of_fp32()
+    in_spans = FORM[inputs.r.shape[-1]] == "parallel" and _in_chunks(inputs)
+    function = WkvInSpans if in_spans else _Triton
+    o, final = function.apply(*inputs, state_NHKV, cu_seqlens, scale, keep)  # type: ignore[no-untyped-call]  # torch
     return o, final
+
+
+def _in_chunks(inputs: WkvInputs) -> bool:
+    return inputs.v.dtype != torch.float32 or INTERPRETED
+
+
+@functools.cache
+def _warn_of_fp32() -> None:
+    """Once a process: nobody should train token by token without knowing."""
+    warnings.warn(
+        "wkv7: v is fp32, so the Triton kernels work token by token, many times slower than in chunks; pass r, k, v, a "
+        "and b in bf16 (w may stay fp32), as a model under torch.autocast does",
+        stacklevel=4,
+    )
 
 
 class _Triton(torch.autograd.Function):
@@ -112,7 +130,7 @@ class _Launch:
         self.pairs = sequences * heads
         self.config = WKV7[size]
         self.columns = size // self.config.values
-        self.in_chunks = inputs.v.dtype != torch.float32 or INTERPRETED
+        self.in_chunks = _in_chunks(inputs)
         self.stored = STORED if self.in_chunks else torch.float32
         self.shape = {"H": heads, "D": size, "CHUNK": self.config.chunk}
 
