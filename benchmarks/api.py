@@ -100,10 +100,10 @@ def scanning(database: str, root: Path) -> Results:
     """Seconds to index all manifests, and to look at them again when nothing changed."""
     engine = connect(database)
     begun = time.perf_counter()
-    scan_root(engine, root)
+    scan_root(engine, str(root))
     first_s = time.perf_counter() - begun
     begun = time.perf_counter()
-    scan_root(engine, root)
+    scan_root(engine, str(root))
     again_s = time.perf_counter() - begun
     engine.dispose()
     return {"index_s": first_s, "rescan_unchanged_s": again_s}

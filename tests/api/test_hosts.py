@@ -34,7 +34,9 @@ def test_names_like_trusted_ones_are_not(server: str, host: str) -> None:
 
 
 def _trusted(root: Path, host: str, *names: str) -> tuple[str, ...]:
-    config = ServeConfig(root=((root,),), host=host, trusted_host=(names,), api_key="secret", database="sqlite:///x")
+    config = ServeConfig(
+        root=((str(root),),), host=host, trusted_host=(names,), api_key="secret", database="sqlite:///x"
+    )
     return config.settings().trusted_hosts
 
 

@@ -38,7 +38,7 @@ def test_several_workers_share_one_port_and_one_index(root: Path, tmp_path: Path
 
 
 def test_several_workers_together_admit_what_the_flag_says(tmp_path: Path) -> None:
-    config = ServeConfig(root=((tmp_path,),), workers=4, requests_per_s=10.0)
+    config = ServeConfig(root=((str(tmp_path),),), workers=4, requests_per_s=10.0)
     assert config.settings().requests_per_s == 2.5
 
 

@@ -1,7 +1,6 @@
 """Damage that leaves names, sizes and times alone is found by reading, shown, counted, and gone once it is repaired."""
 
 import errno
-import io
 import os
 import threading
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from arwkv_api.index.pace import Pace, pass_days, verification_rate
 from arwkv_api.index.scan import scan_root
 from arwkv_api.index.scrub import verify_due
 from arwkv_api.roots.folders import part_files, shard_files
+from arwkv_api.roots.local import LocalContent
 from arwkv_store import open_dataset
 
 Open = Callable[[Settings], TestClient]
@@ -160,9 +160,9 @@ def test_file_that_cannot_be_opened_just_now_condemns_no_shard(
         return real(path, *arguments, **more)
 
     engine, manifest = client.app.state.service.engine, root / "train" / "shards" / "part-000002.json"  # type: ignore[attr-defined]  # typed as any ASGI
-    monkeypatch.setattr("arwkv_api.http.transfer.os.open", failing)
+    monkeypatch.setattr("arwkv_api.roots.files.os.open", failing)
     os.utime(manifest)  # to be read anew
-    assert scan_root(engine, root, wait_s=60).done
+    assert scan_root(engine, str(root), wait_s=60).done
     assert client.get(f"{SHARDS}/2").json()["state"] == "committed"
     refused = client.get(f"{SHARDS}/1/data?file=hidden")
     assert refused.status_code == client.post(f"{SHARDS}/1/verify").status_code == 503
@@ -178,11 +178,10 @@ def test_file_that_cannot_be_opened_just_now_condemns_no_shard(
 def test_error_while_reading_says_nothing_of_the_bytes(
     client: TestClient, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Dying(io.FileIO):
-        def readinto(self, buffer: object) -> int:  # type: ignore[override]  # whatever it is given
-            raise OSError(5, "Input/output error")
+    def dying(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("arwkv_api.index.scrub.os.fdopen", lambda fd, *_, **__: Dying(fd))
+    monkeypatch.setattr(LocalContent, "read", dying)
     answer = client.post(f"{SHARDS}/1/verify")
     assert answer.status_code == 503
     assert "part-000001.arrow: Input/output error" in answer.json()["detail"]

@@ -28,7 +28,7 @@ NO_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.E
 LARGEST_INTEGER = (1 << 63) - 1
 KEPT_MANIFESTS_BYTES = 64 << 20
 # What a parsed manifest and its text take in memory for each byte of the text, as measured.
-MEMORY_PER_BYTE = 7
+MEMORY_PER_BYTE = 8
 
 
 class ShardState(StrEnum):
