@@ -95,7 +95,7 @@ _SETTINGS = {
     "seed": 0,
     "shards_0_dataset": "0123abcd",
     "samples_per_step": 8,
-    "base": {"model_type": "qwen2", "weights": "89ab4567"},
+    "base": {"name": "Qwen2.5-0.5B", "checkpoint": "89ab4567"},
 }
 
 _SAMPLES = [

@@ -298,7 +298,7 @@ def test_run_is_followed_again_after_the_service_was_away(browser: Browser, site
 def test_run_says_what_it_is_and_how_its_layers_do(browser: Browser, site: str) -> None:
     browser.open(f"{site}/#/runs/runs-student", VIEWS["/#/runs/runs-student"])
     about = browser.text("[aria-label=Settings]")
-    for said in ("preset\narwkv", "learning_rate\n0.001", "base.model_type\nqwen2", "Stage align\nsteps 400"):
+    for said in ("preset\narwkv", "learning_rate\n0.001", "base.name\nQwen2.5-0.5B", "Stage align\nsteps 400"):
         assert said in about, about
     figure = "[...document.querySelectorAll('figure')].find(f => f.innerText.includes('by layer'))"
     layers = f"Chart.getChart({figure}.querySelector('canvas'))"

@@ -8,7 +8,7 @@ const SAMPLES = 8;
 // Lines of a compared run that are read at most: 10,000 in an answer.
 const MOST_ANSWERS = 20;
 // Settings shown first, by their names in run.json.
-const FIRST = ["preset", "stage", "base", "shards", "samples_per_step", "learning_rate", "seed"];
+const FIRST = ["base.name", "preset", "init", "stage", "samples_per_step", "align_lr", "distill_lr", "learning_rate", "seed"];
 
 export async function runsView(place, signal) {
   document.title = "Runs – ARWKV datasets";
@@ -130,7 +130,7 @@ function origin(name, { settings: document, datasets }) {
 function settings({ settings: document, stages }) {
   if (!document) return [element("h2", {}, "Settings"), element("p", { class: "soft" }, "This run has no run.json.")];
   const all = settingsOf(document);
-  const leads = ([name]) => FIRST.some((first) => name === first || name.startsWith(`${first}.`) || (first === "shards" && name.startsWith("shards_")));
+  const leads = ([name]) => FIRST.includes(name);
   const done = Object.entries(stages).map(([stage, found]) => [`Stage ${stage}`, settingsOf(found).map(([name, value]) => `${name} ${value}`).join(", ")]);
   return [element("h2", {}, "Settings"), facts([...all.filter(leads), ...done]),
     element("details", {}, element("summary", {}, "All of run.json"), facts(all.filter((one) => !leads(one))))];
