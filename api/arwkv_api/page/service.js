@@ -67,8 +67,12 @@ export async function follow(kinds, signal, work, said) {
 }
 
 // The kinds of changes as the service sends them; a browser's own EventSource cannot send a key.
+// Ends when the user leaves the page: a page that the browser keeps for the way back would hold one of its few
+// connections to the service.
 async function* events(signal) {
-  const answer = await request("v1/events", signal);
+  const left = new AbortController();
+  addEventListener("pagehide", () => left.abort(), { once: true, signal });
+  const answer = await request("v1/events", AbortSignal.any([signal, left.signal]));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
