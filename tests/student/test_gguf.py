@@ -26,7 +26,7 @@ from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.settings import ExportSettings
 from llama_cpp import LlamaCpp
 
-MOST = 5e-5
+MOST = 1e-4
 """Largest difference of any logit in fp32."""
 LENGTHS = (1, 63, 64, 65, 400)
 OPTIONS: dict[str, dict[str, Any]] = {
