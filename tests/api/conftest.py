@@ -1,5 +1,6 @@
 """A root with two example datasets, the application over it, and a real server on loopback."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -27,7 +28,10 @@ def no_unexpected_failure(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 @pytest.fixture
 def root(served_root: Path, tmp_path: Path) -> Path:
     """A folder with datasets `train` (20 samples in 5 parts) and `heldout` (10 in 3), the test's own."""
-    return shutil.copytree(served_root, tmp_path / "root", copy_function=shutil.copy)
+    copied = shutil.copytree(served_root, tmp_path / "root", copy_function=shutil.copy)
+    for folder in copied.glob("*/shards"):
+        os.utime(folder)  # as if its files had been written now
+    return copied
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from arwkv_api.kept import Kept
 from arwkv_api.roots import manifests
 from arwkv_api.roots.manifests import MEMORY_PER_BYTE
 from arwkv_store import ShardManifest, open_dataset
+from store_examples import example_dataset_info, write_example_dataset
 
 SHARDS = "/v1/datasets/train/shards"
 
@@ -183,7 +184,9 @@ def test_what_is_kept_is_bounded_in_bytes_and_the_longest_unused_goes_first() ->
     assert made == [0, 1, 2, 1]
 
 
-def test_manifests_take_no_more_memory_than_they_may(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manifests_take_no_more_memory_than_they_may(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The parsed form of a manifest is several times its text; the bound is on the parsed form."""
     raw = (root / "train" / "shards" / "part-000000.json").read_bytes()
     parsed = Kept(2 * MEMORY_PER_BYTE * len(raw), manifests._PARSED._size_of)
@@ -192,6 +195,8 @@ def test_manifests_take_no_more_memory_than_they_may(root: Path, monkeypatch: py
         name = f"part-{number:06d}.json"
         manifests.parse_manifest((root / "train" / "shards" / name).read_bytes())
     assert 1 <= len(parsed._kept) <= 2
+    write_example_dataset(tmp_path / "layers", info=example_dataset_info(layers=range(24)), parts=[0])
+    raw = (tmp_path / "layers" / "shards" / "part-000000.json").read_bytes()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     many = [ShardManifest.from_bytes(raw, "part 0") for _ in range(20)]
