@@ -43,6 +43,7 @@ def _serve(*, without_condition: bool, ignoring_conditions: bool) -> None:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication
     from moto.s3.exceptions import PreconditionFailed, S3ClientError
     from moto.server import main
+    from werkzeug.serving import WSGIRequestHandler
 
     if ignoring_conditions:
         answer = DomainDispatcherApplication.__call__
@@ -53,6 +54,8 @@ def _serve(*, without_condition: bool, ignoring_conditions: bool) -> None:
         DomainDispatcherApplication.__call__ = unconditional
     if without_condition:
         PreconditionFailed.__init__ = lambda self, condition: S3ClientError.__init__(self, "it did not hold")
+    # Nobody reads a line for each request: a full pipe would stop the server.
+    WSGIRequestHandler.log_request = lambda *_, **__: None
     main(["-p", "0"])
 
 
