@@ -153,10 +153,13 @@ def test_changed_base_or_start_is_refused_and_a_moved_one_is_not(
     train(asked)
     with pytest.raises(ConfigurationDiffers, match=r"start: \"a checkpoint\" there, null asked; choose"):
         train(replace(asked, start_from=None))
-    for name in ("base", "start", "teacher_head", "shards_0_dataset"):
+    # And what did not exist then counts as its default.
+    for name in ("base", "start", "teacher_head", "shards_0_dataset", "optimizer", "token_weight"):
         del document[name]
     file.write_text(json.dumps(document))
     train(asked)
+    with pytest.raises(ConfigurationDiffers, match=r'run.json: optimizer: "adamw" there, "muon" asked; choose'):
+        train(replace(asked, optimizer="muon"))
 
 
 @pytest.mark.parametrize("stage", ["align", "distill"])

@@ -78,9 +78,12 @@ class RunFolder:
         return self.path / name
 
     @contextlib.contextmanager
-    def claimed(self, identity: Mapping[str, Any], processes: PartialState) -> Iterator[None]:
+    def claimed(
+        self, identity: Mapping[str, Any], processes: PartialState, defaults: Mapping[str, Any]
+    ) -> Iterator[None]:
         """Claim the folder for this run, or continue its run, and keep all other runs out.
 
+        `defaults`: of settings that a run of an earlier release did not record.
         Raises ConfigurationDiffers, naming each field, if it holds a run with another configuration, TryAgain if
         another run is using it, and UsageError if it cannot be written.
         """
@@ -95,7 +98,7 @@ class RunFolder:
                     except OSError as error:
                         way_out = "choose a folder that can be written"
                         raise UsageError(f"--out {self.path}: {error.strerror}; {way_out}") from error
-                self._require_same(identity)
+                self._require_same(identity, defaults)
             yield
 
     @contextlib.contextmanager
@@ -110,9 +113,10 @@ class RunFolder:
                 ) from error
             yield
 
-    def _require_same(self, identity: Mapping[str, Any]) -> None:
+    def _require_same(self, identity: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         file = self.path / "run.json"
-        before, asked = json.loads(file.read_text()), json.loads(json.dumps(identity))
+        usual = {name: defaults[name] for name in (identity.keys() & defaults.keys()).difference(HASHED)}
+        asked, before = json.loads(json.dumps(identity)), json.loads(json.dumps(usual)) | json.loads(file.read_text())
         before, asked = compared(before, before), compared(asked, before)
         differences = [
             f"{name}: {json.dumps(before.get(name))} there, {json.dumps(asked.get(name))} asked"

@@ -1,6 +1,7 @@
 """`student train`: the stages of a run, one after another, each resumable by the same command."""
 
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,8 +36,9 @@ class Stages(Protocol):
 def train(settings: TrainSettings) -> dict[str, Any]:
     """Run or continue the run in `settings.out`; returns each stage's summary. RUN itself holds the last student."""
     stages = _stages(settings)
+    defaults = {field.name: field.default for field in fields(settings) if field.default is not MISSING}
     folder, processes = RunFolder(settings.out), PartialState(cpu=not torch.accelerator.is_available())
-    with folder.claimed(stages.identity, processes), folder.announced(processes) as run:
+    with folder.claimed(stages.identity, processes, defaults), folder.announced(processes) as run:
         summaries = {}
         for stage in stages.names:
             summaries[stage] = run.finished(stage) or _run_stage(stage, stages, run, settings.seed)
