@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arwkv_store.commands.command_line import main
+from figures import write_json
 
 HEAD_DIM = 64
 # Beyond this the copies that DynamicCache makes of its cache would not fit beside it.
@@ -56,6 +57,8 @@ class DecodeConfig:
     """Turns of each contestant."""
     memory_contexts: tuple[int, ...] = (1024, 8192, 32768, 131072)
     """Lengths of the texts of the second table."""
+    json_out: Path | None = None
+    """Write the figures there too."""
     json: bool = False
     """Print the figures as one JSON document."""
 
@@ -67,7 +70,10 @@ def decode(config: DecodeConfig) -> dict[str, Any]:
         memory = list(processes.map(_memory, [config] * len(config.memory_contexts), config.memory_contexts))
     if not config.json:
         _print_tables(config, speed, memory)
-    return {"config": dataclasses.asdict(config), "threads": torch.get_num_threads(), "speed": speed, "memory": memory}
+    shape = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("json", "json_out")}
+    results = {"config": shape, "threads": torch.get_num_threads(), "speed": speed, "memory": memory}
+    write_json(config.json_out, results)
+    return results
 
 
 def _shared_shape(config: DecodeConfig) -> dict[str, Any]:
