@@ -75,13 +75,15 @@ def test_commands_work_as_pasted(tmp_path: Path) -> None:
     """`api key`, then each `api serve` with the key file that it made, and `store reindex` of what it serves."""
     write_example_dataset(tmp_path / "shards" / "train")
     text = (DOCS.parent / "README.md").read_text() + API + OPERATIONS
-    (key,) = re.findall(r"^api key .*$", text, re.M)
-    subprocess.run(_command(key), cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    keys = re.findall(r"^api key .*$", text, re.M)
+    assert keys
+    for key in keys:
+        subprocess.run(_command(key), cwd=tmp_path, check=True, capture_output=True, timeout=60)
     serve = {line.partition("#")[0].rstrip(" &") for line in re.findall(r"^api serve .*$", text, re.M)}
     (reindex,) = re.findall(r"^store reindex .*$", text, re.M)
     assert len(serve) >= 2
     for line in serve:
-        flags = [word if word.startswith("-") else str(tmp_path / word) for word in shlex.split(line)[2:]]
+        flags = [str(tmp_path / word) if (tmp_path / word).exists() else word for word in shlex.split(line)[2:]]
         with serving(*flags, cache=tmp_path / "cache") as (url, _):
             if "--keys" not in flags:
                 command = _command(reindex.replace("http://127.0.0.1:8000", url))
