@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -87,6 +87,9 @@ def _as_float(_: Any, bits: Any) -> Any:
 as_float = intrinsic(_as_float)
 
 
+# Part of its caller: of a function of its own numba keeps two copies, and runs one where it has just compiled them and
+# the other where it found them on the disk, whose sums differ in the last bit.
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]  # numba publishes no types
 def _masses(row: NDArray[np.float32], maximum: np.float32) -> tuple[np.float32, np.float32]:
     """Σ exp(x - m) and Σ exp(x - m)(x - m)."""
     mass, moment = np.float32(0), np.float32(0)
@@ -203,7 +206,7 @@ def _narrow(values: NDArray[np.float32], columns: NDArray[np.int32], k: int) -> 
     return kept
 
 
-_masses, _group_maxima, _candidates = compile_loop(_masses), compile_loop(_group_maxima), compile_loop(_candidates)
+_group_maxima, _candidates = compile_loop(_group_maxima), compile_loop(_candidates)
 _threshold, _rank, _narrow = compile_loop(_threshold), compile_loop(_rank), compile_loop(_narrow)
 
 
