@@ -1,7 +1,10 @@
 """The errors that users see: each gives the problem, the place, the value and what to do, and has its exit code."""
 
 import errno
-from typing import ClassVar
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 
 class ArwkvError(Exception):
@@ -30,6 +33,17 @@ class ConfigurationDiffers(UsageError):
     """A dataset or run exists with another configuration; the message lists each differing field."""
 
     http_status = 409
+
+    @classmethod
+    def unless_same(cls, where: Path, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+        """Raise it, naming each setting whose JSON value in the file `where` is not the one asked for."""
+        differences = [
+            f"{name}: {json.dumps(there.get(name))} there, {json.dumps(asked.get(name))} asked"
+            for name in sorted(there.keys() | asked.keys())
+            if there.get(name) != asked.get(name)
+        ]
+        if differences:
+            raise cls(f"{where}: {'; '.join(differences)}; choose another --out, or use the same settings")
 
 
 class UnsupportedVersion(UsageError):

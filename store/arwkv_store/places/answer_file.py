@@ -105,12 +105,4 @@ def _whole_lines(part: IO[bytes]) -> int:
 
 def _require_same(path: Path, origin: Mapping[str, Any]) -> None:
     before, asked = json.loads(origin_of(path).read_bytes()), json.loads(json.dumps(origin))
-    differences = [
-        f"{name}: {json.dumps(before.get(name))} there, {json.dumps(asked.get(name))} asked"
-        for name in sorted(before.keys() | asked.keys())
-        if before.get(name) != asked.get(name)
-    ]
-    if differences:
-        raise ConfigurationDiffers(
-            f"{origin_of(path)}: {'; '.join(differences)}; choose another --out, or use the same settings"
-        )
+    ConfigurationDiffers.unless_same(origin_of(path), before, asked)

@@ -117,16 +117,7 @@ class RunFolder:
         file = self.path / "run.json"
         usual = {name: defaults[name] for name in (identity.keys() & defaults.keys()).difference(HASHED)}
         asked, before = json.loads(json.dumps(identity)), json.loads(json.dumps(usual)) | json.loads(file.read_text())
-        before, asked = compared(before, before), compared(asked, before)
-        differences = [
-            f"{name}: {json.dumps(before.get(name))} there, {json.dumps(asked.get(name))} asked"
-            for name in sorted(before.keys() | asked.keys())
-            if before.get(name) != asked.get(name)
-        ]
-        if differences:
-            raise ConfigurationDiffers(
-                f"{file}: {'; '.join(differences)}; choose another --out, or use the same settings"
-            )
+        ConfigurationDiffers.unless_same(file, compared(before, before), compared(asked, before))
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """The summary of a finished stage, or None."""
