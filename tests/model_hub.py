@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from store_hub import body_of
+
 TOKEN = "hf_of_the_owner"
 LARGE_BYTES = 4096
 """Files from this size on, and weights, are LFS files."""
@@ -55,7 +57,7 @@ def model_hub() -> Iterator[Hub]:
 def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body, path = self._body(), urllib.parse.unquote(self.path)
+            body, path = body_of(self), urllib.parse.unquote(self.path)
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 return self._send(401, {"error": "Invalid username or password."})
             if path == "/api/repos/create":
@@ -83,7 +85,7 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
             return self._send(200, {"id": repository, "sha": f"{len(hub.commits):040x}", "siblings": []})
 
         def do_PUT(self) -> None:
-            content, oid = self._body(), self.path.removeprefix("/upload/")
+            content, oid = body_of(self), self.path.removeprefix("/upload/")
             if hub.refuse_uploads_after is not None and len(hub.uploads) >= hub.refuse_uploads_after:
                 return self._send(403, {"error": "the upload's address has expired"})
             if hashlib.sha256(content).hexdigest() != oid:
@@ -123,16 +125,6 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
 
         def _url(self, name: str) -> str:
             return f"{hub.endpoint}/{name}"
-
-        def _body(self) -> bytes:
-            if "Content-Length" in self.headers:
-                return self.rfile.read(int(self.headers["Content-Length"]))
-            body = b""
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-            return body
 
         def _send(self, status: int, answer: Any) -> None:
             body = json.dumps(answer).encode()

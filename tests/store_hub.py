@@ -13,6 +13,18 @@ from typing import Any
 API, FILES = "/api/datasets/user/name", "/datasets/user/name/resolve/main/"
 
 
+def body_of(request: http.server.BaseHTTPRequestHandler) -> bytes:
+    """The body that a client sent, whole or in chunks."""
+    if "Content-Length" in request.headers:
+        return request.rfile.read(int(request.headers["Content-Length"]))
+    body = b""
+    while size := int(request.rfile.readline(), 16):
+        body += request.rfile.read(size)
+        request.rfile.readline()
+    request.rfile.readline()
+    return body
+
+
 @contextmanager
 def hub_of(folder: Path, commits: list[list[str]] | None = None) -> Iterator[str]:
     """The endpoint (HF_ENDPOINT) at which the folder is the repository, until the end of the block.
@@ -36,7 +48,7 @@ def hub_of(folder: Path, commits: list[list[str]] | None = None) -> Iterator[str
             return self._send(404, {"error": "not found"})
 
         def do_POST(self) -> None:
-            body = self._body()
+            body = body_of(self)
             if self.path == f"{API}/preupload/main":
                 files = [
                     {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
@@ -59,16 +71,6 @@ def hub_of(folder: Path, commits: list[list[str]] | None = None) -> Iterator[str
                 place.write_bytes(base64.b64decode(file["value"]["content"]))
             made.append([file["value"]["path"] for file in files])
             return self._send(200, {"commitUrl": f"{API}/commit/1", "commitOid": f"{len(made):040d}"})
-
-        def _body(self) -> bytes:
-            if "Content-Length" in self.headers:
-                return self.rfile.read(int(self.headers["Content-Length"]))
-            body = b""
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-            return body
 
         def _send(self, status: int, answer: Any) -> None:  # bytes, or what becomes JSON
             body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()

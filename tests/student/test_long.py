@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_bases import hybrid
 from transformers import AutoTokenizer
 
 from arwkv_store.errors import UsageError
-from arwkv_student.bases.checkpoint import open_base
-from arwkv_student.bases.convert import convert, student_config
-from arwkv_student.bases.tokenizer import copy_tokenizer
 from arwkv_student.long import evaluate as module
 from arwkv_student.long.evaluate import evaluate_long
 from arwkv_student.long.reading import likeliest, negative_log_likelihoods
@@ -28,14 +26,7 @@ from arwkv_student.settings import EvalSettings
 @pytest.fixture(scope="module")
 def student(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hybrid, whose cache holds states, keys and values."""
-    folder = tmp_path_factory.mktemp("student")
-    base = open_base(str(tiny_teacher))
-    torch.manual_seed(0)
-    model = convert(base, student_config(base, "arwkv", {"head_dim": 16}, [0])).model
-    torch.nn.init.normal_(model.model.layers[0].time_mix.output.weight, std=0.2)
-    model.save_pretrained(folder)
-    copy_tokenizer(tiny_teacher, folder)
-    return folder
+    return hybrid(tiny_teacher, tmp_path_factory.mktemp("student"), mixed=0)
 
 
 @pytest.mark.parametrize("task", TASKS)

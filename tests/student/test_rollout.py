@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_bases import hybrid
 from transformers import AutoTokenizer, PreTrainedModel
 
 from arwkv_store.errors import ConfigurationDiffers, UsageError
 from arwkv_store.places.answer_file import origin_of, written_by
-from arwkv_student.bases.checkpoint import open_base
-from arwkv_student.bases.convert import convert, student_config
-from arwkv_student.bases.tokenizer import copy_tokenizer
 from arwkv_student.model.loading import checkpoint_hash, load_any_student
 from arwkv_student.rollout.rollout import rollout
 from arwkv_student.rollout.sampling import Sampler, answers
@@ -25,14 +23,7 @@ PROMPTS = ["import os", "def f(x):\n    return", "class A", "for", "x = 1 +", ""
 @pytest.fixture(scope="module")
 def student(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hybrid with one layer of each kind, so that its cache holds states, keys and values."""
-    folder = tmp_path_factory.mktemp("student")
-    base = open_base(str(tiny_teacher))
-    torch.manual_seed(0)
-    model = convert(base, student_config(base, "arwkv", {"head_dim": 16}, [1])).model
-    torch.nn.init.normal_(model.model.layers[1].time_mix.output.weight, std=0.2)
-    model.save_pretrained(folder)
-    copy_tokenizer(tiny_teacher, folder)
-    return folder
+    return hybrid(tiny_teacher, tmp_path_factory.mktemp("student"), mixed=1)
 
 
 @pytest.fixture

@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from arwkv_student.bases.checkpoint import open_base
+from arwkv_student.bases.convert import convert, student_config
+from arwkv_student.bases.tokenizer import copy_tokenizer
+
 COMMON: dict[str, Any] = {
     "vocab_size": 544,
     "hidden_size": 64,
@@ -43,4 +47,15 @@ def tiny_base(model_type: str, tokenizer: Path, folder: Path, **more: Any) -> Pa
         if parameter.dim() == 1:
             parameter.data.add_(0.3 * torch.randn_like(parameter))
     model.save_pretrained(folder)
+    return folder
+
+
+def hybrid(teacher: Path, folder: Path, mixed: int) -> Path:
+    """An untrained student with the teacher's tokenizer: layer `mixed` mixes time, visibly, the others attend."""
+    base = open_base(str(teacher))
+    torch.manual_seed(0)
+    model = convert(base, student_config(base, "arwkv", {"head_dim": 16}, [mixed])).model
+    torch.nn.init.normal_(model.model.layers[mixed].time_mix.output.weight, std=0.2)
+    model.save_pretrained(folder)
+    copy_tokenizer(teacher, folder)
     return folder
