@@ -1,8 +1,10 @@
 """The committed parts of a dataset: their verified manifests, and a small index in memory."""
 
+import copy
 import re
-from collections.abc import Iterator, Sequence
-from typing import overload
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import fields
+from typing import Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +56,25 @@ class ManifestIndex:
         else:
             self.summary = self._completed(known, present)
         self._unlisted = 0 if present is None else present.unlisted
-        self.parts, self.tokens = self.summary.parts, self.summary.tokens
-        self.ends: NDArray[np.int64] = np.cumsum(self.summary.rows)
+        self._take(self.summary)
+
+    def _take(self, summary: Summary) -> None:
+        self.summary = summary
+        self.parts, self.tokens = summary.parts, summary.tokens
+        self.ends: NDArray[np.int64] = np.cumsum(summary.rows)
+
+    def only(self, parts: Collection[int]) -> Self:
+        """An index of these parts alone. Raises NotFound for parts that are missing."""
+        wanted = np.array(sorted(parts), np.int64)
+        missing = np.setdiff1d(wanted, self.parts)
+        if len(missing):
+            raise NotFound(
+                f"{self._source.uri}: {len(missing)} of {len(wanted)} parts are missing, the first is "
+                f"{self._where(int(missing[0]))}; make them again"
+            )
+        kept, fewer = np.isin(self.parts, wanted), copy.copy(self)
+        fewer._take(Summary(*(getattr(self.summary, column.name)[kept] for column in fields(Summary))))
+        return fewer
 
     def _completed(self, known: Summary, present: Present) -> Summary:
         """The present parts: what is known of those whose manifests did not change, and the others' manifests."""

@@ -66,6 +66,10 @@ class Dataset(Sequence[Sample]):
         self._open: dict[int, Shard] = {}
         """Open parts by place, the one last read at the end."""
 
+    def only(self, parts: Collection[int]) -> "Dataset":
+        """The samples of these parts, as before the dataset grew. Raises NotFound for a part that is missing."""
+        return Dataset(self._source, self.info, self._index.only(parts), self._names, verify=self._verify)
+
     def __len__(self) -> int:
         return int(self._index.ends[-1]) if len(self._index.ends) else 0
 
@@ -147,6 +151,11 @@ class Dataset(Sequence[Sample]):
     def shards(self) -> Sequence[ShardManifest]:
         """The committed parts' manifests, each read on access."""
         return Manifests(self._index)
+
+    @property
+    def parts(self) -> NDArray[np.int64]:
+        """The numbers of the committed parts, in order."""
+        return self._index.parts
 
     @property
     def tokens(self) -> int:

@@ -1,12 +1,12 @@
 """Opening shards for a student, and refusing those that do not fit it."""
 
 import json
-import os
-import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from accelerate.utils import broadcast_object_list
 
 from arwkv_store import Dataset, DatasetInfo, open_dataset
 from arwkv_store.errors import NotFound, UsageError
@@ -14,6 +14,7 @@ from arwkv_store.format.hidden_names import hidden_column
 from arwkv_store.format.seal import self_hash
 from arwkv_student.bases.checkpoint import BaseCheckpoint
 from arwkv_student.bases.tokenizer import tokenizer_hash
+from arwkv_student.data.extent import Extent, continued, say_once
 
 
 def open_shards(uri: str, columns: Collection[str], *, flag: str = "--shards") -> Dataset:
@@ -26,11 +27,13 @@ def open_shards(uri: str, columns: Collection[str], *, flag: str = "--shards") -
     return dataset
 
 
-def require_counted(uri: str) -> None:
+def require_counted(shards: "ShardSet") -> None:
     """Raise UsageError if no position of the shards counts: the loss would always be 0."""
-    dataset = open_shards(uri, [])
+    dataset = shards.open([])
     if not any(dataset[index].loss_mask[1:].any() for index in range(len(dataset))):
-        raise UsageError(f"--shards {uri}: every loss mask is False, so no position counts; train on other shards")
+        raise UsageError(
+            f"--shards {shards.uri}: every loss mask is False, so no position counts; train on other shards"
+        )
 
 
 def require_entropy(dataset: Dataset, uri: str) -> None:
@@ -56,7 +59,7 @@ def require_same_tokenizer(what: str, folder: Path, info: DatasetInfo, uri: str)
         )
     if added:
         shown = ", ".join(added[:4]) + (", …" if len(added) > 4 else "")
-        _warn(f"{what}: {len(added)} tokens beyond the ids in {uri} ({shown}); they are not trained")
+        say_once(f"{what}: {len(added)} tokens beyond the ids in {uri} ({shown}); they are not trained")
     config = json.loads((folder / "config.json").read_text())
     rows = config.get("text_config", config)["vocab_size"]
     if rows < info.tokenizer.vocab_size:
@@ -88,7 +91,7 @@ def require_teacher(flag: str, checkpoint: BaseCheckpoint, info: DatasetInfo, ur
                 f"{teacher.model}, weights {weights}; name that checkpoint, or capture shards with this one"
             )
         if config and checkpoint.config_hash != config:
-            _warn(
+            say_once(
                 f"{own}: its config.json differs from that of the capture in {uri}; check that both are the same model"
             )
     elif teacher.revision is not None and checkpoint.revision is not None:
@@ -99,16 +102,10 @@ def require_teacher(flag: str, checkpoint: BaseCheckpoint, info: DatasetInfo, ur
             )
     else:
         recorded = teacher.model + (f"@{teacher.revision}" if teacher.revision else "")
-        _warn(
+        say_once(
             f"{own}: cannot be compared with {recorded}, which made the hidden states in {uri}; "
             "check that they are the same model"
         )
-
-
-def _warn(message: str) -> None:
-    """Once, also with several processes."""
-    if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr)
 
 
 def require_fitting_hidden_states(base: BaseCheckpoint, info: DatasetInfo, uri: str, mixed: Sequence[int]) -> None:
@@ -174,19 +171,17 @@ class ShardSet:
 
     uri: str
     info: DatasetInfo
-    samples: int
+    extent: Extent
     weight: float
     """Its share of the samples, relative to the other sets of its stage."""
 
+    def open(self, columns: Collection[str]) -> Dataset:
+        """The samples of the run, with these heavy columns."""
+        return open_shards(self.uri, columns).only(self.extent.parts)
+
     def content(self) -> dict[str, Any]:
         """Its identity, independent of its place."""
-        return {
-            "teacher": self.info.teacher.model_dump(mode="json"),
-            "corpus": self.info.corpus.fingerprint,
-            "capture": self.info.capture.model_dump(mode="json"),
-            "samples": self.samples,
-            "dataset": self_hash(self.info.to_bytes()),
-        }
+        return _source(self.info) | self.extent.content() | {"dataset": self_hash(self.info.to_bytes())}
 
     def serves(self, stage: str) -> bool:
         """Whether it is made for the stage: for align, hidden states of the layers, or rows of tokens alone."""
@@ -196,16 +191,35 @@ class ShardSet:
         return distills
 
 
-def open_shard_sets(uris: Sequence[str], weights: Sequence[float] | None) -> list[ShardSet]:
-    """The set of each URI. Raises UsageError if there is none, or the weights do not match them."""
+def open_shard_sets(
+    uris: Sequence[str], weights: Sequence[float] | None, begun: Sequence[Mapping[str, Any]] = (), run: Path = Path()
+) -> list[ShardSet]:
+    """The set of each URI; of a dataset that has grown, what `run` began with, by the `content` that it recorded.
+
+    All processes get the extents that the first one sees. Raises UsageError if there is no set, or the weights do not
+    match them; ConfigurationDiffers if what the run began with is not there.
+    """
     if weights is not None and (len(weights) != len(uris) or any(weight <= 0 for weight in weights)):
         raise UsageError(f"--shard-weights {weights}: give a positive weight for each of the {len(uris)} --shards")
     datasets = [open_shards(uri, []) for uri in uris or ("",)]
-    chosen = weights or [float(len(dataset)) for dataset in datasets]
+    for number, (dataset, recorded) in enumerate(zip(datasets, begun, strict=False)):
+        extent = Extent.recorded(recorded)
+        if extent is not None and recorded.items() >= json.loads(json.dumps(_source(dataset.info))).items():
+            datasets[number] = continued(dataset, extent, run)
+    extents: list[Extent] = broadcast_object_list([Extent.of(dataset) for dataset in datasets])
+    chosen = weights or [float(extent.samples) for extent in extents]
     return [
-        ShardSet(uri, dataset.info, len(dataset), weight)
-        for uri, dataset, weight in zip(uris, datasets, chosen, strict=True)
+        ShardSet(uri, dataset.info, extent, weight)
+        for uri, dataset, extent, weight in zip(uris, datasets, extents, chosen, strict=True)
     ]
+
+
+def _source(info: DatasetInfo) -> dict[str, Any]:
+    return {
+        "teacher": info.teacher.model_dump(mode="json"),
+        "corpus": info.corpus.fingerprint,
+        "capture": info.capture.model_dump(mode="json"),
+    }
 
 
 def one_kind(sets: Sequence[ShardSet], stage: str) -> None:

@@ -59,6 +59,20 @@ class RunFolder:
             self.pulse.say(**figures)
 
     @property
+    def identity(self) -> Path:
+        """The JSON file of what must not change."""
+        return self.path / "run.json"
+
+    def recorded_shards(self) -> list[dict[str, Any]]:
+        """What the run recorded of each of its --shards; nothing for a run that has not begun."""
+        recorded = json.loads(self.identity.read_text()) if self.identity.is_file() else {}
+        named = (re.fullmatch(r"shards_(\d+)_(\w+)", name) for name in recorded)
+        shards: dict[int, dict[str, Any]] = {}
+        for found in filter(None, named):
+            shards.setdefault(int(found[1]), {})[found[2]] = recorded[found[0]]
+        return [shards[number] for number in sorted(shards)]
+
+    @property
     def metrics(self) -> Path:
         """The JSONL file of figures."""
         return self.path / "metrics.jsonl"
@@ -93,8 +107,8 @@ class RunFolder:
                     try:
                         self.path.mkdir(parents=True, exist_ok=True)
                         held.enter_context(self._lock())
-                        if not (self.path / "run.json").exists():
-                            write_json(self.path / "run.json", identity)
+                        if not self.identity.exists():
+                            write_json(self.identity, identity)
                     except OSError as error:
                         way_out = "choose a folder that can be written"
                         raise UsageError(f"--out {self.path}: {error.strerror}; {way_out}") from error
@@ -114,7 +128,7 @@ class RunFolder:
             yield
 
     def _require_same(self, identity: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        file = self.path / "run.json"
+        file = self.identity
         usual = {name: defaults[name] for name in (identity.keys() & defaults.keys()).difference(HASHED)}
         asked, before = json.loads(json.dumps(identity)), json.loads(json.dumps(usual)) | json.loads(file.read_text())
         ConfigurationDiffers.unless_same(file, compared(before, before), compared(asked, before))
@@ -171,12 +185,13 @@ class RunFolder:
 def compared(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
     """The part of an identity that must not change: the hash of a checkpoint, the content of shards.
 
-    `recorded` may be of an older release: a hash that it lacks, or a SHA-256 of `start`, cannot be compared.
+    `recorded` may be of an older release: hashes or parts that it lacks, or a SHA-256 of `start`, cannot be compared.
     """
     kept = {
         name: value
         for name, value in identity.items()
-        if not re.fullmatch(r"shards_\d+_dataset", name) and (name in recorded or name not in HASHED)
+        if not re.fullmatch(r"shards_\d+_dataset", name)
+        and (name in recorded or not (name in HASHED or re.fullmatch(r"shards_\d+_(parts|lengths)", name)))
     }
     for name, value in kept.items():
         if isinstance(value, dict) and "checkpoint" in value:

@@ -35,9 +35,10 @@ class Stages(Protocol):
 
 def train(settings: TrainSettings) -> dict[str, Any]:
     """Run or continue the run in `settings.out`; returns each stage's summary. RUN itself holds the last student."""
+    processes = PartialState(cpu=not torch.accelerator.is_available())
     stages = _stages(settings)
     defaults = {field.name: field.default for field in fields(settings) if field.default is not MISSING}
-    folder, processes = RunFolder(settings.out), PartialState(cpu=not torch.accelerator.is_available())
+    folder = RunFolder(settings.out)
     with folder.claimed(stages.identity, processes, defaults), folder.announced(processes) as run:
         summaries = {}
         for stage in stages.names:

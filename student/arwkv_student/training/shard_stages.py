@@ -122,9 +122,7 @@ class ShardStages:
         """The datasets that a stage reads, with the columns that it needs, and the weight of each."""
         chosen = serving(self.sets, stage, self.settings)
         entropy = stage == "distill" and self.settings.token_weight == "entropy"
-        datasets = [
-            open_shards(shards.uri, columns_of(stage, shards.info, mixed, entropy=entropy)) for shards in chosen
-        ]
+        datasets = [shards.open(columns_of(stage, shards.info, mixed, entropy=entropy)) for shards in chosen]
         for shards, dataset in zip(chosen, datasets, strict=True):
             if entropy:
                 require_entropy(dataset, shards.uri)
@@ -158,7 +156,8 @@ def open_shard_stages(settings: TrainSettings) -> ShardStages:
     base = open_base(settings.base, any_family=keeps_attention)
     if isinstance(settings.layers, Path):
         settings = dataclasses.replace(settings, layers=chosen_layers(base, settings.layers))
-    sets = open_shard_sets(settings.shards, settings.shard_weights)
+    run = RunFolder(settings.out)
+    sets = open_shard_sets(settings.shards, settings.shard_weights, run.recorded_shards(), run.identity)
     head = base if settings.teacher_head is None else open_base(settings.teacher_head)
     for shards in sets:
         require_same_tokenizer(f"base {base.name}", base.folder, shards.info, shards.uri)
@@ -226,7 +225,7 @@ def _names(
                 if aligned_from(shards.info) != "tokens":
                     require_fitting_hidden_states(base, shards.info, shards.uri, mixed)
                 continue
-            require_counted(shards.uri)
+            require_counted(shards)
             if shards.info.capture.logits == "none":
                 flag = "--base" if head is base else "--teacher-head"
                 require_fitting_head(flag, head, shards.info, shards.uri)
