@@ -10,6 +10,7 @@ import tyro
 
 from arwkv_store.commands.command_line import VERBATIM, unset
 from arwkv_store.errors import UsageError
+from arwkv_student.evaluation.settings import Benchmarks
 from arwkv_student.long.settings import LongContext
 from arwkv_student.losses.settings import Distill
 from arwkv_student.model.time_mix_options import Gate, OutputNorm, Preset, QkNorm, ValueResidual
@@ -139,6 +140,11 @@ class SftAndDpo:
     """JSONL file. sft: messages, or prompt and completion. dpo: chosen and rejected."""
     chat_template: Annotated[str | None, unset("FILE", "default: the tokenizer's template")] = None
     """Jinja file with a chat template. It is kept with the student."""
+    lora_rank: Annotated[int | None, unset("INT", "default: train the weights themselves")] = None
+    """Train low-rank adapters of this rank (LoRA) for the layers' matrices. The student has them added to its weights;
+    RUN/STAGE/adapter has them alone, in PEFT's form."""
+    lora_alpha: Annotated[float | None, unset("FLOAT", "default: twice the rank")] = None
+    """Scale of the adapters' output is alpha / rank."""
     dpo_beta: float = 0.1
     """DPO beta: higher values keep the student closer to the reference."""
     reference: Annotated[str | None, unset("DIR", "default: START_FROM/reference")] = None
@@ -159,7 +165,7 @@ class Hardware:
     """Compile the element-wise parts of time mixing. Each new shape of a batch costs seconds; steps are faster. Lengths
     are rounded up, so that there are few."""
     workers: int = 1
-    """Processes that read and decode shards. 0: the training process reads them."""
+    """Processes that read and decode shards, or tokenize conversations. 0: the training process does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,10 +254,20 @@ class TrainSettings(Run, Length, Rates, Evaluation, Align, Distill, SftAndDpo, H
 
 COUNTS = (
     *("steps", "tokens", "align_tokens", "distill_tokens", "batch_size", "gradient_accumulation", "context", "segment"),
-    *("calibration_tokens", "kept_window"),
+    *("calibration_tokens", "kept_window", "lora_rank"),
     *("align_context", "max_length", "align_stop_plateau", "log_every", "save_every", "eval_every"),
 )
-RATES = ("align_lr", "distill_lr", "sft_lr", "dpo_lr", "dpo_beta", "temperature", "align_stop_error", "epochs")
+RATES = (
+    "align_lr",
+    "distill_lr",
+    "sft_lr",
+    "dpo_lr",
+    "dpo_beta",
+    "lora_alpha",
+    "temperature",
+    "align_stop_error",
+    "epochs",
+)
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (COUNTS, lambda value: value >= 1, "at least 1"),
     (RATES, lambda value: value > 0, "a number above 0"),
@@ -270,7 +286,7 @@ UNSEGMENTED = {
 """Flags that do not go with --segment, and why."""
 
 
-ONLY_TUNING = frozenset({"max_length", "sft_lr", "dpo_lr", "dpo_beta"})
+ONLY_TUNING = frozenset({"max_length", "sft_lr", "dpo_lr", "dpo_beta", "lora_rank", "lora_alpha"})
 """Flags that only stages sft and dpo use and compare when a run continues."""
 
 # What may differ when a run continues: places, how often figures are reported, and how a step's samples are split
@@ -323,24 +339,6 @@ class Compared:
     """Seed of the untrained student's weights."""
     json: bool = False
     """Print the figures as one JSON document."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Benchmarks:
-    """lm-eval tasks instead of --shards."""
-
-    tasks: Annotated[str | None, unset("NAME[,NAME...]", "default: none")] = None
-    """Names of tasks, separated by commas."""
-    suite: Annotated[Literal["arwkv-table1", "long"] | None, unset("{arwkv-table1,long}", "default: none")] = None
-    """`arwkv-table1`: the seven benchmarks of arXiv 2501.15570, Table 1, at a context of 2048. `long`: made here."""
-    task_folder: Annotated[Path | None, unset("DIR", "default: lm-eval's own")] = None
-    """Folder with your own task files (YAML)."""
-    max_length: Annotated[int | None, unset("INT", "default: the suite's, or the model's")] = None
-    """Tokens of context."""
-    num_fewshot: Annotated[int | None, unset("INT", "default: each task's own number")] = None
-    """Examples before each question."""
-    chat: bool = False
-    """Apply the chat template to the questions."""
 
 
 @dataclass(frozen=True, kw_only=True)

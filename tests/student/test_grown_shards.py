@@ -13,8 +13,8 @@ from arwkv_store.commands.verify import set_aside
 from arwkv_store.errors import ConfigurationDiffers
 from arwkv_student.settings import TrainSettings
 from arwkv_student.training.pipeline import train
-from arwkv_student.training.run_log import RunLog
 from store_server import served
+from student_faults import train_until
 
 
 def write_parts(whole: Dataset, out: Path, parts: list[int]) -> Path:
@@ -23,24 +23,6 @@ def write_parts(whole: Dataset, out: Path, parts: list[int]) -> Path:
     for part in parts:
         writer.write_shard(part, whole[4 * part : 4 * part + 4])
     return out
-
-
-def interrupted(settings: TrainSettings, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run, which dies behind a step."""
-    original = RunLog.on_step_end
-
-    class Killed(Exception):
-        pass
-
-    def killed(self: RunLog, args: object, state: object, control: object, **more: object) -> None:
-        original(self, args, state, control, **more)
-        if state.global_step == after:  # type: ignore[attr-defined] # transformers' TrainerState
-            raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunLog, "on_step_end", killed)
-        with pytest.raises(Killed):
-            train(settings)
 
 
 def losses(run: Path) -> list[float]:
@@ -69,7 +51,7 @@ def test_run_goes_on_with_what_it_began_with(
     train(steady)
     with served(shards) as service:
         run = replace(steady, shards=(service.uri if over_http else str(shards),), out=tmp_path / "run")
-        interrupted(run, 3, monkeypatch)
+        train_until(run, 3)
         write_parts(whole, shards, [1, 3])
         assert "has grown" not in capfd.readouterr().err
         train(run)

@@ -8,7 +8,7 @@ from torch import nn
 
 from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.bases.convert import convert, student_config
-from arwkv_student.training import fsdp as sharded
+from arwkv_student.sharding import fsdp as sharded
 
 
 def test_layers_go_to_the_device_one_by_one(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:

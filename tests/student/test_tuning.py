@@ -19,7 +19,7 @@ from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import TrainSettings
 from arwkv_student.training.pipeline import train
 from arwkv_student.training.tuned_trainer import TunedTrainer
-from arwkv_student.training.tuning import make_tuner, open_start, read_rows
+from arwkv_student.training.tuning import make_tuner, open_start
 from student_faults import train_until
 
 STEPS = 8
@@ -74,7 +74,7 @@ def settings(stage: str, student: Path, data: Path, out: Path) -> TrainSettings:
 
 def tuner(asked: TrainSettings) -> TunedTrainer:
     start = open_start(asked)
-    return make_tuner(asked, start, RunFolder(asked.out), read_rows(asked, start, str(asked.data), "--data"))
+    return make_tuner(asked, start, RunFolder(asked.out), start.rows(asked, str(asked.data), "--data"))
 
 
 def figures(run: Path) -> list[dict[str, float]]:
@@ -234,14 +234,38 @@ def test_reference_is_computed_once_and_anew_when_anything_differs(
 
 
 def test_mask_is_part_of_the_references_key() -> None:
+    from arwkv_student.data.conversation_rows import as_rows
     from arwkv_student.data.conversations import Pair
-    from arwkv_student.training.dpo import ReferenceKey, as_rows
+    from arwkv_student.training.dpo import ReferenceKey
 
     key = ReferenceKey("checkpoint", "template", "truncation", "fp32")
     one, other = (key.of(as_rows([Pair(*ids)])) for ids in (([1, 2], [3], [4]), ([1], [2, 3], [2, 4])))
     assert one.tokens == other.tokens
     assert one.mask != other.mask
     assert one.file_name != other.file_name
+
+
+def test_second_start_tokenizes_nothing_unless_something_changed(
+    student: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from arwkv_student.data import conversation_rows
+
+    def tokenizes(*_: object, **__: object) -> None:
+        raise InterruptedError
+
+    asked = replace(settings("sft", student, data, tmp_path / "run"), data=str(tmp_path / "own.jsonl"))
+    (tmp_path / "own.jsonl").write_text((data / "sft.jsonl").read_text())
+    rows = open_start(asked).rows(asked, str(asked.data), "--data")
+    monkeypatch.setattr(conversation_rows, "_tokenized", tokenizes)
+    assert open_start(asked).rows(asked, str(asked.data), "--data")[:] == rows[:]
+    other = replace(asked, chat_template=str(tmp_path / "other.jinja"))
+    (tmp_path / "other.jinja").write_text(TEMPLATE.replace("<", "["))
+    for changed in (other, replace(asked, max_length=48)):
+        with pytest.raises(InterruptedError):
+            open_start(changed).rows(changed, str(asked.data), "--data")
+    (tmp_path / "own.jsonl").write_text((data / "sft.jsonl").read_text() * 2)
+    with pytest.raises(InterruptedError):
+        open_start(asked).rows(asked, str(asked.data), "--data")
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])

@@ -7,7 +7,6 @@ them, so another run from the same student on the same pairs (other rates, anoth
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
 from arwkv_store.errors import CorruptShard, UsageError
-from arwkv_student.data.conversations import Pair
 from arwkv_student.run.durable import put_in_place
 from arwkv_student.training.tuned_trainer import TunedTrainer
 
@@ -97,11 +95,6 @@ class ReferenceFolder:
             put_in_place(fresh, file)
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{self.path}: {error}; name a folder with --reference") from error
-
-
-def as_rows(pairs: Sequence[Pair]) -> Dataset:
-    """Tokenized pairs in TRL's form."""
-    return Dataset.from_dict({name: [getattr(pair, name) for pair in pairs] for name in COLUMNS})
 
 
 class PreferenceTrainer(TunedTrainer, DPOTrainer):  # type: ignore[misc] # TRL is untyped

@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import TrainSettings
+from arwkv_student.training.lora import require_lora
 from arwkv_student.training.resumable_trainer import ResumableTrainer
 from arwkv_student.training.shard_stages import open_shard_stages
 
@@ -51,6 +52,8 @@ def train(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _stages(settings: TrainSettings) -> Stages:
+    if settings.lora_rank is not None:
+        require_lora(settings)
     if settings.stage in ("sft", "dpo"):
         from arwkv_student.training.tuning import open_tuning  # TRL takes seconds to load
 
@@ -86,7 +89,5 @@ def _train_to_the_end(trainer: ResumableTrainer, run: RunFolder, stage: str) -> 
         run.forget_after(stage, int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
     processes.wait_for_everyone()
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    trainer.save_model(str(run.stage(stage)))
-    # A pickle of this run's settings, which the student does not need.
-    (run.stage(stage) / "training_args.bin").unlink(missing_ok=True)
+    trainer.save_student(run.stage(stage))
     return float(result.training_loss)

@@ -12,7 +12,7 @@ from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.optimizers.choice import make_optimizer
 from arwkv_student.run.durable import sync_files, write_json
 from arwkv_student.run.run_folder import WHOLE
-from arwkv_student.training.fsdp import (
+from arwkv_student.sharding.fsdp import (
     full_optimizer_state_dict,
     full_state_dict,
     is_sharded,
@@ -57,6 +57,12 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
         assert optimizer is not None
         return optimizer
 
+    def save_student(self, folder: Path) -> None:
+        """Save the trained student in its stage's folder."""
+        self.save_model(str(folder))
+        # A pickle of this run's settings, which the student does not need.
+        (folder / "training_args.bin").unlink(missing_ok=True)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if is_sharded(self.model):
             state_dict = full_state_dict(self.model)
@@ -69,7 +75,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if is_sharded(self.model):
             load_weights(self.model, Path(resume_from_checkpoint))
-        elif kept_attention(Path(resume_from_checkpoint)):
+        elif not hasattr(self.model, "peft_config") and kept_attention(Path(resume_from_checkpoint)):
             # By transformers' own function, which knows the names of weights in a file.
             self.model.load_state_dict(load_any_student(Path(resume_from_checkpoint)).state_dict())
         else:

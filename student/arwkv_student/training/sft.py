@@ -1,23 +1,14 @@
 """Stage `sft`: TRL's SFTTrainer on the student; cross-entropy of the replies' tokens."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from arwkv_student.data.conversations import Example
 from arwkv_student.training.tuned_trainer import TunedTrainer
 
 # Rows hold `input_ids` and `labels`, so TRL neither tokenizes nor truncates, and the loss shifts the labels, once.
 CONFIG = SFTConfig
 OPTIONS: dict[str, Any] = {"max_length": None, "completion_only_loss": False}
-
-
-def as_rows(examples: Sequence[Example]) -> Dataset:
-    """Tokenized examples in TRL's form: columns `input_ids` and `labels`."""
-    columns = {name: [getattr(example, name) for example in examples] for name in ("input_ids", "labels")}
-    return Dataset.from_dict(columns)
 
 
 class SftTrainer(TunedTrainer, SFTTrainer):  # type: ignore[misc] # TRL is untyped

@@ -12,7 +12,7 @@ from arwkv_student.data.mixture import MixtureSampler
 from arwkv_student.evaluation.held_out import HeldOutShards
 from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import TrainSettings
-from arwkv_student.training.fsdp import shard
+from arwkv_student.sharding.fsdp import shard
 from arwkv_student.training.plan import StagePlan, training_arguments
 from arwkv_student.training.resumable_trainer import ResumableTrainer
 from arwkv_student.training.run_log import RunLog, reporters

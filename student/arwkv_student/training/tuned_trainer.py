@@ -1,10 +1,12 @@
 """Common to stages sft and dpo, on top of TRL's trainers: the project's order and checkpoints, no telemetry."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from arwkv_student.data.collate import OrderSampler
+from arwkv_student.training.lora import ADAPTER, save_merged
 from arwkv_student.training.resumable_trainer import ResumableTrainer
 from arwkv_student.training.run_log import RunLog
 
@@ -35,6 +37,8 @@ class TunedTrainer(ResumableTrainer):
     """A base before a TRL trainer: rows in the store's order, no model card, no telemetry."""
 
     held_out: HeldOut
+    start: Path
+    """Folder of the student that the stage starts from."""
 
     def findings(self) -> dict[str, Any]:
         """The number of rows, and the figures on held-out rows, if there are any."""
@@ -44,6 +48,15 @@ class TunedTrainer(ResumableTrainer):
                 self.evaluate()
             found["held_out"] = self.held_out.figures
         return found
+
+    def save_student(self, folder: Path) -> None:
+        """Of a student with adapters, these alone, and the starting student with them added to its weights."""
+        adapted = hasattr(self.model, "peft_config")
+        if adapted:
+            self.model.peft_config["default"].task_type = "CAUSAL_LM"
+        super().save_student(folder / ADAPTER if adapted else folder)
+        if adapted and self.args.should_save:
+            save_merged(self.start, folder)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> OrderSampler:
         args, rows = self.args, [len(self.train_dataset)]

@@ -7,22 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import PrinterCallback
 
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.file_hash import sha256_of_file
 from arwkv_student.bases.tokenizer import copy_tokenizer, open_tokenizer
-from arwkv_student.data.conversations import examples, pairs, read_records
+from arwkv_student.data.conversation_rows import read_rows
 from arwkv_student.model.loading import checkpoint_hash, computes_in_bf16, load_any_student, model_type
 from arwkv_student.run.durable import replace_text
 from arwkv_student.run.end_of_turn import add_end_token, end_of_turn
 from arwkv_student.run.provenance import origin
 from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import ONLY_TUNING, TrainSettings
+from arwkv_student.sharding.fsdp import shard
 from arwkv_student.suppressed_rows import suppress_padding_rows
-from arwkv_student.training.fsdp import shard
-from arwkv_student.training.parameters import choose_trained
+from arwkv_student.training.lora import lora_config
+from arwkv_student.training.parameters import choose_trained, hold_frozen_in_bf16
 from arwkv_student.training.plan import StagePlan, samples_per_step, steps_and_tokens, training_arguments
 from arwkv_student.training.run_log import RunLog, reporters
 from arwkv_student.training.tuned_trainer import HeldOut, TunedTrainer
@@ -44,6 +46,11 @@ class Start:
     """Hash of the chat template."""
     end_of_turn: int | None
     """The template's."""
+
+    def rows(self, settings: TrainSettings, file: str, flag: str) -> Dataset:
+        """The rows of a JSONL file; see `read_rows`."""
+        tokens = (self.tokenizer, self.folder, settings.max_length)
+        return read_rows(settings.stage, Path(file), flag, *tokens, settings.workers)
 
 
 def open_start(settings: TrainSettings) -> Start:
@@ -110,9 +117,9 @@ class Tuning:
 def open_tuning(settings: TrainSettings) -> Tuning:
     """Open the starting student and the data. Raises UsageError or NotFound for what is missing."""
     start = open_start(settings)
-    rows, held_out = read_rows(settings, start, str(settings.data), "--data"), None
-    if settings.eval_data is not None:
-        held_out = read_rows(settings, start, settings.eval_data, "--eval-data")
+    with PartialState().local_main_process_first():  # the others find its rows in the cache
+        rows = start.rows(settings, str(settings.data), "--data")
+        held_out = None if settings.eval_data is None else start.rows(settings, settings.eval_data, "--eval-data")
     return Tuning(settings, start, rows, held_out)
 
 
@@ -131,6 +138,7 @@ def make_tuner(
         "train_dataset": rows,
         "eval_dataset": held_out,
         "processing_class": start.tokenizer,
+        "peft_config": None if settings.lora_rank is None else lora_config(model, settings),
         "callbacks": [log, told, *reporters(run.path, settings.stage, settings)],
     }
     every = settings.eval_every if held_out is not None else None
@@ -151,28 +159,14 @@ def make_tuner(
         options = {"beta": settings.dpo_beta, "max_length": settings.max_length, "precompute_ref_log_probs": True}
         args = training_arguments(run.stage("dpo"), plan, settings, bf16, preference.CONFIG, **options, **evaluation)
         trainer = preference.PreferenceTrainer(preference.ReferenceFolder(folder, key), args=args, **common)
-    trainer.plan, trainer.held_out = plan, told
+    trainer.plan, trainer.held_out, trainer.start = plan, told, start.folder
+    if settings.lora_rank is not None and bf16:
+        hold_frozen_in_bf16(trainer.model)
     trainer.remove_callback(PrinterCallback)
     if settings.fsdp:
         shard(model, trainer.args.device)
         trainer.is_distributed_loading_by_transformers = True
     return trainer
-
-
-def read_rows(settings: TrainSettings, start: Start, file: str, flag: str) -> Dataset:
-    """The file as TRL's rows. Raises UsageError if no row remains."""
-    records = read_records(Path(file), flag)
-    if settings.stage == "sft":
-        from arwkv_student.training import sft
-
-        rows = sft.as_rows(list(examples(records, start.tokenizer, settings.max_length)))
-    else:
-        from arwkv_student.training import dpo as preference
-
-        rows = preference.as_rows(list(pairs(records, start.tokenizer, settings.max_length)))
-    if not len(rows):
-        raise UsageError(f"{flag} {file}: no reply within {settings.max_length} tokens; raise --max-length")
-    return rows
 
 
 def _plan(settings: TrainSettings, rows: Dataset) -> StagePlan:
