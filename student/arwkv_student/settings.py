@@ -98,6 +98,8 @@ class Rates:
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     """`adamw8bit`: moments in 8 bits; needs torchao or bitsandbytes. `muon`: Muon for the layers' matrices, AdamW for
     the rest, at AdamW's learning rates."""
+    ema: Annotated[float | None, unset("FLOAT", "default: the last step's weights")] = None
+    """Save and evaluate an exponential moving average of the weights with this decay, such as 0.99."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
 
@@ -245,6 +247,8 @@ class TrainSettings(Run, Length, Rates, Evaluation, Align, Distill, SftAndDpo, H
                 if not all(value is None or (math.isfinite(value) and allowed(value)) for value in values):
                     shown = " ".join(map(str, values))
                     raise UsageError(f"--{name.replace('_', '-')} {shown}: give {wanted}, or leave the flag out")
+        if self.ema is not None and self.fsdp:
+            raise UsageError("--ema --fsdp: the average is of whole weights; leave one of them out")
         for name, reason in UNSEGMENTED.items():
             if self.segment is not None and getattr(self, name):
                 raise UsageError(
@@ -272,7 +276,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (COUNTS, lambda value: value >= 1, "at least 1"),
     (RATES, lambda value: value > 0, "a number above 0"),
     (("rest_lr", "weight_decay", "max_grad_norm", "workers"), lambda value: value >= 0, "0 or more"),
-    (("skew",), lambda value: 0 < value < 1, "a share between 0 and 1"),
+    (("skew", "ema"), lambda value: 0 < value < 1, "a share between 0 and 1"),
     (("ce_weight", "lr_floor", "warmup"), lambda value: 0 <= value <= 1, "a share from 0 to 1"),
 )
 """Flags of `student train`, the allowed numbers, and their description in errors."""

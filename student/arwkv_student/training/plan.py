@@ -96,5 +96,5 @@ def training_arguments(
         data_seed=settings.seed,
         **more,
     )
-    arguments.spread, arguments.optimizer = settings.fsdp, settings.optimizer
+    arguments.spread, arguments.optimizer, arguments.ema = settings.fsdp, settings.optimizer, settings.ema
     return arguments

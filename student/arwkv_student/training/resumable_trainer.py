@@ -1,5 +1,6 @@
 """Common to all stages' trainers: rates by parameter, and checkpoints that are marked when complete."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import Trainer
 from arwkv_student.model.loading import kept_attention, load_any_student
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.optimizers.choice import make_optimizer
+from arwkv_student.optimizers.weight_average import WeightAverage
 from arwkv_student.run.durable import sync_files, write_json
 from arwkv_student.run.run_folder import WHOLE
 from arwkv_student.sharding.fsdp import (
@@ -28,6 +30,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
 
     plan: StagePlan
     optimizer: torch.optim.Optimizer | None = None
+    average: WeightAverage | None = None
+    """With --ema: updated after each step of the optimizer."""
 
     def findings(self) -> dict[str, Any]:
         """Further figures of a finished stage's summary, besides steps, tokens and loss."""
@@ -54,14 +58,28 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
             groups = parameter_groups(model, self.plan, args.weight_decay, muon=muon)
             options = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
             optimizer = self.optimizer = make_optimizer(args.optimizer, groups, lr=args.learning_rate, **options)
+            if args.ema is not None:
+                average = self.average = WeightAverage(model, args.ema)
+                optimizer.register_step_post_hook(lambda *_: average.update())
         assert optimizer is not None
         return optimizer
 
     def save_student(self, folder: Path) -> None:
-        """Save the trained student in its stage's folder."""
+        """Save the trained student in its stage's folder; with --ema, its average."""
+        if self.average is not None:
+            self.average.keep()
         self.save_model(str(folder))
         # A pickle of this run's settings, which the student does not need.
         (folder / "training_args.bin").unlink(missing_ok=True)
+
+    def with_average(self) -> contextlib.AbstractContextManager[None]:
+        """While the block runs, the model has its average weights, if there are any."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
+
+    def evaluation_loop(self, *arguments: Any, **named: Any) -> Any:
+        """With --ema, the average is evaluated."""
+        with self.with_average():
+            return super().evaluation_loop(*arguments, **named)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if is_sharded(self.model):
@@ -87,11 +105,15 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
         if self.args.should_save:
             torch.save(state, Path(output_dir) / "optimizer.pt")
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+            if self.average is not None:
+                self.average.save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             load_optimizer_state(self.model, self._own_optimizer(), Path(checkpoint) / "optimizer.pt")
             self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+            if self.average is not None:
+                self.average.load(Path(checkpoint), self.lr_scheduler.last_epoch)
 
     def _own_optimizer(self) -> torch.optim.Optimizer:
         """Without accelerate's wrapper."""

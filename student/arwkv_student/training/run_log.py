@@ -1,8 +1,10 @@
 """Reports of a running training: RUN/metrics.jsonl, a bar, held-out evaluations, TensorBoard, other trackers."""
 
+import contextlib
 import importlib.util
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ LOGGED = ("relative_error", "mean_token_accuracy", "rewards/", "logps/")
 
 class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
     """Figures to RUN/metrics.jsonl, the bar, and held-out evaluations."""
+
+    evaluated: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    """What holds while held-out shards are evaluated: the trainer's average weights, with --ema."""
 
     def __init__(self, run: RunFolder, plan: StagePlan, held_out: HeldOutShards | None, eval_every: int | None) -> None:
         self.run, self.plan, self.held_out, self.eval_every = run, plan, held_out, eval_every
@@ -76,7 +81,8 @@ class RunLog(TrainerCallback):  # type: ignore[misc] # transformers is untyped
     def write_evaluation(self, model: PreTrainedModel, step: int, tokens: int) -> dict[str, float]:
         """Evaluate on held-out shards, in every process, since a sharded model needs all; process 0 writes."""
         assert self.held_out is not None
-        figures, texts = self.held_out.figures(model), self.held_out.texts(model)
+        with self.evaluated():
+            figures, texts = self.held_out.figures(model), self.held_out.texts(model)
         if PartialState().is_main_process:
             with self.run.samples.open("a") as file:
                 for text in texts:

@@ -44,6 +44,7 @@ class StageTrainer(ResumableTrainer):
             callbacks=[self.log_of_run, *reporters(run.path, plan.name, settings)],
         )
         self.remove_callback(PrinterCallback)
+        self.log_of_run.evaluated = self.with_average
         self.loss_is_scaled_for_ga = True
         if settings.fsdp:
             shard(model, self.args.device)
