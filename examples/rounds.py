@@ -2,15 +2,16 @@
 
     python examples/rounds.py --out runs/rounds
 
-A small teacher learns lines such as `3+5+8+1=3,8,6,7.` (running sums, of which the last digit is written) among lines
-of letters that have nothing to do with them. Its shards of that text make a student. From there, with equal tokens:
+A small teacher learns lines such as `3+4=7,7+4=1,1+4=5.` (each sum begins with the result of the one before it, of
+which the last digit is written) among lines of letters that have nothing to do with them. Its shards of that text make
+a student. From there, with equal tokens:
 
 - `offline`: the student reads more of the same text;
 - `answers`: the student reads the teacher's own answers to prompts (`producer write`);
 - `rounds`: the student answers the prompts (`student rollout`), the teacher scores them (`producer generate`), the
   student learns from that, round after round.
 
-Each is asked the same questions at the end, greedily, and its answers are checked. Every step is a command that
+At the end each answers all 100 prompts, greedily, and its answers are checked. Every step is a command that
 continues after a stop. The figures are written to OUT/rounds.json.
 """
 
@@ -27,7 +28,7 @@ from arwkv_store import open_dataset
 from arwkv_store.commands.command_line import main
 from teacher import TeacherConfig, train_teacher
 
-QUESTION_SHARE = 0.25
+QUESTION_SHARE = 0.5
 """Of the lines of the offline text that are sums."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -40,16 +41,14 @@ class RoundsConfig:
     """Folder of everything that is made."""
     rounds: int = 3
     """How often the student writes and learns."""
-    prompts: int = 1500
+    prompts: int = 600
     """Prompts of each round."""
-    terms: int = 8
-    """Numbers of a sum."""
-    teacher_steps: int = 2000
-    """Optimizer steps of the teacher, 4,096 tokens each."""
-    first_tokens: int = 150_000
+    sums: int = 5
+    """Of a line."""
+    teacher_steps: int = 800
+    """Optimizer steps of the teacher, 1,024 tokens each."""
+    first_tokens: int = 40_000
     """Tokens of the student's first text, for each of stages align and distill."""
-    questions: int = 300
-    """Checked at the end."""
     divergence: str = "forward"
     """Loss of the rounds."""
     temperature: float = 1.0
@@ -68,8 +67,11 @@ def compare(config: RoundsConfig) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     commands = Commands(config, _teacher(config))
     _write(out / "first.jsonl", _text(config.first_tokens, config, chance))
-    prompts = [_prompts(out / f"prompts-{n}.jsonl", config.prompts, config, chance) for n in range(config.rounds)]
-    _prompts(out / "questions.jsonl", config.questions, config, chance)
+    prompts = [
+        _write_prompts(out / f"prompts-{n}.jsonl", [prompt_of(chance) for _ in range(config.prompts)], config)
+        for n in range(config.rounds)
+    ]
+    _write_prompts(out / "questions.jsonl", [f"{first}+{step}=" for first in range(10) for step in range(10)], config)
     commands.capture(out / "first.jsonl", "--hidden-states", "attention")
     commands.train("student", "first", "--init", "calibrated", "--align-lr", "3e-3")
     accuracy: dict[str, Any] = {name: commands.accuracy(name) for name in ("teacher", "student")}
@@ -107,8 +109,8 @@ class Commands:
 
     @property
     def answer_tokens(self) -> int:
-        """Of a right answer: a digit and a mark for each number."""
-        return 2 * self.config.terms
+        """Of a right answer, a token for each character."""
+        return len(right_answer("0+0=", self.config.sums))
 
     def capture(self, text: Path, *more: Any) -> int:
         """The teacher's shards of a text, under its name; returns their tokens."""
@@ -118,7 +120,7 @@ class Commands:
 
     def train(self, student: str, shards: str, *more: Any) -> None:
         """A student of the teacher as its base."""
-        rates = ("--distill-lr", self.config.distill_lr, "--batch-size", 32, "--seed", self.config.seed)
+        rates = ("--distill-lr", self.config.distill_lr, "--batch-size", 8, "--seed", self.config.seed)
         _run(
             *("student", "train", "--base", self.teacher, "--shards", self.out / shards, "--out", self.out / student),
             *(*rates, "--workers", 0, *more),
@@ -155,8 +157,10 @@ def _teacher(config: RoundsConfig) -> Path:
     chance = random.Random("teacher")
     for number in range(40):
         (folder / f"{number:02}.txt").write_text("".join(_text(20_000, config, chance)))
-    shape = {"vocab_size": 300, "hidden_size": 128, "layers": 3, "context": 128, "steps": config.teacher_steps}
-    train_teacher(TeacherConfig(out=str(config.out / "teacher"), text=str(folder / "*.txt"), **shape))
+    shape = {"vocab_size": 300, "hidden_size": 128, "layers": 2, "heads": 4, "context": 64, "step_tokens": 1024}
+    train_teacher(
+        TeacherConfig(out=str(config.out / "teacher"), text=str(folder / "*.txt"), steps=config.teacher_steps, **shape)
+    )
     return config.out / "teacher"
 
 
@@ -164,25 +168,25 @@ def _text(tokens: int, config: RoundsConfig, chance: random.Random) -> Iterator[
     """Lines of about so many characters, each near a token."""
     while tokens > 0:
         is_sum = chance.random() < QUESTION_SHARE
-        line = "".join(sum_of(config.terms, chance)) if is_sum else _letters(chance)
+        line = _sums(prompt_of(chance), config) if is_sum else _letters(chance)
         tokens -= len(line) + 1
         yield line + "\n"
 
 
-def sum_of(terms: int, chance: random.Random) -> tuple[str, str]:
-    """A prompt and its answer."""
-    numbers = [chance.randrange(10) for _ in range(terms)]
-    prompt = "+".join(map(str, numbers)) + "="
-    return prompt, right_answer(prompt)
+def prompt_of(chance: random.Random) -> str:
+    """The beginning of a line of sums."""
+    return f"{chance.randrange(10)}+{chance.randrange(10)}="
 
 
-def right_answer(prompt: str) -> str:
-    """The running sums of `3+5+8=`, their last digits: `3,8,6.`"""
-    total, sums = 0, []
-    for number in prompt.removesuffix("=").split("+"):
-        total = (total + int(number)) % 10
-        sums.append(str(total))
-    return ",".join(sums) + "."
+def right_answer(prompt: str, sums: int) -> str:
+    """What follows `3+4=` in a line of so many sums: `7,7+4=1.` for two."""
+    total, step = map(int, prompt.removesuffix("=").split("+"))
+    results = [(total + step * number) % 10 for number in range(1, sums + 1)]
+    return "".join(f"{result},{result}+{step}=" for result in results[:-1]) + f"{results[-1]}."
+
+
+def _sums(prompt: str, config: RoundsConfig) -> str:
+    return prompt + right_answer(prompt, config.sums)
 
 
 def _letters(chance: random.Random) -> str:
@@ -195,20 +199,15 @@ def _letters(chance: random.Random) -> str:
     return " ".join(words)
 
 
-def _prompts(file: Path, count: int, config: RoundsConfig, chance: random.Random) -> Path:
-    asked = (sum_of(config.terms, chance) for _ in range(count))
-    file.write_text("".join(json.dumps({"prompt": prompt, "right": right}) + "\n" for prompt, right in asked))
+def _write_prompts(file: Path, prompts: Sequence[str], config: RoundsConfig) -> Path:
+    lines = [{"prompt": prompt, "right": right_answer(prompt, config.sums)} for prompt in prompts]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return file
 
 
 def _write(file: Path, lines: Iterator[str]) -> None:
-    """Documents of some twenty lines."""
-    documents: list[str] = [""]
-    for line in lines:
-        if len(documents[-1]) > 500:
-            documents.append("")
-        documents[-1] += line
-    file.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    """A document each, about as long as an answer, so that equal tokens are equally many steps."""
+    file.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
 
 
 def _run(program: str, *words: Any) -> None:

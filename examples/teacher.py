@@ -40,13 +40,17 @@ class TeacherConfig:
     text: str | None = None
     """Glob of text files (** for subfolders); default: the Python standard library's sources."""
     steps: int = 900
-    """Optimizer steps of 4,096 tokens each."""
+    """Optimizer steps."""
+    step_tokens: int = STEP_TOKENS
+    """Tokens of a step."""
     vocab_size: int = 2000
     """Token ids of the tokenizer; the head is padded to the next multiple of 64, as the large models' are."""
     hidden_size: int = 192
     """Model width."""
     layers: int = 4
     """Decoder layers."""
+    heads: int | None = None
+    """Attention heads, each with a key and value of its own; default: one for 64 of the width, all with one."""
     context: int = 128
     """Tokens of a training sequence."""
     learning_rate: float = 3e-3
@@ -122,8 +126,8 @@ def qwen2_config(config: TeacherConfig, tokens: int, end: int) -> Any:
         hidden_size=config.hidden_size,
         intermediate_size=config.hidden_size * 8 // 3,
         num_hidden_layers=config.layers,
-        num_attention_heads=max(1, config.hidden_size // 64),
-        num_key_value_heads=1,
+        num_attention_heads=config.heads or max(1, config.hidden_size // 64),
+        num_key_value_heads=config.heads or 1,
         max_position_embeddings=max(2048, config.context),
         tie_word_embeddings=True,
         bos_token_id=end,
@@ -153,13 +157,13 @@ def _encode(tokenizer: Any, documents: Sequence[dict[str, str]]) -> list[int]:
     return ids
 
 
-def _batches(ids: Sequence[int], context: int, seed: int) -> Iterator[Any]:
-    """Endless [B, T+1] batches of B·T = STEP_TOKENS at random offsets."""
+def _batches(ids: Sequence[int], config: TeacherConfig) -> Iterator[Any]:
+    """Endless [B, T+1] batches of B·T = step_tokens at random offsets."""
     import torch
 
-    stream = torch.tensor(ids)
-    batch = max(1, STEP_TOKENS // context)
-    generator = torch.Generator().manual_seed(seed)
+    stream, context = torch.tensor(ids), config.context
+    batch = max(1, config.step_tokens // context)
+    generator = torch.Generator().manual_seed(config.seed)
     while True:
         starts_B1 = torch.randint(len(stream) - context - 1, (batch, 1), generator=generator)
         yield stream[starts_B1 + torch.arange(context + 1)]
@@ -172,8 +176,8 @@ def _optimize(model: Any, ids: Sequence[int], config: TeacherConfig) -> int:
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
     dtype = compute_dtype(device="cpu")
     tokens = 0
-    with Progress("teacher", config.steps * STEP_TOKENS) as progress:
-        for step, ids_BT in enumerate(itertools.islice(_batches(ids, config.context, config.seed), config.steps)):
+    with Progress("teacher", config.steps * config.step_tokens) as progress:
+        for step, ids_BT in enumerate(itertools.islice(_batches(ids, config), config.steps)):
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 logits_BTV = model(ids_BT[:, :-1], use_cache=False).logits
             loss = cross_entropy(logits_BTV.flatten(0, 1).float(), ids_BT[:, 1:].flatten())

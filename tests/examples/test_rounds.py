@@ -1,7 +1,6 @@
 """Rounds on the student's own text: the task's answers, and the whole loop as one command."""
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -9,19 +8,18 @@ import pytest
 from examples_run import EXAMPLES, run_example
 
 
-def test_answers_of_the_task_are_its_running_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_right_answers_go_on_from_each_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    from rounds import RoundsConfig, right_answer, sum_of
+    from rounds import right_answer
 
-    assert right_answer("3+5+8+1=") == "3,8,6,7."
-    prompt, right = sum_of(RoundsConfig().terms, random.Random(0))
-    assert right == right_answer(prompt)
-    assert len(right) == 2 * RoundsConfig().terms
+    assert right_answer("3+4=", 3) == "7,7+4=1,1+4=5."
+    assert right_answer("9+0=", 1) == "9."
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_loop_runs_and_says_what_each_way_reaches(tmp_path: Path) -> None:
-    sizes = {"rounds": 2, "prompts": 40, "terms": 3, "teacher-steps": 4, "first-tokens": 4000, "questions": 10}
+    sizes = {"rounds": 2, "prompts": 40, "sums": 2, "teacher-steps": 4, "first-tokens": 4000}
     words = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     figures = run_example("rounds.py", "--out", str(tmp_path), *words)
     assert set(figures["accuracy"]) == {"teacher", "student", "rounds", "offline", "answers"}
