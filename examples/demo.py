@@ -60,7 +60,7 @@ class Sizes:
         return round(self.align_share * (self.train_tokens + self.chat_tokens))
 
 
-SMALL = Sizes("arwkv", 900_000, 0, 110_000, 128, 16, 3e-3, 1e-3, 1e-3, 2 / 3)  # a small model takes large steps
+SMALL = Sizes("arwkv", 1_350_000, 0, 110_000, 128, 16, 3e-3, 1e-3, 1e-3, 4 / 9)  # a small model takes large steps
 REAL = Sizes("rad-rwkv7", 60_000, 20_000, 10_000, 256, 2, 2e-3, 4e-4, 4e-5, 1.0)
 
 
@@ -77,7 +77,7 @@ class DemoConfig:
     text: str | None = None
     """Glob of text files to read; default: the Python standard library's sources, for a real teacher prose too."""
     train_tokens: int | None = None
-    """Tokens of text that the teacher reads for the student; default: 900,000, for a real teacher 60,000."""
+    """Tokens of text that the teacher reads for the student; default: 1,350,000, for a real teacher 60,000."""
     chat_tokens: int | None = None
     """Tokens of conversations in addition, for a teacher with a chat template; default: 20,000."""
     heldout_tokens: int | None = None

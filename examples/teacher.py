@@ -39,7 +39,7 @@ class TeacherConfig:
     """Folder of the checkpoint and of teacher.json, its summary."""
     text: str | None = None
     """Glob of text files (** for subfolders); default: the Python standard library's sources."""
-    steps: int = 900
+    steps: int = 750
     """Optimizer steps."""
     step_tokens: int = STEP_TOKENS
     """Tokens of a step."""
