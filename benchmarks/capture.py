@@ -168,7 +168,7 @@ def _writing(engine: Any, folder: str, layers: tuple[int, ...], options: dict[st
     """Four parts a round, encoded and written while the next is captured, as the producer does."""
     import shutil
 
-    from arwkv_producer.run.samples import to_sample
+    from arwkv_producer.check.samples import to_sample
     from arwkv_producer.run.shard_queue import ShardQueue
     from arwkv_store import CaptureInfo, CorpusInfo, DatasetInfo, TeacherInfo, TokenizerInfo, create_dataset
 

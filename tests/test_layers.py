@@ -36,8 +36,8 @@ ROOMS_MAY_IMPORT = {
         "teacher": {"numerics"},
         "text": {"teacher"},
         "tokens": {"text", "teacher"},
-        "run": {"tokens", "text", "teacher"},
         "check": {"text", "teacher"},
+        "run": {"tokens", "text", "teacher", "check"},
         "writing": {"text", "teacher", "run"},
     },
     "api": {

@@ -148,6 +148,9 @@ class Advanced:
     capture_backend: Literal["pooler", "stock", "transformers"] = "pooler"
     """`transformers` runs the teacher without vLLM: slower, for architectures and machines that vLLM does not serve.
     `stock` takes the top k from vLLM's own `prompt_logprobs`. Use it to compare, or if a vLLM refuses our hook."""
+    self_check: Literal["auto", "always", "never"] = "auto"
+    """Compare a few prompts with transformers before the first shard. `auto`: where `producer doctor` says that such a
+    capture is not verified."""
 
 
 @dataclass(frozen=True, kw_only=True)

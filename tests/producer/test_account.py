@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from arwkv_producer.check.samples import BadCapture
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run.account import Account
-from arwkv_producer.run.samples import BadCapture
 from arwkv_store.errors import TryAgain, UsageError
 from arwkv_store.format.heartbeat import Heartbeat
 from arwkv_store.places.pulse import Pulse

@@ -17,12 +17,12 @@ from typing import Any
 import psutil
 import pytest
 
+from arwkv_producer.check.samples import GaveUp
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run import cluster as cluster_module
 from arwkv_producer.run.account import Account
 from arwkv_producer.run.job import Job
 from arwkv_producer.run.parts import share
-from arwkv_producer.run.samples import GaveUp
 from arwkv_producer.teacher.teacher import Teacher
 from arwkv_store import open_dataset
 from arwkv_store.errors import UsageError

@@ -5,9 +5,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from arwkv_producer.check.samples import hybrid_logits, sampled_logits
 from arwkv_producer.numerics.distribution import Draws, summarize
 from arwkv_producer.numerics.sampling import draw, uniforms
-from arwkv_producer.run.samples import hybrid_logits, sampled_logits
 from arwkv_store import SparseLogits
 
 T, V, S, BUCKETS = 1000, 1000, 1000, 10

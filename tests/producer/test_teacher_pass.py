@@ -8,10 +8,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from arwkv_producer.check.samples import BadCapture, sparse_logits, to_sample
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run.account import Account
 from arwkv_producer.run.job import Job
-from arwkv_producer.run.samples import BadCapture, sparse_logits, to_sample
 from arwkv_producer.run.teacher_pass import TeacherPass
 from arwkv_producer.teacher.teacher import Teacher
 from arwkv_store.format.schema import CaptureInfo

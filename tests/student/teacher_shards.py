@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from arwkv_producer.check.samples import hybrid_logits, sampled_logits, sparse_logits
 from arwkv_producer.numerics.sampling import draw, uniforms
-from arwkv_producer.run.samples import hybrid_logits, sampled_logits, sparse_logits
 from arwkv_store import (
     CaptureInfo,
     CorpusInfo,

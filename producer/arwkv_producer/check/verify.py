@@ -70,9 +70,9 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
     _check_masks(dataset, samples, findings)
     if not findings.problems:
         model = TransformersTeacher(teacher, dataset.info.teacher.dtype)
-        arithmetic = "quantized" if teacher.quantization else dataset.info.teacher.dtype
+        arithmetic = arithmetic_of(teacher, dataset.info)
         for sample in samples:
-            _check_sample(dataset, sample, model, arithmetic, findings)
+            check_sample(dataset.info, sample, *model.run(sample.tokens), arithmetic, findings)
     if findings.problems:
         more = f" (and {len(findings.problems) - 1} more)" if len(findings.problems) > 1 else ""
         raise CorruptShard(f"{config.shards}: {findings.problems[0]}{more}; capture the dataset again")
@@ -96,12 +96,18 @@ def _check_masks(dataset: Dataset, samples: list[Sample], findings: Findings) ->
         findings.problem("the loss mask counts every token of a chat corpus: prompts would be learned too")
 
 
-def _check_sample(
-    dataset: Dataset, sample: Sample, model: TransformersTeacher, arithmetic: str, findings: Findings
+def arithmetic_of(teacher: Teacher, info: DatasetInfo) -> str:
+    """The teacher's arithmetic, by its name among the tolerances."""
+    return "quantized" if teacher.quantization else info.teacher.dtype
+
+
+def check_sample(
+    info: DatasetInfo, sample: Sample, logits_TV: Tensor, states: dict[str, Tensor], arithmetic: str, findings: Findings
 ) -> None:
-    logits_TV, states = model.run(sample.tokens)
-    _check_logits(dataset.info, sample, logits_TV, arithmetic, findings)
-    _check_hidden(dataset.info, sample, states, arithmetic, findings)
+    """Compare a sample with the teacher's logits [T, V] and hidden states [T, C] by name; what differs goes into
+    `findings`."""
+    _check_logits(info, sample, logits_TV, arithmetic, findings)
+    _check_hidden(info, sample, states, arithmetic, findings)
 
 
 @dataclass

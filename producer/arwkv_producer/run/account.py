@@ -12,9 +12,9 @@ from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
+from arwkv_producer.check.samples import BadCapture
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run.job import Job
-from arwkv_producer.run.samples import BadCapture
 from arwkv_store import ShardManifest
 from arwkv_store.commands.progress import Progress, ticking
 from arwkv_store.errors import TryAgain, UsageError

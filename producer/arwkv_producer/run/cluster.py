@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from arwkv_producer.check.samples import BadCapture, GaveUp
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run.account import Account
 from arwkv_producer.run.backend import start_engine
 from arwkv_producer.run.job import Job
 from arwkv_producer.run.parts import Work, commit_parts, require_complete
-from arwkv_producer.run.samples import BadCapture, GaveUp
 from arwkv_producer.run.teacher_pass import TeacherPass
 from arwkv_store import ShardManifest, create_dataset
 from arwkv_store.errors import NotFound, TryAgain, UsageError

@@ -10,7 +10,7 @@ from typing import Any
 from arwkv_producer.config import GenerateConfig, TokeniseConfig
 from arwkv_producer.run.sizes import samples_per_part
 from arwkv_producer.teacher.families import family_of, require_known_block
-from arwkv_producer.teacher.teacher import Teacher, chosen_layers
+from arwkv_producer.teacher.teacher import Teacher, chosen_layers, native_dtype
 from arwkv_producer.text.corpus import Texts
 from arwkv_producer.text.sources import printable
 from arwkv_producer.text.tokenizer import real_vocab_size
@@ -29,7 +29,7 @@ CREATED_BY = {
 NOT_RECORDED = (
     *("out", "rank", "world_size", "ray", "ray_actors", "gpu_memory_fraction", "fill_disk", "dry_run"),
     *("step_tokens", "tokens_per_s", "log_jsonl", "metrics_port", "metrics_host", "json", "verbose", "strict"),
-    *("extend", "workers"),
+    *("extend", "workers", "self_check"),
 )
 """Flags for where and how a dataset is made, which do not change dataset.json."""
 
@@ -117,15 +117,6 @@ def teacher_dtype(config: GenerateConfig, teacher: Teacher, present: DatasetInfo
     if present is not None:
         return present.teacher.dtype
     return teacher.dtype if config.ray is not None else native_dtype(teacher)
-
-
-def native_dtype(teacher: Teacher) -> str:
-    """The checkpoint's own arithmetic, but fp32 instead of bf16 if bf16 is not native here."""
-    if teacher.dtype != "bfloat16":
-        return teacher.dtype
-    from arwkv_kernels.precision import compute_dtype
-
-    return str(compute_dtype()).removeprefix("torch.")
 
 
 def require_fitting(config: GenerateConfig, teacher: Teacher, tokenizer: Any) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from arwkv_producer.check.samples import BadCapture
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run.account import Account
 from arwkv_producer.run.job import Job
-from arwkv_producer.run.samples import BadCapture
 from arwkv_producer.run.shard_queue import ShardQueue
 from arwkv_producer.run.teacher_pass import Engine, TeacherPass
 from arwkv_store import ShardManifest, Writer, create_dataset

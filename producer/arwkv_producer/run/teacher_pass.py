@@ -6,9 +6,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from arwkv_producer.check.samples import BadCapture, GaveUp, to_sample
 from arwkv_producer.run.account import Account
 from arwkv_producer.run.job import Job
-from arwkv_producer.run.samples import BadCapture, GaveUp, to_sample
 from arwkv_producer.run.sizes import row_bytes
 from arwkv_producer.teacher.vllm_setup import unheard
 from arwkv_store import Sample

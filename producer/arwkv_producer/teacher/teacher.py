@@ -142,6 +142,15 @@ def _read_hub_config(name: str, revision: str | None) -> tuple[dict[str, Any], s
     return dict(json.loads(path.read_text())), path.parent.name
 
 
+def native_dtype(teacher: Teacher) -> str:
+    """The checkpoint's own arithmetic, but fp32 instead of bf16 if bf16 is not native here."""
+    if teacher.dtype != "bfloat16":
+        return teacher.dtype
+    from arwkv_kernels.precision import compute_dtype
+
+    return str(compute_dtype()).removeprefix("torch.")
+
+
 def weights_hash(teacher: Teacher, present: str | None = None) -> str | None:
     """`hash_of_checkpoint` of a local folder; None for a Hub model, which has a revision.
 

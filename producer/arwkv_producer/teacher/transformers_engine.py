@@ -64,6 +64,12 @@ class TransformersTeacher:
         logits_TV = self._model(ids_1T, use_cache=False).logits[0].float()
         return logits_TV, self._states
 
+    def close(self) -> None:
+        """Free the model; hooks and states hold on to it."""
+        self._model, self._states = None, {}
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
 
 class TransformersEngine:
     """A capture backend: `TransformersTeacher` behind the interface of the engines of vLLM."""
@@ -114,9 +120,9 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Free the model."""
+        if self._teacher is not None:
+            self._teacher.close()
         self._teacher = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def _compute_head_in_fp32(head: Any) -> None:

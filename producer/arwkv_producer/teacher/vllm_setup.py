@@ -58,9 +58,7 @@ def start_vllm(config: EngineConfig, architecture: str, **arguments: Any) -> Any
     with held_back, _llvmlite_hidden(), _ctrl_c_kept_from_workers(config.tensor_parallel):
         import vllm
 
-        _require_supported_head(config)
-        _require_exact_products(config)
-        _require_known(config)
+        require_runnable(config)
         register()
         _keep_settings_of_architecture(config.architecture, architecture)
         llm = vllm.LLM(
@@ -85,6 +83,13 @@ def start_vllm(config: EngineConfig, architecture: str, **arguments: Any) -> Any
     if (warning := unverified(vllm.__version__, runner)) is not None:
         print(warning, file=sys.stderr)
     return llm
+
+
+def require_runnable(config: EngineConfig) -> None:
+    """Raise UsageError for a teacher that this vLLM cannot run here, as far as its configuration tells."""
+    _require_supported_head(config)
+    _require_exact_products(config)
+    _require_known(config)
 
 
 def unheard(tokens: int) -> None:

@@ -7,10 +7,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from arwkv_producer.run.identity import native_dtype
 from arwkv_producer.teacher.engine_faults import engine_faults
 from arwkv_producer.teacher.int8_products import multiplies_int8
-from arwkv_producer.teacher.teacher import Teacher, find_teacher, require_weights, weights_hash
+from arwkv_producer.teacher.teacher import Teacher, find_teacher, native_dtype, require_weights, weights_hash
 from arwkv_producer.teacher.vllm_setup import EngineConfig
 from arwkv_producer.teacher.writing_engine import SampledText, Sampling, WritingEngine
 from arwkv_producer.text.reading import read_records
