@@ -155,14 +155,14 @@ def test_family_is_captured_in_vllm_as_transformers_computes_it(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_a_family_that_vllm_computes_otherwise_stops_before_its_first_shard(
     teachers: Path, tiny_teacher: Path, short_corpus: Path, tmp_path: Path
 ) -> None:
     folder = teacher("deepseek_v2", teachers, tiny_teacher)
     asked = {"teacher": str(folder), "data": [str(short_corpus)], "max_length": 64, "top_k": 16}
     runs = [asked | {"out": str(tmp_path / check), "self_check": check} for check in ("auto", "never")]
-    stopped, kept = run_captures(runs)
+    stopped, kept = run_captures(runs, timeout_s=1100)
     assert (stopped["error"], stopped["exit_code"]) == ("CaptureDiffers", 3)
     assert kept["shards"] > 0
 

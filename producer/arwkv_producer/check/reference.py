@@ -20,7 +20,8 @@ def reference_bytes(teacher: Teacher, dtype: str) -> int | None:
             model = AutoModelForCausalLM.from_config(config)
     except (ValueError, KeyError, ImportError, OSError):
         return None
-    return int(model.num_parameters()) * getattr(torch, dtype).itemsize
+    arithmetic: torch.dtype = getattr(torch, dtype)
+    return int(model.num_parameters()) * arithmetic.itemsize
 
 
 def obstacle(size_bytes: int | None) -> str | None:
