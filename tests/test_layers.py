@@ -61,7 +61,7 @@ ROOMS_MAY_IMPORT = {
         "selection": {"model", "bases", "data", "run", "evaluation", "training"},
         "long": {"model", "bases", "data"},
         "rollout": {"model", "bases", "data"},
-        "export": {"model", "bases", "run"},
+        "export": {"model", "bases", "run", "sharding"},
         "serving": {"model"},
         "planning": {"model", "bases", "training"},
     },

@@ -62,8 +62,8 @@ def select(settings: SelectSettings) -> dict[str, Any]:
     return result
 
 
-def evaluate(settings: EvalSettings) -> dict[str, Any]:
-    """Compare a student with its teacher on held-out shards, or run benchmarks."""
+def evaluate(settings: EvalSettings) -> dict[str, Any] | None:
+    """Compare a student with its teacher on held-out shards, or run benchmarks. Of several processes, one prints."""
     _prepare()
     if settings.tasks is not None or settings.suite is not None:
         if settings.shards:
@@ -115,10 +115,12 @@ def _long(settings: EvalSettings) -> dict[str, Any]:
     return {"model": settings.model, **result}
 
 
-def _benchmarks(settings: EvalSettings) -> dict[str, Any]:
+def _benchmarks(settings: EvalSettings) -> dict[str, Any] | None:
     from arwkv_student.evaluation.tasks import evaluate_tasks
 
     result = evaluate_tasks(settings)
+    if os.environ.get("RANK", "0") != "0":
+        return None
     if not settings.json:
         for task, figures in result["tasks"].items():
             for name, value in figures.items():

@@ -6,14 +6,19 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tiny_bases import tiny_base
+from transformers import AutoTokenizer
 
+from arwkv_student import cli
 from arwkv_student.settings import TrainSettings
 from arwkv_student.training.pipeline import train as train_here
+from student_faults import train_until
 
 STEPS = 6
 
@@ -55,6 +60,9 @@ LAUNCH = """
 import os, sys
 stop_after = int(sys.argv[1])
 from arwkv_student.cli import main
+if os.environ.get("RANK") == "1" and "--fsdp" in sys.argv:
+    from arwkv_student.training import shard_stages
+    del shard_stages.untrained_student, shard_stages.load_student, shard_stages.load_any_student  # process 0 reads
 from arwkv_student.training.run_log import RunLog
 def on_substep(self, args, state, control, **_):
     if stop_after and state.global_step == stop_after:
@@ -118,6 +126,39 @@ def test_world_size_may_change_between_checkpoints(
     assert losses(out) == pytest.approx(losses(tmp_path / "steady"), rel=1e-4)
     weights = [load_file(run / "model.safetensors") for run in (tmp_path / "steady", out)]
     assert weights[0].keys() == weights[1].keys()
+
+
+@pytest.mark.slow
+def test_shares_are_continued_by_one_process_and_by_two_again(
+    python_with_transformers: list[str], tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """Written in the background, and made a whole student by a command. The single process is this one."""
+    flags, out = ("--stage", "distill", "--fsdp", "--packing"), tmp_path / "changing"
+    steady = TrainSettings(
+        shards=(str(tiny_shards),), base=str(tiny_teacher), out=tmp_path / "steady", stage="distill", head_dim=16,
+        steps=STEPS, batch_size=4, distill_lr=3e-3, align_lr=3e-3, dtype="fp32", log_every=1, save_every=2, workers=0,
+        packing=True,
+    )  # fmt: skip
+    train_until(steady, 3)
+    train(tiny_shards, tiny_teacher, out, 2, *flags, stop_after=5, python=python_with_transformers)
+    checkpoint = out / "distill" / "checkpoint-2"
+    assert len(list((checkpoint / "shares").glob("*.distcp"))) == 2
+    assert (checkpoint / "whole.json").is_file()  # at the latest before the next one is begun
+    assert not list(checkpoint.glob("*.safetensors"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", "--model", str(checkpoint), "--out", str(tmp_path / "whole")])
+    assert ended.value.code == 0
+    exported, expected = (
+        load_file(folder / "model.safetensors")
+        for folder in (tmp_path / "whole", tmp_path / "steady" / "distill" / "checkpoint-2")
+    )
+    assert exported.keys() == expected.keys()
+    assert all(torch.allclose(exported[name], value, rtol=1e-3, atol=1e-5) for name, value in expected.items())
+    AutoTokenizer.from_pretrained(tmp_path / "whole")
+    train_here(steady)
+    train_until(replace(steady, out=out), 5)
+    train(tiny_shards, tiny_teacher, out, 2, *flags, python=python_with_transformers)
+    assert losses(out) == pytest.approx(losses(tmp_path / "steady"), rel=1e-4)
 
 
 @pytest.mark.slow

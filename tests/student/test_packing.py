@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,8 +10,9 @@ from arwkv_store import open_dataset
 from arwkv_student.bases.attention import BaseAttention
 from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
 from arwkv_student.bases.convert import convert, student_config
-from arwkv_student.data.collate import collate, rounded_length
-from arwkv_student.data.mixture import truncated
+from arwkv_student.data.balance import EqualWork, dealt
+from arwkv_student.data.collate import ShardSamples, collate, rounded_length
+from arwkv_student.data.mixture import ContextSchedule, MixtureSampler, truncated
 from arwkv_student.losses.objectives import Objective, align_loss_L, distill_loss
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.training.align import align_outputs
@@ -123,3 +125,31 @@ def test_lengths_are_few_and_little_longer() -> None:
     assert all(tokens <= rounded_length(tokens) < max(tokens + 64, 1.125 * tokens) for tokens in lengths)
     assert len(set(map(rounded_length, lengths))) == 48
     assert rounded_length(2048) == 2048
+
+
+def test_dealt_rows_are_about_as_full_and_hold_every_sample_once() -> None:
+    random = np.random.default_rng(0)
+    for count, rows in ((4, 4), (64, 8), (37, 5)):
+        lengths = random.integers(2, 2049, count).tolist()
+        found = dealt(lengths, rows)
+        assert sorted(place for row in found for place in row) == list(range(count))
+        assert all(row == sorted(row) and row for row in found)
+        tokens = [sum(lengths[place] for place in row) for row in found]
+        assert tokens == sorted(tokens, reverse=True)
+        assert tokens[0] <= max(4 / 3 * sum(lengths) / rows, max(lengths))
+
+
+def test_processes_share_a_steps_tokens_equally_and_its_samples_do_not_change(tiny_shards: Path) -> None:
+    samples = ShardSamples(open_dataset(tiny_shards))
+    rows, schedule = [samples.datasets[0].shard_rows], ContextSchedule.of([16, 40], None)
+    picks = MixtureSampler(rows, [1.0], 3, 12, 0, schedule)
+    shared = [
+        list(EqualWork(picks, samples.length, per_step=12, batches=2, rank=rank, processes=3)) for rank in range(3)
+    ]
+    assert [len(own) for own in shared] == [6, 6, 6]
+    plain = list(picks)
+    for step in range(3):
+        dealt_picks = [pick for own in shared for batch in own[2 * step : 2 * step + 2] for pick in batch]
+        assert sorted(dealt_picks) == sorted(plain[12 * step : 12 * step + 12])
+    for pick in plain:
+        assert samples.length(pick) == len(samples[pick].tokens)

@@ -1,5 +1,9 @@
 import importlib.util
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,11 +102,30 @@ def test_local_tasks_give_what_the_student_says_unbatched(
 ) -> None:
     asked = EvalSettings(model=str(student), tasks="choice,say", task_folder=folder, batch_size=3, dtype="fp32")
     result = cli.evaluate(asked)
+    assert result is not None
     right = [likeliest(student, question) == question["answer"] for question in QUESTIONS]
     assert result["tasks"]["choice"]["acc"] == pytest.approx(sum(right) / len(right))
     assert result["tasks"]["say"]["exact_match"] == 1.0
     assert result["max_length"] == 512
     assert "exact_match" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_questions(student: Path, folder: Path) -> None:
+    asked = ["--model", str(student), "--tasks", "choice,say", "--task-folder", str(folder), "--dtype", "fp32"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(2):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        environment = {**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        command = [sys.executable, "-m", "arwkv_student.cli", "eval", *asked, "--json"]
+        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    answers = [process.communicate()[0] for process in started]
+    alone = evaluate_tasks(EvalSettings(model=str(student), tasks="choice,say", task_folder=folder, dtype="fp32"))
+    assert json.loads(answers[0])["tasks"] == alone["tasks"]
+    assert not answers[1]
 
 
 def test_teacher_can_stand_beside_its_student(tiny_teacher: Path, folder: Path) -> None:

@@ -80,11 +80,20 @@ class Dataset(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        shard, row = self._place(index)
+        return shard.sample(row)
+
+    def length(self, index: int) -> int:
+        """Tokens of a sample; no heavy column is read."""
+        shard, row = self._place(index)
+        return shard.length(row)
+
+    def _place(self, index: int) -> tuple[Shard, int]:
         at = index + len(self) if index < 0 else index
         if not 0 <= at < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         shard = int(np.searchsorted(self._index.ends, at, side="right"))
-        return self._shard(shard).sample(at - int(self._index.ends[shard - 1] if shard else 0))
+        return self._shard(shard), at - int(self._index.ends[shard - 1] if shard else 0)
 
     def __iter__(self) -> Iterator[Sample]:
         """All samples in order; of a remote dataset, the next part is fetched while one is read."""

@@ -67,6 +67,11 @@ class Shard:
             hidden=hidden,
         )
 
+    def length(self, row: int) -> int:
+        """Tokens of the sample in this row. Raises as `sample` does."""
+        batch, at = self._rows.row(row)
+        return int(batch.n_tokens[at])
+
     def texts(self) -> Iterator[tuple[list[int], NDArray[np.int32], NDArray[np.bool_]]]:
         """The lengths, tokens and masks of its samples, a record batch at a time. Raises as `sample` does."""
         for batch in self._rows.batches():

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -16,6 +15,7 @@ from arwkv_student.bases.checkpoint import BaseCheckpoint
 from arwkv_student.bases.layers import chosen_layers
 from arwkv_student.model.architectures import attention_windows, expert_tensors
 from arwkv_student.model.configuration import ATTENTION, TIME_MIX, WINDOWED_ATTENTION, ArwkvConfig
+from arwkv_student.model.loading import empty_student
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.model.time_mix import TimeMix
 from arwkv_student.model.time_mix_options import TRANSFORMER, BaseShape, TimeMixOptions, options_as_dict, preset_options
@@ -111,9 +111,7 @@ def convert(base: BaseCheckpoint, config: ArwkvConfig) -> Conversion:
     The base's attention tensors are read only for layers that keep attention, and for `init_from_teacher`. Weights are
     read tensor by tensor into a model without memory, so that no more than the student and one tensor is held.
     """
-    with init_empty_weights():
-        model = ArwkvForCausalLM(config)
-    model.tie_weights()
+    model = empty_student(config)
     for mixer in (module for module in model.modules() if isinstance(module, TimeMix)):
         mixer.to_empty(device="cpu")
         mixer.initialize()

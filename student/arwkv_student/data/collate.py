@@ -48,6 +48,11 @@ class ShardSamples(torch.utils.data.Dataset[Sample]):
     def __getitem__(self, pick: Pick) -> Sample:
         return truncated(self.datasets[pick.shard_set][pick.sample], pick.context)
 
+    def length(self, pick: Pick) -> int:
+        """Tokens of the sample that `pick` gives."""
+        tokens = self.datasets[pick.shard_set].length(pick.sample)
+        return tokens if pick.context is None else min(tokens, pick.context)
+
 
 def collate(samples: Sequence[Sample], packing: bool = False, *, few_lengths: bool = False) -> dict[str, Tensor]:
     """Pad to the longest sample, on the right; or pack all into one row (B = 1), which adds cu_seqlens [n + 1].

@@ -5,9 +5,11 @@ Shape legend: B batch, T time, P positions that count, C model width, V vocabula
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -30,6 +32,14 @@ class Sums:
     teacher_nll: float = 0.0
     teacher_known: bool = field(default=True)
 
+    def over_processes(self, device: torch.device) -> "Sums":
+        """The sums of all processes that train together."""
+        if (processes := PartialState().num_processes) == 1:
+            return self
+        own = torch.tensor([getattr(self, part.name) for part in fields(self)], dtype=torch.float64, device=device)
+        positions, kl, agreed, student_nll, teacher_nll, known = reduce(own, reduction="sum").tolist()
+        return Sums(int(positions), kl, int(agreed), student_nll, teacher_nll, known == processes)
+
     def figures(self) -> dict[str, float]:
         """KL in nats, perplexities on the true tokens, their ratio, and the share of equal top tokens."""
         student = math.exp(self.student_nll / self.positions)
@@ -51,29 +61,38 @@ def evaluate(
 ) -> dict[str, float]:
     """Figures of `model` over the positions whose prediction counts (see `Sums.figures`).
 
-    KL(teacher ‖ student) counts the mass outside the stored tokens as one more outcome. Raises UsageError if the
-    shards hold no logits, or no position counts.
+    KL(teacher ‖ student) counts the mass outside the stored tokens as one more outcome. Processes that train together
+    share the batches out, and all of them must call it. Raises UsageError if the shards hold no logits, or no position
+    counts.
     """
     was_training = model.training
     model.eval()
     sums = Sums()
-    for batch in batches(dataset, batch_size, samples):
+    for batch in _batches(dataset, batch_size, samples):
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         if "ids" not in batch:
             raise UsageError("the shards hold no logits to compare with; evaluate on shards made with --logits top-k")
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
             model(input_ids=batch["input_ids"], head_loss=_adding(sums, batch, dataset.info.tokenizer.vocab_size))
     model.train(was_training)
+    sums = sums.over_processes(model.device)
     if not sums.positions:
         raise UsageError("every loss mask of the shards is False, so no position counts; evaluate on other shards")
     return sums.figures()
 
 
-def batches(dataset: Dataset, batch_size: int, samples: int | None = None) -> Iterator[dict[str, Tensor]]:
-    """Collated batches in the dataset's own order."""
+def _batches(dataset: Dataset, batch_size: int, samples: int | None) -> Iterator[dict[str, Tensor]]:
+    """The batches of this process, as many as of every other: a sharded model's forward needs all of them."""
+    processes = PartialState()
     count = min(len(dataset), samples or len(dataset))
-    for first in range(0, count, batch_size):
-        yield collate([dataset[index] for index in range(first, min(first + batch_size, count))])
+    rounds = math.ceil(count / (batch_size * processes.num_processes))
+    for turn in range(rounds):
+        first = (turn * processes.num_processes + processes.process_index) * batch_size
+        if first < count:
+            yield collate([dataset[index] for index in range(first, min(first + batch_size, count))])
+        else:
+            spare = collate([dataset[0]])
+            yield spare | {"predicts": torch.zeros_like(spare["predicts"])}
 
 
 def _adding(sums: Sums, batch: dict[str, Tensor], vocab_size: int) -> HeadLoss:

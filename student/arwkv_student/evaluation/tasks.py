@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
+from accelerate import Accelerator
 
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_student.model.loading import accelerator, computes_in_bf16, load_student, padding_rows
@@ -46,6 +48,8 @@ DEFAULT_MAX_LENGTH = 2048
 def evaluate_tasks(settings: EvalSettings) -> dict[str, Any]:
     """Run lm-eval; returns {"tasks": {name: {metric: value}}, "max_length", …}, with a suite's names for its tasks.
 
+    Processes that were started together share the questions out, and only the first has figures.
+
     Raises UsageError if lm-eval is missing or does not know a task, NotFound if a task's data cannot be fetched.
     """
     if importlib.util.find_spec("lm_eval") is None:
@@ -59,9 +63,12 @@ def evaluate_tasks(settings: EvalSettings) -> dict[str, Any]:
     # lm-eval prints dozens of lines; users need only figures and errors.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = _task_manager(tasks, settings.task_folder)
+    processes = Accelerator(cpu=not torch.accelerator.is_available())
     model, tokenizer = _open(settings.model)
     max_length = settings.max_length or (suite.max_length if suite else _own_length(model.config))
-    found = _run(model, tokenizer, tasks, manager, max_length, settings)
+    found = _run(model, tokenizer, tasks, manager, max_length, settings, processes)
+    if not processes.is_main_process:
+        found = {"results": {}}
     results = {name: found["results"][name] | found.get("groups", {}).get(name, {}) for name in found["results"]}
     figures = {reported.get(name, name): _figures(result) for name, result in results.items()}
     return {"tasks": figures, "max_length": max_length, "lm_eval": found.get("lm_eval_version")}
@@ -104,7 +111,13 @@ def _own_length(config: Any) -> int:
 
 
 def _run(
-    model: Any, tokenizer: Any, tasks: Sequence[str], manager: Any, max_length: int, settings: EvalSettings
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[str],
+    manager: Any,
+    max_length: int,
+    settings: EvalSettings,
+    processes: Accelerator,
 ) -> dict[str, Any]:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -118,6 +131,9 @@ def _run(
         batch_size=settings.batch_size,
         mixed_precision_dtype="bfloat16" if computes_in_bf16(settings.dtype) else None,
     )
+    if processes.num_processes > 1:  # lm-eval sets these for models that it loads itself
+        language_model.accelerator = processes
+        language_model._rank, language_model._world_size = processes.process_index, processes.num_processes
     try:
         found: dict[str, Any] = lm_eval.simple_evaluate(
             language_model,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from arwkv_store.errors import UsageError
 from arwkv_student.bases.tokenizer import copy_tokenizer
@@ -17,6 +18,7 @@ from arwkv_student.model import modeling as model
 from arwkv_student.model.loading import load_student
 from arwkv_student.run.durable import replace_text, write_json
 from arwkv_student.settings import ExportSettings
+from arwkv_student.sharding.distributed_checkpoint import has_shares, whole_student
 from arwkv_student.suppressed_rows import suppress_padding_rows
 
 OUR_IMPORT = re.compile(r"^( *)from (arwkv_[\w.]+) import", re.MULTILINE)
@@ -37,7 +39,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     source, out = Path(settings.model), settings.out
     if settings.dtype is not None and settings.dtype not in DTYPES:
         raise UsageError(f"--dtype {settings.dtype} is a type of GGUF files; name a file: --out {out}.gguf")
-    student = load_student(source, None if settings.dtype is None else DTYPES[settings.dtype])
+    student = _student(source, settings.dtype)
     if source.resolve() == out.resolve():
         raise UsageError(f"--out {out} is the student itself; name another folder")
     student.save_pretrained(out)
@@ -47,6 +49,15 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     suppress_padding_rows(out)
     replace_text(out / "README.md", model_card(student, source, settings))
     return {"out": str(out), "files": sorted(path.name for path in out.iterdir() if path.is_file())}
+
+
+def _student(source: Path, dtype: str | None) -> PreTrainedModel:
+    """Of a folder, or of a checkpoint whose weights are in shares."""
+    if not has_shares(source):
+        return load_student(source, None if dtype is None else DTYPES[dtype])
+    if dtype is not None:
+        raise UsageError(f"--model {source} --dtype {dtype}: its shares are fp32; export it without, then from there")
+    return whole_student(source)
 
 
 def _write_code(out: Path) -> None:

@@ -17,11 +17,14 @@ def publish(settings: ExportSettings) -> dict[str, Any]:
     """
     from arwkv_student.export.runtimes import llama_cpp_obstacles
     from arwkv_student.model.loading import require_student
+    from arwkv_student.sharding.distributed_checkpoint import has_shares
 
     one_file = settings.out.suffix == ".gguf"
     if one_file and settings.gguf:
         raise UsageError(f"--gguf with --out {settings.out}: name a folder for GGUF files beside the safetensors")
     require_student(Path(settings.model))
+    if has_shares(Path(settings.model)) and (one_file or settings.gguf):
+        raise UsageError(f"--model {settings.model} is a checkpoint in shares; export it to a folder first")
     if settings.gguf and (found := llama_cpp_obstacles(Path(settings.model))):
         raise UsageError(f"--gguf {' '.join(settings.gguf)}: llama.cpp cannot compute this student: {'; '.join(found)}")
     repository = None if settings.push is None else open_repository(settings.push, private=settings.private)

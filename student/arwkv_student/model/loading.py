@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from accelerate import init_empty_weights
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from arwkv_kernels.precision import compute_dtype, multiplies_bf16
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.model_files import read_json, require_whole_weights
 from arwkv_store.format.weights import hash_of_checkpoint
+from arwkv_student.model.configuration import ArwkvConfig
 from arwkv_student.model.modeling import ArwkvForCausalLM
-from arwkv_student.model.transformer_student import load_transformer
+from arwkv_student.model.transformer_student import load_transformer, transformer_of
 
 
 def load_any_student(folder: Path) -> PreTrainedModel:
@@ -28,6 +30,14 @@ def load_any_student(folder: Path) -> PreTrainedModel:
 def kept_attention(folder: Path) -> bool:
     """Whether the folder's model is no student with time mixers. Raises NotFound where it describes no model."""
     return bool(model_type(folder) != "arwkv")
+
+
+def empty_student(config: PreTrainedConfig) -> PreTrainedModel:
+    """A student of this configuration whose parameters have no memory yet (device `meta`)."""
+    with init_empty_weights():
+        model = ArwkvForCausalLM(config) if isinstance(config, ArwkvConfig) else transformer_of(config)(config)
+    model.tie_weights()
+    return model
 
 
 def load_student(folder: Path, dtype: torch.dtype | None = None) -> ArwkvForCausalLM:

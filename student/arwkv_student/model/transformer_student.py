@@ -28,12 +28,18 @@ def load_transformer(folder: Path, dtype: torch.dtype | str = torch.float32) -> 
     its final hidden states, which losses on sparse distributions need.
     """
     config = AutoConfig.from_pretrained(folder)
-    kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if kind is None or isinstance(kind, tuple):
+    kind = transformer_of(config)
+    if kind is None:
         raise UsageError(f"model {folder}: transformers has no causal language model for {config.model_type!r}")
-    model = _with_head_loss(kind).from_pretrained(folder, config=config, dtype=dtype)
+    model = kind.from_pretrained(folder, config=config, dtype=dtype)
     _require_linear_head(model, folder)
     return model
+
+
+def transformer_of(config: Any) -> Any:
+    """The class of `load_transformer` for this configuration; None where transformers has none."""
+    kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return None if kind is None or isinstance(kind, tuple) else _with_head_loss(kind)
 
 
 @functools.cache

@@ -150,7 +150,7 @@ def print_plan(document: dict[str, Any]) -> None:
         print(f"  {row['bytes_per_token']:,.1f} bytes/token, {row['stored_bytes'] / 1e9:,.1f} GB of shards")
         memory = row["device_bytes"]
         shown = ", ".join(f"{part.replace('_', ' ')} {size / 1e9:,.1f}" for part, size in memory.items() if size)
-        print(f"  GB on a device: {shown}; {row['start_bytes'] / 1e9:,.1f} GB of main memory a process at its start")
+        print(f"  GB on a device: {shown}; {row['start_bytes'] / 1e9:,.1f} GB of main memory at the start of process 0")
         if row.get("capture_hours"):
             print(f"  {row['capture_hours']:,.1f} hours of capture before it")
     if "align" in document:

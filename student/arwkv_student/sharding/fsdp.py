@@ -1,7 +1,4 @@
-"""FSDP2: parameters, gradients and optimizer state sharded over the processes; checkpoints are full state dicts.
-
-So a run may continue with another number of processes, sharded or not.
-"""
+"""FSDP2: parameters, gradients and optimizer state sharded over the processes, and loaded from whole checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,6 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
@@ -25,20 +21,30 @@ from arwkv_student.model.loading import kept_attention, load_any_student
 
 
 def shard(model: PreTrainedModel, device: torch.device) -> None:
-    """Shard a model on the CPU over the processes, layer by layer; embedding, last norm and head with the root.
+    """Shard a model on the CPU over the processes: each layer's MLP, the rest of the layer, an embedding of its own.
 
-    No device holds more than its share and one layer (or embedding and head). Parameters are gathered in fp32: in bf16
-    the decay would lose precision. Raises UsageError without torchrun.
+    The last norm and the head (with an embedding that shares its weight) go with the root. No device holds more than
+    its share, one layer, and the root. Parameters are gathered in fp32: in bf16 the decay would lose precision. Raises
+    UsageError without torchrun.
     """
-    if not torch.distributed.is_initialized():
-        raise UsageError("--fsdp: only one process; start with torchrun --nproc-per-node N -m arwkv_student.cli")
+    require_processes()
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for module in [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules or ())]:
-        fully_shard(module, mesh=mesh)
+    for layer in [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules or ())]:
+        if isinstance(mlp := getattr(layer, "mlp", None), nn.Module):
+            fully_shard(mlp, mesh=mesh)
+        fully_shard(layer, mesh=mesh)
+    if (embedding := model.get_input_embeddings()).weight is not model.get_output_embeddings().weight:
+        fully_shard(embedding, mesh=mesh)
     fully_shard(model, mesh=mesh)
     for module in model.modules():
         if isinstance(module, FSDPModule) and device.type == "cpu":
             module.set_force_sum_reduction_for_comms(True)  # gloo has no average
+
+
+def require_processes() -> None:
+    """Raise UsageError without torchrun."""
+    if not torch.distributed.is_initialized():
+        raise UsageError("--fsdp: only one process; start with torchrun --nproc-per-node N -m arwkv_student.cli")
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -63,14 +69,8 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     set_model_state_dict(model, weights, options=_from_process_0(strict=False))
 
 
-def full_optimizer_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state by parameter name; in process 0 only if the model is sharded."""
-    options = StateDictOptions(full_state_dict=is_sharded(model), cpu_offload=is_sharded(model))
-    return get_optimizer_state_dict(model, optimizer, options=options)
-
-
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, file: Path) -> None:
-    """Inverse of `full_optimizer_state_dict`, for a model of any number of processes."""
+    """The whole state by parameter name, for a model of any number of processes, sharded or not."""
     reads = not is_sharded(model) or torch.distributed.get_rank() == 0
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=True) if reads else {}
     set_optimizer_state_dict(

@@ -65,6 +65,7 @@ def _run_stage(stage: str, stages: Stages, run: RunFolder, seed: int) -> dict[st
     """Train one stage to its end and leave its student, tokenizer and summary in the stage's folder."""
     transformers.set_seed(seed)
     trainer = stages.trainer(stage, run)
+    trainer.complete = stages.complete
     loss_mean = _train_to_the_end(trainer, run, stage)
     summary = {
         "steps": trainer.state.global_step,

@@ -1,21 +1,30 @@
 """Common to all stages' trainers: rates by parameter, and checkpoints that are marked when complete."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import Sampler
 from transformers import Trainer
 
+from arwkv_student.data.balance import EqualWork, Pick
 from arwkv_student.model.loading import kept_attention, load_any_student
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.optimizers.choice import make_optimizer
 from arwkv_student.optimizers.weight_average import WeightAverage
 from arwkv_student.run.durable import sync_files, write_json
 from arwkv_student.run.run_folder import WHOLE
+from arwkv_student.sharding.distributed_checkpoint import (
+    BackgroundCheckpoints,
+    has_shares,
+    load_optimizer_shares,
+    load_shares,
+)
 from arwkv_student.sharding.fsdp import (
-    full_optimizer_state_dict,
     full_state_dict,
     is_sharded,
     load_optimizer_state,
@@ -32,6 +41,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
     optimizer: torch.optim.Optimizer | None = None
     average: WeightAverage | None = None
     """With --ema: updated after each step of the optimizer."""
+    background: BackgroundCheckpoints | None = None
+    """Writes the checkpoints of a sharded student."""
+    complete: Callable[[Path], None]
+    """Adds the tokenizer and other files to a student's folder."""
 
     def findings(self) -> dict[str, Any]:
         """Further figures of a finished stage's summary, besides steps, tokens and loss."""
@@ -41,6 +54,15 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
         """Not with --fsdp: the whole model need not fit there, and `shard` places it layer by layer."""
         if not self.args.spread:
             super()._move_model_to_device(model, device)
+
+    def dealt(self, picks: Sampler[Pick], length_of: Callable[[Pick], int]) -> Sampler[Any]:
+        """The picks as batches of about as many tokens; as they are, if a step is one batch."""
+        batches, processes = self.args.gradient_accumulation_steps, self.args.world_size
+        if batches * processes == 1:
+            return picks
+        per_step = self.args.per_device_train_batch_size * batches * processes
+        place = {"rank": self.args.process_index, "processes": processes}
+        return EqualWork(picks, length_of, per_step=per_step, batches=batches, **place)
 
     def training_step(self, model: Any, *arguments: Any, **named: Any) -> torch.Tensor:
         """With FSDP2, gradients are exchanged with the last batch of a step only."""
@@ -68,6 +90,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
         """Save the trained student in its stage's folder; with --ema, its average."""
         if self.average is not None:
             self.average.keep()
+        if self.background is not None:
+            self.background.wait()
         self.save_model(str(folder))
         # A pickle of this run's settings, which the student does not need.
         (folder / "training_args.bin").unlink(missing_ok=True)
@@ -81,6 +105,13 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
         with self.with_average():
             return super().evaluation_loop(*arguments, **named)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Of a sharded student's checkpoint, the configuration alone: its shares are written in the background."""
+        if not (_internal_call and is_sharded(self.model)):
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            self.model.config.save_pretrained(output_dir)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if is_sharded(self.model):
             state_dict = full_state_dict(self.model)
@@ -91,7 +122,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
             super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if is_sharded(self.model):
+        if has_shares(Path(resume_from_checkpoint)):
+            load_shares(Path(resume_from_checkpoint), self.model)
+        elif is_sharded(self.model):
             load_weights(self.model, Path(resume_from_checkpoint))
         elif not hasattr(self.model, "peft_config") and kept_attention(Path(resume_from_checkpoint)):
             # By transformers' own function, which knows the names of weights in a file.
@@ -100,17 +133,23 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """A full state dict by parameter name: another number of processes, sharded or not, can continue from it."""
-        state = full_optimizer_state_dict(self.model, self._own_optimizer())
+        """By parameter name: another number of processes, sharded or not, can continue from it."""
+        if is_sharded(self.model):
+            self.background = self.background or BackgroundCheckpoints()
+            self.background.write(Path(output_dir), self.model, self._own_optimizer())
+        elif self.args.should_save:
+            torch.save(get_optimizer_state_dict(self.model, self._own_optimizer()), Path(output_dir) / "optimizer.pt")
         if self.args.should_save:
-            torch.save(state, Path(output_dir) / "optimizer.pt")
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
             if self.average is not None:
                 self.average.save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            load_optimizer_state(self.model, self._own_optimizer(), Path(checkpoint) / "optimizer.pt")
+            if has_shares(Path(checkpoint)):
+                load_optimizer_shares(Path(checkpoint), self.model, self._own_optimizer())
+            else:
+                load_optimizer_state(self.model, self._own_optimizer(), Path(checkpoint) / "optimizer.pt")
             self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
             if self.average is not None:
                 self.average.load(Path(checkpoint), self.lr_scheduler.last_epoch)
@@ -124,8 +163,18 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()  # each process leaves its random state there
-        if self.args.should_save:
-            step = self.state.global_step
-            checkpoint = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if not self.args.should_save:
+            return
+        step = self.state.global_step
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if (checkpoint / "config.json").is_file():  # adapters alone are no student
+            self.complete(checkpoint)
+
+        def mark() -> None:
             sync_files(checkpoint)
             write_json(checkpoint / WHOLE, {"step": step})
+
+        if self.background is None:
+            mark()
+        else:
+            self.background.when_written(mark)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from arwkv_student.model.time_mix_options import TRANSFORMER
 from arwkv_student.run.provenance import origin
 from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import NOT_COMPARED, ONLY_TUNING, AdvancedTimeMixer, TrainSettings
+from arwkv_student.sharding.start import read_in_process_0
 from arwkv_student.suppressed_rows import suppress_padding_rows
 from arwkv_student.training.align import AlignTrainer, EarlyStop
 from arwkv_student.training.calibrate import calibrate, calibration_batches
@@ -89,7 +91,8 @@ class ShardStages:
 
     def trainer(self, stage: str, run: RunFolder) -> AlignTrainer | DistillTrainer:
         """The stage's trainer, over its starting student and its shards."""
-        settings, model = self.settings, self._starting_student(stage, run)
+        settings, read = self.settings, partial(self._starting_student, stage, run)
+        model = read_in_process_0(read) if settings.fsdp else read()
         for mixer in (module for module in model.modules() if isinstance(module, TimeMix)):
             mixer.fuse = settings.fuse
         datasets, weights = self._open(stage, time_mix_layers(model))

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback
 
 from arwkv_student.data.collate import ShardSamples, collate
@@ -12,7 +13,7 @@ from arwkv_student.data.mixture import MixtureSampler
 from arwkv_student.evaluation.held_out import HeldOutShards
 from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import TrainSettings
-from arwkv_student.sharding.fsdp import shard
+from arwkv_student.sharding.start import share_out
 from arwkv_student.training.plan import StagePlan, training_arguments
 from arwkv_student.training.resumable_trainer import ResumableTrainer
 from arwkv_student.training.run_log import RunLog, reporters
@@ -47,16 +48,17 @@ class StageTrainer(ResumableTrainer):
         self.log_of_run.evaluated = self.with_average
         self.loss_is_scaled_for_ga = True
         if settings.fsdp:
-            shard(model, self.args.device)
+            share_out(model, self.args.device)
             # Trainer's flag for a model that manages its own placement and gradients.
             self.is_distributed_loading_by_transformers = True
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> MixtureSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
         args = self.args
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         datasets, plan = self.samples.datasets, self.plan
         rows = [dataset.shard_rows for dataset in datasets]
-        return MixtureSampler(rows, plan.weights, args.max_steps, per_step, args.data_seed, plan.schedule, datasets)
+        picks = MixtureSampler(rows, plan.weights, args.max_steps, per_step, args.data_seed, plan.schedule, datasets)
+        return self.dealt(picks, self.samples.length) if self.settings.packing else picks
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Positions that count in this step, over its batches and all processes."""

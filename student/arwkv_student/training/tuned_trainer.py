@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
 from arwkv_student.data.collate import OrderSampler
@@ -58,10 +59,12 @@ class TunedTrainer(ResumableTrainer):
         if adapted and self.args.should_save:
             save_merged(self.start, folder)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> OrderSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         args, rows = self.args, [len(self.train_dataset)]
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return OrderSampler(rows, args.max_steps * per_step, args.data_seed)
+        order = OrderSampler(rows, args.max_steps * per_step, args.data_seed)
+        packs = getattr(args, "padding_free", False)
+        return self.dealt(order, lambda row: len(self.train_dataset[row]["input_ids"])) if packs else order
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """`student export` writes the card."""

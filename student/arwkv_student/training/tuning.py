@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from arwkv_student.run.end_of_turn import add_end_token, end_of_turn
 from arwkv_student.run.provenance import origin
 from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import ONLY_TUNING, TrainSettings
-from arwkv_student.sharding.fsdp import shard
+from arwkv_student.sharding.start import read_in_process_0, share_out
 from arwkv_student.suppressed_rows import suppress_padding_rows
 from arwkv_student.training.lora import lora_config
 from arwkv_student.training.parameters import choose_trained, hold_frozen_in_bf16
@@ -128,7 +129,8 @@ def make_tuner(
 ) -> TunedTrainer:
     """TRL's trainer for the stage, over tokenized rows."""
     plan = _plan(settings, rows)
-    model = load_any_student(start.folder)
+    read = partial(load_any_student, start.folder)
+    model = read_in_process_0(read) if settings.fsdp else read()
     choose_trained(model, "all" if settings.trained == "preset" else settings.trained)
     bf16 = computes_in_bf16(settings.dtype)
     log = RunLog(run, plan, None, None)
@@ -164,7 +166,7 @@ def make_tuner(
         hold_frozen_in_bf16(trainer.model)
     trainer.remove_callback(PrinterCallback)
     if settings.fsdp:
-        shard(model, trainer.args.device)
+        share_out(model, trainer.args.device)
         trainer.is_distributed_loading_by_transformers = True
     return trainer
 
