@@ -20,6 +20,7 @@ from vllm.distributed import (
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
+from vllm.platforms import current_platform
 from vllm.v1.pool.metadata import PoolingMetadata
 
 from arwkv_producer.numerics.distribution import OUTSIDE_VOCABULARY, Draws, rows_of, summarize
@@ -234,6 +235,15 @@ def _join(pieces: list[Rows]) -> Rows:
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
+def _rotate_every_head(model: nn.Module) -> None:
+    """Let latent attention rotate positions in torch: vLLM's CPU kernel (0.32) takes its queries [T, heads, C] for one
+    head, and leaves the others as they were."""
+    for module in model.modules():
+        rotary: Any = getattr(module, "rotary_emb", None)
+        if rotary is not None and hasattr(module, "qk_nope_head_dim"):
+            rotary._forward_method = rotary.forward_native
+
+
 class Capturing:
     """Mixed into a vLLM causal language model: makes it a pooling model whose pooler captures."""
 
@@ -242,5 +252,7 @@ class Capturing:
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]  # the model beside the mixin
         assert vllm_config.model_config.enforce_eager, "hidden states are read by hooks, which compiled graphs skip"
+        if current_platform.is_cpu():
+            _rotate_every_head(self)  # type: ignore[arg-type]  # the model beside the mixin is a Module
         settings = CaptureSettings.from_json(vllm_config.additional_config["arwkv_capture"])
         self.pooler = CapturePooler(self, settings)  # type: ignore[arg-type]  # the model beside the mixin is a Module

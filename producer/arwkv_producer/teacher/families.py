@@ -31,8 +31,6 @@ class Family:
     """Why the engine's capture is not compared with transformers in the tests; empty where it is."""
 
 
-MLA_ON_CPU = "on a CPU its attention differs from transformers, a tiny random model by 1.3 nats"
-
 FAMILIES: Mapping[str, Family] = {
     "qwen2": Family("pre-norm"),
     "qwen3": Family("pre-norm"),
@@ -47,8 +45,8 @@ FAMILIES: Mapping[str, Family] = {
     "cohere": Family("parallel", boundaries=False),
     "granite": Family("scaled"),
     "gpt_oss": Family("pre-norm"),
-    "deepseek_v2": Family("pre-norm", not_in_vllm=MLA_ON_CPU),
-    "deepseek_v3": Family("pre-norm", not_in_vllm=MLA_ON_CPU),
+    "deepseek_v2": Family("pre-norm"),
+    "deepseek_v3": Family("pre-norm"),
     "qwen3_next": Family(None, not_in_vllm="on a CPU vLLM computes its linear attention in bf16 only"),
 }
 """By `model_type`. Each entry is a case of tests/producer/test_families.py."""
