@@ -41,6 +41,16 @@ class BaseCheckpoint:
         for file, wanted in by_file.items():
             yield from _tensors_of(self.folder / file, wanted)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor, from the heads of the files alone."""
+        from safetensors import safe_open
+
+        found: dict[str, tuple[int, ...]] = {}
+        for file in sorted(set(self.file_of_tensor.values())):
+            with safe_open(self.folder / file, framework="pt") as opened:
+                found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        return found
+
     def require_shape(self, name: str, stored: Sequence[int], own: Sequence[int]) -> None:
         """Raise UsageError unless a stored tensor has the shape of the student's."""
         if tuple(stored) != tuple(own):

@@ -1,7 +1,6 @@
 """`student export --out FILE.gguf`: a student as one file that llama.cpp runs as its `arwkv7` architecture."""
 
 import json
-from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -104,9 +103,9 @@ def _add_provenance(writer: gguf.GGUFWriter, config: ArwkvConfig, folder: Path, 
 def _write_tensors(
     writer: gguf.GGUFWriter, config: ArwkvConfig, checkpoint: BaseCheckpoint, wanted: GGMLQuantizationType
 ) -> int:
-    """Reads every tensor twice, once for its shape, so that one at a time is in memory; returns how many there are."""
-    count = 0
-    for name, tensor in gguf_tensors(config, partial(_read, checkpoint, _shape_alone)):
+    """One tensor at a time is in memory, after a first pass over shapes alone; returns how many there are."""
+    count, shapes = 0, checkpoint.shapes()
+    for name, tensor in gguf_tensors(config, lambda name: torch.empty(shapes[name], device="meta")):
         kind = _kind(name, tensor, wanted)
         block_values, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         size_bytes = tensor.numel() // block_values * block_bytes
@@ -115,20 +114,16 @@ def _write_tensors(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name, tensor in gguf_tensors(config, partial(_read, checkpoint, Tensor.float)):
+    for name, tensor in gguf_tensors(config, partial(_read, checkpoint)):
         writer.write_tensor_data(gguf.quants.quantize(tensor.contiguous().numpy(), _kind(name, tensor, wanted)))
     writer.flush()
     writer.close()
     return count
 
 
-def _read(checkpoint: BaseCheckpoint, convert: Callable[[Tensor], Tensor], name: str) -> Tensor:
+def _read(checkpoint: BaseCheckpoint, name: str) -> Tensor:
     ((_, tensor),) = checkpoint.tensors([name])
-    return convert(tensor)
-
-
-def _shape_alone(tensor: Tensor) -> Tensor:
-    return tensor.to("meta")
+    return tensor.float()  # type: ignore[no-any-return]
 
 
 def _kind(name: str, tensor: Tensor, wanted: GGMLQuantizationType) -> GGMLQuantizationType:
