@@ -36,6 +36,14 @@ def test_runs_are_listed_by_their_path_below_the_root(client: TestClient, run: P
     assert item["size_bytes"] == (run / "metrics.jsonl").stat().st_size
 
 
+@pytest.mark.parametrize(("search", "found"), [("ONE", 1), ("rad-rwkv7 qwen", 1), ("0.001", 1), ("qwen arwkv2", 0)])
+def test_search_looks_in_the_name_and_the_settings(client: TestClient, run: Path, search: str, found: int) -> None:
+    (run / "run.json").write_text(
+        json.dumps({"preset": "rad-rwkv7", "base": {"name": "Qwen/Qwen2.5"}, "align_lr": 1e-3})
+    )
+    assert len(client.get("/v1/runs", params={"search": search}).json()["items"]) == found
+
+
 def test_figures_are_followed_line_by_line(client: TestClient, run: Path) -> None:
     first = client.get(f"{RUN}/metrics?limit=1").json()
     assert first["items"] == [{"stage": "align", "step": 1, "loss": 2.5}]

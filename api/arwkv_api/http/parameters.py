@@ -15,6 +15,10 @@ LARGEST_ID = 2**63 - 1
 DatasetName = Annotated[str, Path(description="the dataset's folder name", examples=["train"], max_length=255)]
 Part = Annotated[int, Path(description="the shard's number", ge=0, le=LARGEST_PART, examples=[0])]
 Limit = Annotated[int, Query(description="most items to answer", ge=1, le=PAGE_LIMIT)]
+Search = Annotated[
+    str | None,
+    Query(description="words that occur in any text, in any case and order", max_length=255, pattern=WITHOUT_NUL),
+]
 DatasetSort = Literal[
     "name", "-name", "teacher", "-teacher", "samples", "-samples", "tokens", "-tokens", "size_bytes", "-size_bytes",
     "created_at", "-created_at", "updated_at", "-updated_at",

@@ -12,6 +12,7 @@ from arwkv_api.index.orm import NOT_KNOWN, DatasetRow, ManifestRow, ShardRow
 from arwkv_api.index.timeline import grown
 from arwkv_api.index.totals import BATCH_MANIFESTS, grow, recompute
 from arwkv_api.roots.manifests import Identity, Shard, ShardState
+from arwkv_api.words import words_in
 
 log = logging.getLogger("arwkv_api.indexing")
 
@@ -37,6 +38,7 @@ def store_identity(session: Session, held: Lease, name: str, folder: str, identi
     row.identity, row.identity_mtime_ns = identity.raw, identity.mark_ns
     row.dataset_hash = identity.dataset_hash
     row.teacher, row.parts = identity.info.teacher.model, identity.info.corpus.parts
+    row.words = words_in(name, identity.info.model_dump())
     if row.state != "withdrawn":
         row.state, row.problem = "ready" if known else "indexing", None
     row.updated_at_s = time.time()
@@ -66,6 +68,7 @@ def mark_unreadable(session: Session, held: Lease, name: str, folder: str, probl
         row = DatasetRow(
             name=name, identity=b"", identity_mtime_ns=0, dataset_hash="", teacher="", parts=0, created_at_s=now
         )
+        row.words = words_in(name)
         session.add(row)
     row.root, row.folder, row.state, row.problem = held.root, folder, "unreadable", problem
     row.updated_at_s = time.time()

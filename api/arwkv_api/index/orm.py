@@ -57,6 +57,8 @@ class DatasetRow(Base):
     heartbeats: Mapped[str | None] = mapped_column(Text)
     stats: Mapped[str | None] = mapped_column(Text, deferred=True)
     growth: Mapped[str | None] = mapped_column(Text, deferred=True)
+    # The name and every text of dataset.json, in lower case.
+    words: Mapped[str] = mapped_column(Text, default="", deferred=True)
     created_at_s: Mapped[float] = mapped_column(Double, index=True)
     updated_at_s: Mapped[float] = mapped_column(Double, index=True)
 

@@ -13,6 +13,7 @@ from arwkv_api.index.orm import DatasetRow, LeaseRow, ManifestRow, ShardRow
 from arwkv_api.index.paging import Column, Order
 from arwkv_api.roots.folders import is_servable_name
 from arwkv_api.roots.manifests import ShardState
+from arwkv_api.words import asked_for
 from arwkv_store.errors import NotFound, TryAgain
 
 DATASET_ORDERS = {
@@ -39,7 +40,9 @@ FEW_SHARDS = 2000
 MANIFEST_PAGE_BYTES = 4 << 20
 # Lists use plain rows: creating an object for each would take longer than finding it.
 DATASET_COLUMNS = [
-    column for column in DatasetRow.__table__.c if column.name not in ("identity", "stats", "growth", "heartbeats")
+    column
+    for column in DatasetRow.__table__.c
+    if column.name not in ("identity", "stats", "growth", "heartbeats", "words")
 ]
 SHARDS = ShardRow.__table__.c
 SHARD_COLUMNS = list(SHARDS)
@@ -50,6 +53,7 @@ class DatasetFilter:
     """Which datasets to list; None means all."""
 
     contains: str | None = None
+    search: str | None = None
     teacher: str | None = None
     state: str | None = None
     admitted: tuple[str, ...] = ()
@@ -76,6 +80,8 @@ def list_datasets(
         # As it is, too: a database may know no other letters' cases than ASCII's.
         in_any_case = func.lower(DatasetRow.name).contains(wanted.contains.lower(), autoescape=True)
         query = query.where(or_(in_any_case, DatasetRow.name.contains(wanted.contains, autoescape=True)))
+    for word in asked_for(wanted.search or ""):
+        query = query.where(DatasetRow.words.contains(word, autoescape=True))
     if wanted.admitted:
         query = query.where(is_admitted(wanted.admitted))
     if wanted.teacher is not None:

@@ -16,14 +16,14 @@ export async function datasetsView(place, signal) {
     return;
   }
   const sum = (key) => first.items.reduce((total, item) => total + item[key], 0);
-  const search = element("input", { id: "search", type: "search", autocomplete: "off", placeholder: "part of a name" });
+  const search = element("input", { id: "search", type: "search", autocomplete: "off", placeholder: "name, teacher, corpus" });
   const table = listing({
     label: "Datasets",
     path: "v1/datasets",
     sort: "name",
     signal,
     empty: "No dataset found.",
-    query: () => (search.value ? { contains: search.value } : {}),
+    query: () => (search.value ? { search: search.value } : {}),
     columns: [
       { name: "Name", key: "name", wide: true, cell: (d) => element("a", { href: `#/datasets/${enc(d.name)}` }, d.name) },
       { name: "State", cell: (d) => (d.faulty_shards && d.state === "ready" ? badge("missing", `${count(d.faulty_shards)} faulty`) : badge(d.state)) },

@@ -30,9 +30,12 @@ export async function runsView(place, signal) {
   };
   const card = element("div", { class: "card" });
   const draw = (runs) => show(card, element("p", { class: "controls" }, element("span", { class: "soft" }, "Choose two runs or more to compare them."), compare), runTable(runs, { chosen, choose }));
+  const search = element("input", { id: "search", type: "search", autocomplete: "off", placeholder: "name, base, preset" });
+  const load = async () => draw((await ask(`v1/runs?${new URLSearchParams(search.value ? { search: search.value } : {})}`, signal)).items);
+  search.addEventListener("input", load);
   draw(items);
-  show(place, element("h1", {}, "Runs"), card);
-  follow(["runs"], signal, async () => draw((await ask("v1/runs", signal)).items), () => {});
+  show(place, element("h1", {}, "Runs"), element("div", { class: "controls" }, element("label", { for: "search" }, "Search", search)), card);
+  follow(["runs"], signal, load, () => {});
 }
 
 // A table of runs; with `choice`, each has a box to choose it.

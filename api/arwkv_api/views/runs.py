@@ -5,6 +5,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +16,7 @@ from arwkv_api.errors import BadCursor
 from arwkv_api.index.lease import pause_s
 from arwkv_api.roots.files import heartbeats_in, open_inside, read_inside
 from arwkv_api.roots.folders import METRICS, run_folders
+from arwkv_api.words import words_in
 from arwkv_store.errors import NotFound
 from arwkv_store.format.heartbeat import Heartbeat
 
@@ -72,6 +74,12 @@ def heartbeat_of(folder: Path) -> Heartbeat | None:
 def read_settings(folder: Path) -> dict[str, Any] | None:
     """The run's run.json: settings, base, shards and start; None if there is none that can be read."""
     return _document(folder, SETTINGS)
+
+
+def is_found(words: Iterable[str], name: str, folder: Path) -> bool:
+    """Whether each word occurs in the run's name or its run.json."""
+    texts = words_in(name, read_settings(folder))
+    return all(word in texts for word in words)
 
 
 def read_stages(folder: Path) -> dict[str, dict[str, Any]]:

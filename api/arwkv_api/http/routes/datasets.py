@@ -22,7 +22,7 @@ from arwkv_api.http.models import (
     dataset_detail,
     dataset_summary,
 )
-from arwkv_api.http.parameters import WITHOUT_NUL, Cursor, DatasetName, DatasetSort, Limit, Unconditional
+from arwkv_api.http.parameters import WITHOUT_NUL, Cursor, DatasetName, DatasetSort, Limit, Search, Unconditional
 from arwkv_api.http.problems import answers
 from arwkv_api.http.service import Service, ServiceDep
 from arwkv_api.index import query as catalogue
@@ -56,6 +56,7 @@ def list_datasets(
     contains: Annotated[
         str | None, Query(max_length=255, pattern=WITHOUT_NUL, description="part of the name, any case")
     ] = None,
+    search: Search = None,
     teacher: Annotated[
         str | None, Query(max_length=255, pattern=WITHOUT_NUL, description="the teacher's exact name")
     ] = None,
@@ -63,7 +64,7 @@ def list_datasets(
 ) -> DatasetPage:
     """Datasets under the roots, without withdrawn ones."""
     with Session(service.engine) as session:
-        wanted = DatasetFilter(contains, teacher, state, admitted(request))
+        wanted = DatasetFilter(contains, search, teacher, state, admitted(request))
         rows, following = catalogue.list_datasets(session, service.settings.roots, wanted, sort, cursor, limit)
         return DatasetPage(items=[dataset_summary(row) for row in rows], next_cursor=following)
 

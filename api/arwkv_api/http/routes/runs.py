@@ -10,12 +10,13 @@ from pydantic import BaseModel, Field
 
 from arwkv_api.access.auth import ReadAll
 from arwkv_api.http.models import WorkState, moment
-from arwkv_api.http.parameters import PAGE_LIMIT, Cursor
+from arwkv_api.http.parameters import PAGE_LIMIT, Cursor, Search
 from arwkv_api.http.problems import answers
 from arwkv_api.http.service import ServiceDep
 from arwkv_api.roots.folders import METRICS
 from arwkv_api.views.lineage import datasets_of, hashes_used
-from arwkv_api.views.runs import heartbeat_of, read_figures, read_samples, read_settings, read_stages
+from arwkv_api.views.runs import heartbeat_of, is_found, read_figures, read_samples, read_settings, read_stages
+from arwkv_api.words import asked_for
 from arwkv_store.errors import NotFound
 from arwkv_store.format.heartbeat import Heartbeat
 
@@ -82,10 +83,13 @@ class RunSamples(BaseModel):
 def list_runs(
     service: ServiceDep,
     limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT, description="most runs to answer")] = PAGE_LIMIT,
+    search: Search = None,
 ) -> RunList:
     """Runs under the roots and the folders given as --runs, newest first."""
-    runs = []
+    runs, words = [], asked_for(search or "")
     for name, folder in service.runs.folders().items():
+        if words and not is_found(words, name, folder):
+            continue
         with suppress(FileNotFoundError):  # removed after the listing
             runs.append((name, folder, (folder / METRICS).lstat()))
     newest = sorted(runs, key=lambda run: run[2].st_mtime_ns, reverse=True)[:limit]
