@@ -8,7 +8,7 @@ import pytest
 
 from arwkv_store import create_dataset, open_dataset
 from arwkv_store.errors import UsageError
-from arwkv_student.data.shards import require_counted
+from arwkv_student.data.shards import open_shard_sets, require_counted
 from arwkv_student.settings import TrainSettings
 from arwkv_student.training.pipeline import train
 
@@ -25,4 +25,4 @@ def test_shards_in_which_nothing_counts_are_refused(tiny_shards: Path, tiny_teac
         with pytest.raises(UsageError, match=r"masked: every loss mask is False, so no position counts"):
             train(replace(asked, stage=stage))
     assert not (tmp_path / "run").exists()
-    require_counted(str(tiny_shards))
+    require_counted(*open_shard_sets([str(tiny_shards)], None))
