@@ -7,6 +7,7 @@ from typing import Any
 
 from arwkv_store.commands import command_line
 from arwkv_store.errors import UsageError
+from arwkv_student.first_process import is_first_process
 from arwkv_student.planning.settings import PlanSettings
 from arwkv_student.rollout.settings import RolloutSettings
 from arwkv_student.selection.settings import SelectSettings
@@ -20,7 +21,7 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     from arwkv_student.training.pipeline import train as run
 
     result = run(settings)
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         return None
     result["runtimes"] = runtimes(Path(result["out"]))
     if not settings.json:
@@ -119,7 +120,7 @@ def _benchmarks(settings: EvalSettings) -> dict[str, Any] | None:
     from arwkv_student.evaluation.tasks import evaluate_tasks
 
     result = evaluate_tasks(settings)
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         return None
     if not settings.json:
         for task, figures in result["tasks"].items():

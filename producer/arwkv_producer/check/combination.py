@@ -38,8 +38,8 @@ def _unverified(teacher: Teacher, backend: str, dtype: str) -> Iterator[str]:
         yield f"{method or 'unnamed'} quantization of {teacher.model_type}"
     if (version := vllm_version()) != VERIFIED_VLLM:
         yield f"vLLM {version}"
-    if (runner := os.environ.get(RUNNER_VARIABLE, DEFAULT_ENVIRONMENT[RUNNER_VARIABLE])) != "0":
-        yield f"{RUNNER_VARIABLE}={runner}"
+    if (asked := runner()) != "0":
+        yield f"{RUNNER_VARIABLE}={asked}"
     if (kind := processor()) != "x86_64 CPU":
         yield kind
 
@@ -47,6 +47,11 @@ def _unverified(teacher: Teacher, backend: str, dtype: str) -> Iterator[str]:
 def described(new: tuple[str, ...]) -> str:
     """In words, what `unverified` found."""
     return f"not verified: {', '.join(new)} (verified: {VERIFIED})" if new else f"verified: {VERIFIED}"
+
+
+def runner() -> str:
+    """vLLM's model runner: "0" is V1, "1" is V2."""
+    return os.environ.get(RUNNER_VARIABLE, DEFAULT_ENVIRONMENT[RUNNER_VARIABLE])
 
 
 def vllm_version() -> str:

@@ -1,11 +1,10 @@
 """`producer doctor`: what will happen with a teacher on this machine, before anything is loaded."""
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
-from arwkv_producer.check.combination import described, unverified, vllm_version
+from arwkv_producer.check.combination import described, runner, unverified, vllm_version
 from arwkv_producer.check.reference import cost, obstacle, reference_bytes
 from arwkv_producer.config import DoctorConfig
 from arwkv_producer.teacher.families import FAMILIES, FORMS, Family, family_of
@@ -81,7 +80,5 @@ def _engine(teacher: Teacher) -> str:
     version = vllm_version()
     if teacher.architecture not in ModelRegistry.get_supported_archs():
         return f"vLLM {version} has no architecture {teacher.architecture}; use --capture-backend transformers"
-    runner = {"0": "V1 runner", "1": "V2 runner, not verified"}.get(
-        os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "0"), "unknown runner"
-    )
-    return f"vLLM {version}, {runner}"
+    named = {"0": "V1 runner", "1": "V2 runner, not verified"}.get(runner(), "unknown runner")
+    return f"vLLM {version}, {named}"

@@ -3,8 +3,6 @@
 A dataset may grow. The run goes on with what it began with, and refuses what is no longer there.
 """
 
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import xxhash
 
 from arwkv_store import Dataset
 from arwkv_store.errors import ConfigurationDiffers
+from arwkv_student.first_process import say_once
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,3 @@ def continued(dataset: Dataset, begun: Extent, run: Path) -> Dataset:
     if len(beginning) < len(dataset):
         say_once(f"{began}, which has grown to {len(dataset):,}; it goes on with those; for all, begin a new run")
     return beginning
-
-
-def say_once(message: str) -> None:
-    """On stderr, also with several processes."""
-    if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr)

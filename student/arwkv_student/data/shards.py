@@ -14,7 +14,8 @@ from arwkv_store.format.hidden_names import hidden_column
 from arwkv_store.format.seal import self_hash
 from arwkv_student.bases.checkpoint import BaseCheckpoint
 from arwkv_student.bases.tokenizer import tokenizer_hash
-from arwkv_student.data.extent import Extent, continued, say_once
+from arwkv_student.data.extent import Extent, continued
+from arwkv_student.first_process import say_once
 
 
 def open_shards(uri: str, columns: Collection[str], *, flag: str = "--shards") -> Dataset:

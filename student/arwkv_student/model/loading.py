@@ -1,8 +1,6 @@
 """A trained student from its folder, and its device, precision and padding rows."""
 
 import functools
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from arwkv_kernels.precision import compute_dtype, multiplies_bf16
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.model_files import read_json, require_whole_weights
 from arwkv_store.format.weights import hash_of_checkpoint
+from arwkv_student.first_process import say_once
 from arwkv_student.model.configuration import ArwkvConfig
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.model.transformer_student import load_transformer, transformer_of
@@ -85,12 +84,8 @@ def accelerator() -> torch.device:
 def computes_in_bf16(dtype: str) -> bool:
     """Whether matrix products run in bf16 with `--dtype dtype`; the first rank prints it on stderr once."""
     bf16 = compute_dtype(dtype, accelerator()) == torch.bfloat16
-    if os.environ.get("RANK", "0") == "0":
-        native = "multiplies bf16 natively" if multiplies_bf16(accelerator()) else "does not multiply bf16 natively"
-        print(
-            f"matrix products in {'bf16' if bf16 else 'fp32'} (--dtype {dtype}); the {accelerator().type} {native}",
-            file=sys.stderr,
-        )
+    native = "multiplies bf16 natively" if multiplies_bf16(accelerator()) else "does not multiply bf16 natively"
+    say_once(f"matrix products in {'bf16' if bf16 else 'fp32'} (--dtype {dtype}); the {accelerator().type} {native}")
     return bf16
 
 
