@@ -7,8 +7,10 @@ MOST_CHARACTERS = 1 << 16
 
 
 def words_in(*documents: object) -> str:
-    """Every text and number in these JSON values, names of fields apart, in lower case."""
-    return "\n".join(text for document in documents for text in _texts(document)).lower()[:MOST_CHARACTERS]
+    """Every text and number in these JSON values, names of fields apart, in lower case. A NUL, which databases do not
+    store or end a text at, becomes a space."""
+    texts = "\n".join(text for document in documents for text in _texts(document))
+    return texts.replace("\0", " ").lower()[:MOST_CHARACTERS]
 
 
 def asked_for(search: str) -> list[str]:

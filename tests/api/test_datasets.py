@@ -138,6 +138,14 @@ def test_damaged_identity_is_shown_as_unreadable_and_recovers(client: TestClient
     assert client.get("/v1/datasets/heldout").json()["problem"] is None
 
 
+def test_text_with_a_nul_is_indexed_and_found(client: TestClient, root: Path) -> None:
+    info = example_dataset_info()
+    named = info.corpus.model_copy(update={"description": "before\0after"})
+    write_example_dataset(root / "odd", info=info.model_copy(update={"corpus": named}))
+    eventually(lambda: client.get("/v1/datasets/odd").status_code == 200)
+    assert [item["name"] for item in client.get("/v1/datasets?search=after").json()["items"]] == ["odd"]
+
+
 def test_folder_replaced_by_another_dataset_forgets_the_old_shards(client: TestClient, root: Path) -> None:
     shutil.rmtree(root / "heldout")
     write_example_dataset(root / "heldout", info=example_dataset_info(samples=4, top_k=3))
