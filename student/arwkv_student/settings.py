@@ -262,15 +262,8 @@ COUNTS = (
     *("align_context", "max_length", "align_stop_plateau", "log_every", "save_every", "eval_every"),
 )
 RATES = (
-    "align_lr",
-    "distill_lr",
-    "sft_lr",
-    "dpo_lr",
-    "dpo_beta",
-    "lora_alpha",
-    "temperature",
-    "align_stop_error",
-    "epochs",
+    *("align_lr", "distill_lr", "sft_lr", "dpo_lr", "dpo_beta", "lora_alpha"),
+    *("temperature", "align_stop_error", "epochs"),
 )
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (COUNTS, lambda value: value >= 1, "at least 1"),

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Self, overload
 
@@ -63,9 +63,8 @@ class ManifestIndex:
         self.parts, self.tokens = summary.parts, summary.tokens
         self.ends: NDArray[np.int64] = np.cumsum(summary.rows)
 
-    def only(self, parts: Collection[int]) -> Self:
+    def only(self, wanted: NDArray[np.int64]) -> Self:
         """An index of these parts alone. Raises NotFound for parts that are missing."""
-        wanted = np.array(sorted(parts), np.int64)
         missing = np.setdiff1d(wanted, self.parts)
         if len(missing):
             raise NotFound(

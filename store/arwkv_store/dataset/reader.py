@@ -66,7 +66,7 @@ class Dataset(Sequence[Sample]):
         self._open: dict[int, Shard] = {}
         """Open parts by place, the one last read at the end."""
 
-    def only(self, parts: Collection[int]) -> "Dataset":
+    def only(self, parts: NDArray[np.int64]) -> "Dataset":
         """The samples of these parts, as before the dataset grew. Raises NotFound for a part that is missing."""
         return Dataset(self._source, self.info, self._index.only(parts), self._names, verify=self._verify)
 

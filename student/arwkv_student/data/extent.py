@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from arwkv_store import Dataset
 from arwkv_store.errors import ConfigurationDiffers
@@ -34,9 +35,9 @@ class Extent:
         return cls(tuple((int(run[0]), int(run[-1])) for run in runs), len(dataset), xxhash.xxh3_64_hexdigest(lengths))
 
     @property
-    def parts(self) -> frozenset[int]:
-        """The numbers of the parts."""
-        return frozenset(part for first, last in self.ranges for part in range(first, last + 1))
+    def parts(self) -> NDArray[np.int64]:
+        """The numbers of the parts, in order."""
+        return np.concatenate([np.arange(first, last + 1) for first, last in self.ranges])
 
     def content(self) -> dict[str, Any]:
         """What a run records of it."""
@@ -57,8 +58,8 @@ def continued(dataset: Dataset, begun: Extent, run: Path) -> Dataset:
     """
     began = f"{run} began with {len(begun.parts)} parts of {dataset.uri} ({begun.samples:,} samples)"
     way_out = "restore the dataset, or begin a new run with another --out"
-    missing = sorted(begun.parts.difference(dataset.parts.tolist()))
-    if missing:
+    missing = np.setdiff1d(begun.parts, dataset.parts)
+    if len(missing):
         raise ConfigurationDiffers(f"{began}; {len(missing)} are missing now, the first is {missing[0]}; {way_out}")
     beginning = dataset.only(begun.parts)
     if Extent.of(beginning) != begun:
