@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from api_many import many_shards
+from arwkv_store.commands.noting import noted
 from arwkv_store.format.heartbeat import Heartbeat
 from arwkv_store.format.seal import self_hash
 from store_examples import example_dataset_info, write_example_dataset
@@ -28,6 +29,9 @@ CORPUS = {
 }
 
 
+NOTE = "Third round. <b>Entropy</b> looks right.\n\u202e\u05e9\u05dc\u05d5\u05dd"
+
+
 def make_site(folder: Path) -> Path:
     """Write it all; returns the root. Part 1 of `damaged` is one byte short."""
     root = folder / "root"
@@ -36,6 +40,7 @@ def make_site(folder: Path) -> Path:
     write_example_dataset(root / "growing", info=example_dataset_info(samples=40), parts=[0, 1, 2, 4])
     write_example_dataset(root / "quantized", info=example_dataset_info(samples=8, hidden_dtype="int8"))
     many_shards(root / "many", 120)
+    noted(str(root / "sample"), NOTE, ("baseline", "round-3"), ())
     (root / "sample" / "corpus.json").write_text(json.dumps(CORPUS))
     short = root / "damaged" / "shards" / "part-000001.arrow"
     os.truncate(short, short.stat().st_size - 1)
@@ -44,6 +49,7 @@ def make_site(folder: Path) -> Path:
     with (run / "metrics.jsonl").open("w") as file:
         file.writelines(json.dumps(line) + "\n" for line in _figures())
     (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in _SAMPLES))
+    noted(str(run), "The loss of stage distill is still falling.", ("baseline",), ())
     raw = (root / "sample" / "dataset.json").read_bytes()
     (run / "run.json").write_text(json.dumps({**_SETTINGS, "shards_0_dataset": self_hash(raw)}))
     (run / "align").mkdir()

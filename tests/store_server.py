@@ -42,6 +42,9 @@ class ExampleService:
         if path == "/corpus":
             report = self.folder / "corpus.json"
             return json.dumps({"report": json.loads(report.read_text()) if report.exists() else None}).encode()
+        if path == "/notes":
+            notes = self.folder / "notes.json"
+            return notes.read_bytes() if notes.exists() else b"{}"
         _, _, part, what = path.split("/")
         kind = query.get("file", "rows")
         name = {"manifest": "json", "data": "arrow" if kind == "rows" else "hidden.arrow"}[what]

@@ -9,7 +9,7 @@ import pytest
 
 COMMANDS = {
     "producer": ("generate", "plan", "tokenise", "write", "verify", "doctor"),
-    "store": ("ls", "info", "stats", "verify", "export", "import", "copy", "reindex", "rm", "gc"),
+    "store": ("ls", "info", "stats", "verify", "export", "import", "copy", "note", "reindex", "rm", "gc"),
     "student": ("train", "plan", "select", "eval", "generate", "rollout", "export"),
     "api": ("serve", "key"),
 }

@@ -27,6 +27,12 @@ class PreconditionFailed(UsageError):
     http_status = 412
 
 
+class PreconditionRequired(UsageError):
+    """A change of something that others change, too, without the version that the caller has seen."""
+
+    http_status = 428
+
+
 class RangeNotSatisfiable(UsageError):
     """A Range outside the file, or more ranges than are allowed."""
 

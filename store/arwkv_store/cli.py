@@ -14,6 +14,7 @@ from arwkv_store.commands.config import (
     ImportConfig,
     InfoConfig,
     LsConfig,
+    NoteConfig,
     ReindexConfig,
     RmConfig,
     StatsConfig,
@@ -136,6 +137,16 @@ def reindex(config: ReindexConfig) -> Mapping[str, Any]:
     return answer
 
 
+def note(config: NoteConfig) -> Mapping[str, Any]:
+    """Show the notes and tags of a dataset or run, or change them. Example: `store note ./shards --tag baseline`."""
+    from arwkv_store.commands.noting import noted, print_notes
+
+    notes = noted(config.uri, config.text, config.tag, config.untag)
+    if not config.json:
+        print_notes(config.uri, notes)
+    return {"uri": config.uri, **notes.model_dump()}
+
+
 def rm(config: RmConfig) -> Mapping[str, Any]:
     """Remove a dataset. Without --yes, only show what would be removed."""
     from arwkv_store.commands.removing import remove_dataset
@@ -160,6 +171,7 @@ def main() -> None:
         "export": export,
         "import": import_,
         "copy": copy,
+        "note": note,
         "reindex": reindex,
         "rm": rm,
         "gc": gc,

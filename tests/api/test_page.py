@@ -14,7 +14,8 @@ import pytest
 from api_browser import Browser, chromium
 from api_eventually import eventually
 from api_serving import serving
-from api_site import heartbeat, make_site
+from api_site import NOTE, heartbeat, make_site
+from arwkv_store.commands.noting import noted
 from store_examples import example_dataset_info, write_example_dataset
 
 AXE = (Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js").read_text()
@@ -90,7 +91,7 @@ def test_view_is_accessible_fits_and_stays_at_home(
 
 def test_datasets_are_shown_at_a_glance(browser: Browser, site: str) -> None:
     browser.open(f"{site}/#/", VIEWS["/#/"])
-    names = browser.do("[...document.querySelectorAll('tbody tr')].map(r => r.cells[0].innerText)")
+    names = browser.do("[...document.querySelectorAll('tbody tr')].map(r => r.cells[0].querySelector('a').innerText)")
     assert names == ["damaged", "growing", "many", "quantized", "sample"]
     assert "1 faulty" in browser.text("tbody")
     assert "4 / 10" in browser.text("tbody")
@@ -350,6 +351,62 @@ def test_a_single_point_in_time_has_a_readable_axis(browser: Browser, site: str)
     )
     assert browser.do(f"{axis}.ticks.length") == 1
     assert browser.do(f"{axis}.max - {axis}.min") == 2
+
+
+def test_notes_are_shown_as_text_and_tags_filter(browser: Browser, site: str) -> None:
+    browser.open(f"{site}/#/datasets/sample", VIEWS["/#/datasets/sample"])
+    assert browser.do("document.querySelector('.note').textContent") == NOTE
+    assert browser.do("document.querySelector('.note').children.length") == 0
+    assert "Edit" not in browser.text("[aria-label=Notes]")
+    browser.open(f"{site}/#/datasets/many", "document.querySelector('[aria-label=Notes]')")
+    assert browser.do("document.querySelector('[aria-label=Notes]').hidden")
+    for view, rows in (("/#/", 5), ("/#/runs", 2)):
+        browser.open(site + view, f"document.querySelectorAll('tbody tr').length === {rows}")
+        browser.do("document.querySelector('[aria-label=\"Only with tag baseline\"]').click()")
+        browser.wait("document.querySelectorAll('tbody tr').length === 1")
+        browser.do("document.querySelector('[aria-label=\"Drop tag baseline\"]').click()")
+        browser.wait(f"document.querySelectorAll('tbody tr').length === {rows}")
+
+
+NOTES_OF = {"datasets/sample": "sample", "runs/runs-student": "runs/student"}
+
+
+@pytest.mark.parametrize("view", NOTES_OF)
+def test_notes_are_edited_with_a_key_and_no_words_are_lost(
+    browser: Browser, root: Path, tmp_path: Path, view: str
+) -> None:
+    folder = root / NOTES_OF[view]
+    kept = (folder / "notes.json").read_bytes()
+    button = "[...document.querySelectorAll('[aria-label=Notes] button')].find(b => b.innerText === {})"
+    text, tags = (f"document.querySelector('#note-{name}')" for name in ("text", "tags"))
+    with serving("--root", str(root), "--api-key", "sesame", cache=tmp_path) as (url, _):
+        browser.open(f"{url}/", "document.querySelector('dialog').open")
+        browser.do("document.querySelector('#key').value = 'sesame'")
+        browser.do("document.querySelector('dialog button').click()")
+        browser.wait(VIEWS["/#/"])
+        browser.do(f"location.hash = '#/{view}'")
+        browser.wait(button.format("'Edit notes'"))
+        browser.do(f"{button.format(repr('Edit notes'))}.click()")
+        noted(str(folder), "theirs", ("new",), ())
+        browser.do(f"{text}.value = 'mine'; {tags}.value = 'a, b a'")
+        browser.do(AXE)
+        assert browser.do("axe.run().then(r => r.violations.map(v => v.id))") == []
+        browser.do(f"{button.format(repr('Save'))}.click()")
+        browser.wait("document.querySelector('.theirs').innerText.includes('theirs')")
+        assert browser.do(f"{text}.value") == "mine"
+        assert noted(str(folder), None, (), ()).text == "theirs"
+        browser.do(f"{button.format(repr('Save'))}.click()")
+        browser.wait("document.querySelector('.note')?.innerText === 'mine'")
+        assert noted(str(folder), None, (), ()).tags == ("a", "b")
+        noted(str(folder), "later", (), ())
+        browser.wait("document.querySelector('.note')?.innerText === 'later'")
+        browser.do(f"{button.format(repr('Edit notes'))}.click()")
+        browser.do(f"{tags}.value = 'UPPER'")
+        browser.do(f"{button.format(repr('Save'))}.click()")
+        browser.wait("document.querySelector('.noting [role=status]').innerText.includes('tags')")
+        browser.do(f"{button.format(repr('Cancel'))}.click()")
+        assert noted(str(folder), None, (), ()).text == "later"
+    (folder / "notes.json").write_bytes(kept)
 
 
 def test_operations_can_be_tried_and_pasted(browser: Browser, site: str) -> None:

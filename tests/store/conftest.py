@@ -1,5 +1,6 @@
 """Buckets of a real S3 server."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,6 @@ def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.F
     """The URI of an empty bucket of the test's own; the environment leads to the server."""
     s3fs = pytest.importorskip("s3fs")
     use_s3(monkeypatch, s3_server)
-    bucket = request.node.name.replace("_", "-")[:60]
+    bucket = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:60]
     s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
     return f"s3://{bucket}"

@@ -102,6 +102,19 @@ def test_repair_leaves_parts_of_a_newer_version_in_place(tmp_path: Path, run: Ru
     assert manifest.exists()
 
 
+def test_note_is_kept_shown_and_refused(tmp_path: Path, run: Run) -> None:
+    write_example_dataset(tmp_path)
+    code, out, _ = run("note", tmp_path)
+    assert (code, "no tags" in out, "no text" in out) == (0, True, True)
+    run("note", tmp_path, "--text", "two\nlines", "--tag", "a", "b")
+    code, out, _ = run("note", tmp_path, "--untag", "a")
+    assert (code, out.splitlines()[1:]) == (0, ["two", "lines"])
+    document = json.loads(run("note", tmp_path, "--json")[1])
+    assert (document["text"], document["tags"]) == ("two\nlines", ["b"])
+    code, _, err = run("note", tmp_path, "--tag", "NO")
+    assert (code, err.count("\n")) == (2, 1)
+
+
 def test_missing_dataset_is_a_usage_error_in_one_line(tmp_path: Path, run: Run) -> None:
     code, _, err = run("info", tmp_path / "nothing")
     assert (code, err.count("\n")) == (2, 1)

@@ -62,7 +62,14 @@ def require_admitted(request: Request, dataset: str) -> None:
         raise Forbidden(f"this key is for datasets {', '.join(admitted(request))}, not for {dataset[:100]!r}")
 
 
+def require_key(request: Request, what: str) -> None:
+    """Raise Forbidden where everyone may write, because the service has no keys."""
+    if "key_name" not in request.scope:
+        raise Forbidden(f"{what} only with a write key; start the service with --keys or ARWKV_API_KEY")
+
+
 # Every operation either has a dataset's `name` in its path, asks `admitted` itself, or is for keys of all datasets.
 Read = Security(_Requires("read"))
 ReadAll = Security(_Requires("read", all_datasets=True))
 Write = Security(_Requires("write"))
+WriteAll = Security(_Requires("write", all_datasets=True))

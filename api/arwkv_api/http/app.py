@@ -20,7 +20,7 @@ from arwkv_api.http.compress import Compact
 from arwkv_api.http.guard import Guard
 from arwkv_api.http.hosts import Hosts
 from arwkv_api.http.proxy import Proxied
-from arwkv_api.http.routes import datasets, operations, pages, runs, samples, shards, work
+from arwkv_api.http.routes import datasets, notes, operations, pages, runs, samples, shards, work
 from arwkv_api.http.service import Service
 from arwkv_api.index.database import connect
 
@@ -61,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service, app.state.keyring = service, keyring
     problems.install(app)
-    for routes in (datasets, shards, samples, runs, work, operations, pages):
+    for routes in (datasets, notes, shards, samples, runs, work, operations, pages):
         app.include_router(routes.router)
     app.mount("/page", pages.files)
     app.add_middleware(Guard, settings.request_limit_bytes, settings.requests_per_s)

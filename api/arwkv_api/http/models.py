@@ -37,7 +37,8 @@ class DatasetSummary(_Answer):
     size_bytes: int
     created_at: datetime
     updated_at: datetime
-    revision: int = Field(description="grows with every change of the dataset's shards")
+    revision: int = Field(description="grows with every change of the dataset's shards or notes")
+    tags: list[str] = Field(description="of its notes", examples=[["baseline"]])
 
 
 class Dataset(DatasetSummary):
@@ -184,4 +185,5 @@ def _summary(row: DatasetRow | Row[Any]) -> dict[str, Any]:  # values of the mod
         "created_at": moment(row.created_at_s),
         "updated_at": moment(row.updated_at_s),
         "revision": row.revision,
+        "tags": row.tags.split(),
     }

@@ -13,7 +13,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from arwkv_store.errors import UsageError
 
 # The newest migration; asserted by a test. It is stored here so that a start without migration need not import alembic.
-SCHEMA_REVISION = "0007"
+SCHEMA_REVISION = "0008"
 BUSY_TIMEOUT_MS = 10_000
 MIGRATION_LOCK = 7_240_115  # any number, the same in each process
 

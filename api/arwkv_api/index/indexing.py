@@ -13,6 +13,9 @@ from arwkv_api.index.timeline import grown
 from arwkv_api.index.totals import BATCH_MANIFESTS, grow, recompute
 from arwkv_api.roots.manifests import Identity, Shard, ShardState
 from arwkv_api.words import words_in
+from arwkv_store.errors import UnsupportedVersion
+from arwkv_store.format.layout import NOTES_FILE
+from arwkv_store.format.notes import Notes, version_of
 
 log = logging.getLogger("arwkv_api.indexing")
 
@@ -45,6 +48,18 @@ def store_identity(session: Session, held: Lease, name: str, folder: str, identi
     row.revision = (row.revision or 0) + 1
     session.flush()
     return row
+
+
+def store_notes(session: Session, dataset_id: int, raw: bytes) -> None:
+    """Take in the bytes of the dataset's notes.json; those that cannot be read have no words."""
+    try:
+        notes = Notes.from_bytes(raw, NOTES_FILE)
+    except UnsupportedVersion:
+        notes = Notes()
+    row = session.get_one(DatasetRow, dataset_id)
+    row.notes_version, row.note_words = version_of(raw), words_in(notes.text, notes.tags)
+    row.tags = f" {' '.join(notes.tags)} " if notes.tags else ""
+    row.revision += 1
 
 
 def mark_ready(session: Session, dataset_id: int) -> None:

@@ -30,7 +30,7 @@ class Base(DeclarativeBase):
 
 
 class DatasetRow(Base):
-    """One dataset folder. `revision` grows with every change of its shards, and is the ETag of derived answers."""
+    """One dataset folder. `revision` grows with every change of its shards or notes; derived answers are kept by it."""
 
     __tablename__ = "datasets"
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
@@ -59,6 +59,10 @@ class DatasetRow(Base):
     growth: Mapped[str | None] = mapped_column(Text, deferred=True)
     # The name and every text of dataset.json, in lower case.
     words: Mapped[str] = mapped_column(Text, default="", deferred=True)
+    # What notes.json says: its version, its tags between spaces, and its words in lower case.
+    notes_version: Mapped[str] = mapped_column(String(32), default="none")
+    tags: Mapped[str] = mapped_column(Text, default="")
+    note_words: Mapped[str] = mapped_column(Text, default="", deferred=True)
     created_at_s: Mapped[float] = mapped_column(Double, index=True)
     updated_at_s: Mapped[float] = mapped_column(Double, index=True)
 

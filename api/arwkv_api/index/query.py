@@ -42,7 +42,7 @@ MANIFEST_PAGE_BYTES = 4 << 20
 DATASET_COLUMNS = [
     column
     for column in DatasetRow.__table__.c
-    if column.name not in ("identity", "stats", "growth", "heartbeats", "words")
+    if column.name not in ("identity", "stats", "growth", "heartbeats", "words", "note_words")
 ]
 SHARDS = ShardRow.__table__.c
 SHARD_COLUMNS = list(SHARDS)
@@ -54,6 +54,7 @@ class DatasetFilter:
 
     contains: str | None = None
     search: str | None = None
+    tag: str | None = None
     teacher: str | None = None
     state: str | None = None
     admitted: tuple[str, ...] = ()
@@ -81,7 +82,10 @@ def list_datasets(
         in_any_case = func.lower(DatasetRow.name).contains(wanted.contains.lower(), autoescape=True)
         query = query.where(or_(in_any_case, DatasetRow.name.contains(wanted.contains, autoescape=True)))
     for word in asked_for(wanted.search or ""):
-        query = query.where(DatasetRow.words.contains(word, autoescape=True))
+        columns = DatasetRow.words, DatasetRow.note_words
+        query = query.where(or_(*(column.contains(word, autoescape=True) for column in columns)))
+    if wanted.tag is not None:
+        query = query.where(DatasetRow.tags.contains(f" {wanted.tag} ", autoescape=True))
     if wanted.admitted:
         query = query.where(is_admitted(wanted.admitted))
     if wanted.teacher is not None:

@@ -19,6 +19,7 @@ from arwkv_api.index.indexing import (
     mark_unreadable,
     mark_vanished,
     store_identity,
+    store_notes,
     store_shards,
 )
 from arwkv_api.index.lease import Lease, LeaseLost, Renewal, is_abandoned, lease, scanned_within
@@ -29,6 +30,7 @@ from arwkv_api.roots.manifests import Shard, one_line, read_identity, read_shard
 from arwkv_api.roots.place import Place, ShardFiles
 from arwkv_store.errors import ArwkvError, TryAgain
 from arwkv_store.format.heartbeat import Heartbeat
+from arwkv_store.format.notes import version_of
 
 log = logging.getLogger("arwkv_api.scan")
 
@@ -122,6 +124,8 @@ class _Scan:
             return 0
         if row is not None:
             self._heartbeats(row, place)
+            self._notes(row, place)
+        new = row is None
         identity = None
         if row is None or row.root != self.held.root or not _is_current(row, place):
             identity = read_identity(place)
@@ -134,6 +138,8 @@ class _Scan:
             with Session(self.engine, expire_on_commit=False) as session, session.begin():
                 self.held.renew(session)
                 row = store_identity(session, self.held, name, place.uri, identity)
+        if row is not None and new:
+            self._notes(row, place)
         if row is None or row.state == "withdrawn":
             return 0
         read, changed = self._shards(row, place, found)
@@ -153,6 +159,19 @@ class _Scan:
             with Session(self.engine) as session, session.begin():
                 self.held.renew(session)
                 session.execute(update(DatasetRow).where(DatasetRow.id == row.id).values(heartbeats=said))
+
+    def _notes(self, row: DatasetRow, place: Place) -> None:
+        """Store people's notes, if they are new. They hold up nothing: without them the dataset is the same."""
+        try:
+            raw = place.notes_seen()
+        except TryAgain:
+            return
+        except (OSError, ArwkvError):
+            raw = b""
+        if version_of(raw) != row.notes_version:
+            with Session(self.engine) as session, session.begin():
+                self.held.renew(session)
+                store_notes(session, row.id, raw)
 
     def _unchanged(self, place: Place) -> bool:
         return self.looks is not None and self.looks.unchanged(place)

@@ -1,6 +1,7 @@
 // One dataset: its identity, growth, statistics and shards.
 import { badge, bytes, count, element, facts, figure, percent, short, show, tiles, when } from "./elements.js";
 import { listing } from "./listing.js";
+import { notesCard } from "./notes.js";
 import { address, ask, enc, follow, save } from "./service.js";
 import { charts, quality } from "./statistics.js";
 import { captureTable, chain } from "./states.js";
@@ -24,6 +25,7 @@ export async function datasetView(place, signal, name) {
   }
   const [stats, timeline, corpus] = await Promise.all(["stats", "timeline", "corpus"].map((what) => ask(`${path}/${what}`, signal)));
   const origin = dataset.info ? await ask(`${path}/lineage`, signal) : null;
+  const notes = await notesCard(path, signal);
   const numbers = element("div");
   const captures = element("section", { class: "card", "aria-label": "Captures", hidden: true });
   const look = async () => {
@@ -31,6 +33,7 @@ export async function datasetView(place, signal, name) {
     captures.hidden = !made.items.length;
     if (made.items.length) show(captures, element("h2", {}, "Captures"), captureTable(made.items, false));
     show(numbers, figures(now, sums));
+    await notes.refresh();
   };
   show(numbers, figures(dataset, stats));
   show(place,
@@ -38,6 +41,7 @@ export async function datasetView(place, signal, name) {
     dataset.problem ? element("p", { class: "notice bad" }, dataset.problem) : null,
     dataset.faulty_shards ? element("p", { class: "notice" }, `${count(dataset.faulty_shards)} shards are missing or differ from their manifest. The table below shows which.`) : null,
     numbers,
+    notes,
     captures,
     dataset.info ? identity(dataset) : null,
     origin ? lineage(name, origin) : null,

@@ -1,6 +1,7 @@
 // All datasets at a glance.
 import { badge, bytes, count, element, short, show, tiles, when } from "./elements.js";
 import { listing } from "./listing.js";
+import { tagChoice, tagList } from "./notes.js";
 import { ask, enc } from "./service.js";
 
 // Maximum number of datasets in one answer, and in the sums at the top.
@@ -16,16 +17,17 @@ export async function datasetsView(place, signal) {
     return;
   }
   const sum = (key) => first.items.reduce((total, item) => total + item[key], 0);
-  const search = element("input", { id: "search", type: "search", autocomplete: "off", placeholder: "name, teacher, corpus" });
+  const search = element("input", { id: "search", type: "search", autocomplete: "off", placeholder: "name, teacher, notes" });
+  const tag = tagChoice(() => table.reload());
   const table = listing({
     label: "Datasets",
     path: "v1/datasets",
     sort: "name",
     signal,
     empty: "No dataset found.",
-    query: () => (search.value ? { search: search.value } : {}),
+    query: () => ({ ...(search.value ? { search: search.value } : {}), ...(tag.value ? { tag: tag.value } : {}) }),
     columns: [
-      { name: "Name", key: "name", wide: true, cell: (d) => element("a", { href: `#/datasets/${enc(d.name)}` }, d.name) },
+      { name: "Name", key: "name", wide: true, cell: (d) => element("div", { class: "named" }, element("a", { href: `#/datasets/${enc(d.name)}` }, d.name), tagList(d.tags, tag.choose)) },
       { name: "State", cell: (d) => (d.faulty_shards && d.state === "ready" ? badge("missing", `${count(d.faulty_shards)} faulty`) : badge(d.state)) },
       { name: "Teacher", key: "teacher", cell: (d) => d.teacher.split("/").at(-1) },
       { name: "Shards", cell: (d) => progress(d) },
@@ -45,7 +47,7 @@ export async function datasetsView(place, signal) {
       ["Shards", count(sum("shards")), sum("faulty_shards") ? `${count(sum("faulty_shards"))} faulty` : "none faulty"],
     ]),
     first.next_cursor ? element("p", { class: "soft" }, `The sums count the first ${count(first.items.length)} datasets by name. /metrics counts all.`) : null,
-    element("div", { class: "card" }, element("div", { class: "controls" }, element("label", { for: "search" }, "Search", search)), table));
+    element("div", { class: "card" }, element("div", { class: "controls" }, element("label", { for: "search" }, "Search", search), tag.place), table));
 }
 
 function progress(d) {

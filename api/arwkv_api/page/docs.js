@@ -44,7 +44,7 @@ function entry(operation, book) {
 }
 
 function trial({ method, path, parameters = [], operationId }, body) {
-  const asked = parameters.filter((p) => p.in !== "header").map((p) => {
+  const asked = parameters.filter((p) => p.in !== "header" || method === "PUT").map((p) => {
     const id = `${operationId}-${p.name}`;
     const input = element("input", { id, size: 14, required: p.required, autocomplete: "off" });
     input.value = p.required ? String(p.example ?? p.schema.examples?.[0] ?? "") : "";
@@ -55,7 +55,8 @@ function trial({ method, path, parameters = [], operationId }, body) {
   const answer = element("div", { class: "answer", role: "status" });
   const form = element("form", { class: "controls", onsubmit: (event) => {
     event.preventDefault();
-    send(method, filled(path, asked), text?.value, answer);
+    const named = asked.filter((p) => p.in === "header" && p.input.value).map((p) => [p.name, p.input.value]);
+    send(method, filled(path, asked), Object.fromEntries(named), text?.value, answer);
   } }, ...asked.map(({ label }) => label), text ? element("label", { for: text.id }, "body", text) : null,
   element("button", { type: "submit", "aria-label": `Send ${method} ${path}` }, "Send"));
   return element("div", { class: "trial" }, form, answer);
@@ -67,12 +68,13 @@ function filled(path, asked) {
   return address(resource.slice(1)) + (query.size ? `?${query}` : "");
 }
 
-async function send(method, url, body, place) {
+async function send(method, url, named, body, place) {
   const key = sessionStorage.getItem("key");
-  const headers = { ...(key ? { Authorization: `Bearer ${key}` } : {}), ...(body ? { "Content-Type": "application/json" } : {}) };
+  const headers = { ...named, ...(key ? { Authorization: `Bearer ${key}` } : {}), ...(body ? { "Content-Type": "application/json" } : {}) };
   const quoted = (words) => `'${words.replaceAll("'", "'\\''")}'`;
   const curl = ["curl", "-s", method === "GET" ? "" : method === "HEAD" ? "-I" : `-X ${method}`,
-    key ? "-H \"Authorization: Bearer $ARWKV_API_KEY\"" : "", body ? `-H 'Content-Type: application/json' -d ${quoted(body)}` : "", quoted(url)].filter(Boolean).join(" ");
+    key ? "-H \"Authorization: Bearer $ARWKV_API_KEY\"" : "", ...Object.entries(named).map(([name, value]) => `-H ${quoted(`${name}: ${value}`)}`),
+    body ? `-H 'Content-Type: application/json' -d ${quoted(body)}` : "", quoted(url)].filter(Boolean).join(" ");
   show(place, element("pre", {}, curl), element("p", { class: "soft" }, "asking…"));
   try {
     const got = await fetch(url, { method, headers, body });

@@ -1,6 +1,7 @@
 // Training runs: a list, and one run: its settings, its curves while it goes, teacher and student given the same prompts.
 import { drawCurves } from "./curves.js";
 import { bytes, count, duration, element, facts, figure, short, show, tiles, when } from "./elements.js";
+import { notesCard, tagChoice, tagList } from "./notes.js";
 import { address, ask, enc, follow } from "./service.js";
 import { chain, connection, progressOf, workBadge } from "./states.js";
 
@@ -29,12 +30,13 @@ export async function runsView(place, signal) {
     compare.textContent = `Compare ${count(chosen.size)} runs`;
   };
   const card = element("div", { class: "card" });
-  const draw = (runs) => show(card, element("p", { class: "controls" }, element("span", { class: "soft" }, "Choose two runs or more to compare them."), compare), runTable(runs, { chosen, choose }));
-  const search = element("input", { id: "search", type: "search", autocomplete: "off", placeholder: "name, base, preset" });
-  const load = async () => draw((await ask(`v1/runs?${new URLSearchParams(search.value ? { search: search.value } : {})}`, signal)).items);
+  const draw = (runs) => show(card, element("p", { class: "controls" }, element("span", { class: "soft" }, "Choose two runs or more to compare them."), compare), runs.length ? runTable(runs, { chosen, choose, only: tag.choose }) : element("p", { class: "soft" }, "No run found."));
+  const search = element("input", { id: "search", type: "search", autocomplete: "off", placeholder: "name, base, notes" });
+  const tag = tagChoice(() => load());
+  const load = async () => draw((await ask(`v1/runs?${new URLSearchParams({ ...(search.value ? { search: search.value } : {}), ...(tag.value ? { tag: tag.value } : {}) })}`, signal)).items);
   search.addEventListener("input", load);
   draw(items);
-  show(place, element("h1", {}, "Runs"), element("div", { class: "controls" }, element("label", { for: "search" }, "Search", search)), card);
+  show(place, element("h1", {}, "Runs"), element("div", { class: "controls" }, element("label", { for: "search" }, "Search", search), tag.place), card);
   follow(["runs"], signal, load, () => {});
 }
 
@@ -42,7 +44,7 @@ export async function runsView(place, signal) {
 export function runTable(runs, choice) {
   const cells = (run) => [
     choice ? ["Compare", element("input", { type: "checkbox", "aria-label": `Compare ${run.name}`, checked: choice.chosen.has(run.name), onchange: (event) => choice.choose(run.name, event.target.checked) })] : null,
-    ["Name", element("a", { href: `#/runs/${enc(run.name)}` }, run.name), "wide"],
+    ["Name", element("div", { class: "named" }, element("a", { href: `#/runs/${enc(run.name)}` }, run.name), tagList(run.tags, choice?.only)), "wide"],
     ["State", workBadge(run.state)],
     ["Stage", run.stage || "–"],
     ["Steps", progressOf(run, `steps of ${run.name}`)],
@@ -65,13 +67,14 @@ export async function runView(place, signal, name) {
   const about = element("section", { class: "card", "aria-label": "Settings" });
   const grid = element("section", { class: "charts", "aria-label": "Curves" });
   const pairs = element("section", { class: "pairs", "aria-label": "Samples" });
+  const notes = await notesCard(path, signal);
   const cards = new Map();
   let shown = "";
   let lines = [];
   let cursor = null;
   show(place,
     element("p", { class: "crumbs" }, element("a", { href: "#/runs" }, "Runs"), " /"),
-    element("div", { class: "heading" }, element("h1", {}, name), state, live), summary, about, grid, pairs);
+    element("div", { class: "heading" }, element("h1", {}, name), state, live), summary, notes, about, grid, pairs);
   const compare = async () => {
     const { items } = await ask(`${path}/samples?limit=${SAMPLES}`, signal);
     if (JSON.stringify(items) === shown) return;
@@ -93,7 +96,7 @@ export async function runView(place, signal, name) {
     drawCurves(stages.map((stage) => ({ label: stage, lines: lines.filter((line) => (line.stage ?? "") === stage) })), cards, grid);
   };
   await look();
-  follow(["runs"], signal, look, (error) => connection(live, error));
+  follow(["runs"], signal, () => Promise.all([look(), notes.refresh()]), (error) => connection(live, error));
 }
 
 // Every line of a run's figures.

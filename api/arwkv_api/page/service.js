@@ -21,14 +21,15 @@ export async function save(path, name) {
   URL.revokeObjectURL(url);
 }
 
-async function request(path, signal, method = "GET") {
+// The service's answer; an error has its `status`. `more` may hold `headers` and `body`.
+export async function request(path, signal, method = "GET", more = {}) {
   const key = sessionStorage.getItem("key");
-  const answer = await fetch(path, { method, signal, headers: key ? { Authorization: `Bearer ${key}` } : {} });
+  const answer = await fetch(path, { method, signal, ...more, headers: { ...more.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) } });
   if (answer.status === 401) {
     await askForKey(signal);
-    return request(path, signal, method);
+    return request(path, signal, method, more);
   }
-  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).detail ?? answer.statusText);
+  if (!answer.ok) throw Object.assign(new Error((await answer.json().catch(() => ({}))).detail ?? answer.statusText), { status: answer.status });
   return answer;
 }
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from arwkv_api.roots.place import ShardFiles
-from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, part_of, part_stem
+from arwkv_store.format.layout import DATASET_FILE, RUN_FILE, SHARDS_FOLDER, part_of, part_stem
 
 log = logging.getLogger("arwkv_api.folders")
 
-METRICS = "metrics.jsonl"
+METRICS = RUN_FILE
 NAME_LIMIT_CHARACTERS = 255
 # How deep below a root a run's metrics may lie: ROOT/experiment/run/metrics.jsonl.
 RUN_DEPTH = 3

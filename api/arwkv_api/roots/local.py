@@ -7,6 +7,7 @@ from pathlib import Path
 from arwkv_api.roots.files import heartbeats_in, open_inside, read_inside
 from arwkv_api.roots.folders import part_files, shard_files, shards_time_ns
 from arwkv_api.roots.place import ShardFiles
+from arwkv_store.dataset.notes_file import LocalNotes
 from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, manifest_name
 from arwkv_store.places.source import LocalSource
 
@@ -38,6 +39,14 @@ class LocalPlace:
     def heartbeats(self) -> list[bytes]:
         """The heartbeat files, in the order of their names."""
         return heartbeats_in(self.folder)
+
+    def notes(self) -> LocalNotes:
+        """People's notes beside dataset.json."""
+        return LocalNotes(self.folder)
+
+    def notes_seen(self) -> bytes:
+        """The notes' bytes now."""
+        return self.notes().read()
 
     def read(self, name: str, limit_bytes: int) -> bytes:
         """A file beside dataset.json."""

@@ -11,9 +11,11 @@ from typing import Self
 
 from arwkv_api.roots.folders import is_servable_name
 from arwkv_api.roots.place import Place, ShardFiles
+from arwkv_store.dataset.notes_file import ObjectNotes
 from arwkv_store.errors import NotFound, TryAgain, UsageError
 from arwkv_store.format.heartbeat import MAX_HEARTBEAT_BYTES, is_heartbeat
-from arwkv_store.format.layout import DATASET_FILE, SHARDS_FOLDER, manifest_name, part_of, part_stem
+from arwkv_store.format.layout import DATASET_FILE, NOTES_FILE, SHARDS_FOLDER, manifest_name, part_of, part_stem
+from arwkv_store.format.notes import MAX_NOTES_BYTES
 from arwkv_store.places.cache import FileCache
 from arwkv_store.places.commit import write_once
 from arwkv_store.places.object_folder import ObjectFolder
@@ -34,6 +36,7 @@ class _Seen:
         self.identity: Listed | None = None
         self.parts: dict[int, ShardFiles] = {}
         self.heartbeats: dict[str, str] = {}
+        self.notes = ""
         self._digest = hashlib.blake2b(digest_size=8)
         self._part, self._files = -1, list[Listed]()
 
@@ -41,6 +44,8 @@ class _Seen:
         """Take in an object by its name below the dataset's folder."""
         if is_heartbeat(name):
             self.heartbeats[name] = found.mark
+        if name == NOTES_FILE:
+            self.notes = found.mark
         if name == DATASET_FILE:
             self.identity = replace(found, name=name)
         folder, _, file = name.partition("/")
@@ -102,7 +107,17 @@ class ObjectPlace:
     def heartbeats(self) -> list[bytes]:
         """The heartbeat objects, in the order of their names; one that did not change is not requested again."""
         marks = {} if self._seen is None else self._seen.heartbeats
-        return [raw for name in marks if (raw := _heartbeat(self._folder, name, marks[name]))]
+        return [raw for name in marks if (raw := _small(self._folder, name, marks[name], MAX_HEARTBEAT_BYTES))]
+
+    def notes(self) -> ObjectNotes:
+        """People's notes beside dataset.json."""
+        return ObjectNotes(self._folder)
+
+    def notes_seen(self) -> bytes:
+        """The notes' bytes at the mark of the listing; that mark is not requested again."""
+        if self._seen is None:
+            return self.notes().read()
+        return _small(self._folder, NOTES_FILE, self._seen.notes, MAX_NOTES_BYTES) if self._seen.notes else b""
 
     def read(self, name: str, limit_bytes: int) -> bytes:
         """An object beside dataset.json."""
@@ -223,19 +238,19 @@ def _root(uri: str) -> ObjectFolder:
     return ObjectFolder(uri)
 
 
-def _heartbeat(folder: ObjectFolder, name: str, mark: str) -> bytes:
+def _small(folder: ObjectFolder, name: str, mark: str, limit_bytes: int) -> bytes:
     """The object as it is at this mark; nothing if it cannot be read now."""
     key = (folder.uri, name)
-    if _HEARTBEATS.get(key, ("", b""))[0] != mark:
+    if _SMALL.get(key, ("", b""))[0] != mark:
         try:
             with _faults(name):
-                _HEARTBEATS[key] = mark, folder.read(name, MAX_HEARTBEAT_BYTES)
+                _SMALL[key] = mark, folder.read(name, limit_bytes)
         except (OSError, TryAgain):
             return b""
-    return _HEARTBEATS[key][1]
+    return _SMALL[key][1]
 
 
-_HEARTBEATS: dict[tuple[str, str], tuple[str, bytes]] = {}
+_SMALL: dict[tuple[str, str], tuple[str, bytes]] = {}
 
 
 @lru_cache(maxsize=64)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from arwkv_store.dataset.notes_file import NotesFile
 from arwkv_store.places.source import Source
 
 
@@ -57,6 +58,12 @@ class Place(Protocol):
 
     def heartbeats(self) -> list[bytes]:
         """The heartbeat files of the processes that make the dataset, in the order of their names."""
+
+    def notes(self) -> NotesFile:
+        """People's notes beside dataset.json, to read or to change now."""
+
+    def notes_seen(self) -> bytes:
+        """The notes' bytes as the listing showed them, if there was one; else those of now."""
 
     def read(self, name: str, limit_bytes: int) -> bytes:
         """A file beside dataset.json."""

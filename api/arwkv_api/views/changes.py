@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from arwkv_api.index.orm import DatasetRow
 from arwkv_api.roots.folders import METRICS
-from arwkv_api.views.runs import Runs, heartbeat_of
+from arwkv_api.views.runs import Runs, heartbeat_of, notes_of
 from arwkv_store.format.heartbeat import Heartbeat
 
 FRESH_S = 1.0
@@ -75,8 +75,8 @@ class Changes:
             with suppress(OSError):
                 found.append((name, folder, (folder / METRICS).stat()))
         newest = sorted(found, key=lambda run: run[2].st_mtime_ns, reverse=True)[:MOST]
-        told = ((name, status, heartbeat_of(folder)) for name, folder, status in newest)
+        told = ((name, status, heartbeat_of(folder), notes_of(folder).changed_at_s) for name, folder, status in newest)
         return [
-            [name, status.st_size, status.st_mtime, beat and (beat.state_at(), beat.at_s)]
-            for name, status, beat in told
+            [name, status.st_size, status.st_mtime, beat and (beat.state_at(), beat.at_s), said_s]
+            for name, status, beat, said_s in told
         ]

@@ -17,8 +17,10 @@ from arwkv_api.index.lease import pause_s
 from arwkv_api.roots.files import heartbeats_in, open_inside, read_inside
 from arwkv_api.roots.folders import METRICS, run_folders
 from arwkv_api.words import words_in
-from arwkv_store.errors import NotFound
+from arwkv_store.dataset.notes_file import LocalNotes
+from arwkv_store.errors import ArwkvError, NotFound
 from arwkv_store.format.heartbeat import Heartbeat
+from arwkv_store.format.notes import Notes
 
 # A run that appears is listed within this, or later where the folders are slow to walk.
 FRESH_S = 2.0
@@ -76,9 +78,18 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     return _document(folder, SETTINGS)
 
 
+def notes_of(folder: Path) -> Notes:
+    """People's notes on the run; empty ones where there are none that can be read."""
+    try:
+        return Notes.from_bytes(LocalNotes(folder).read(), folder.name)
+    except ArwkvError:
+        return Notes()
+
+
 def is_found(words: Iterable[str], name: str, folder: Path) -> bool:
-    """Whether each word occurs in the run's name or its run.json."""
-    texts = words_in(name, read_settings(folder))
+    """Whether each word occurs in the run's name, its notes or its run.json."""
+    notes = notes_of(folder)
+    texts = words_in(name, notes.text, notes.tags, read_settings(folder))
     return all(word in texts for word in words)
 
 

@@ -144,6 +144,22 @@ class GcConfig:
 
 
 @dataclass(frozen=True)
+class NoteConfig:
+    """Show the notes and tags of a dataset or run, or change them. Example: `store note ./shards --tag baseline`."""
+
+    uri: Uri
+    """A dataset (folder, s3:// or another store), or a run's folder."""
+    text: Annotated[str | None, unset("TEXT", "default: it stays")] = None
+    """The whole text, at most 8,000 characters. "" removes it."""
+    tag: Annotated[tuple[str, ...], unset("TAG [TAG ...]", "default: none")] = ()
+    """Tags to add: at most 40 of a-z, 0-9, ".", "_" and "-"; 32 tags in all."""
+    untag: Annotated[tuple[str, ...], unset("TAG [TAG ...]", "default: none")] = ()
+    """Tags to remove."""
+    json: bool = False
+    """Print one JSON document instead of lines."""
+
+
+@dataclass(frozen=True)
 class ReindexConfig:
     """Rebuild the summary of a dataset's manifests, or a service's index of them. Example: `store reindex ./shards`."""
 

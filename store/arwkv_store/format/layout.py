@@ -11,7 +11,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 the vocabulary's hash, and readers compare it."""
 CORPUS_FILE = "corpus.json"
 """The producer's report of what it read; it decides nothing either."""
-BESIDE_FILES = (*TOKENIZER_FILES, CORPUS_FILE)
+NOTES_FILE = "notes.json"
+"""People's notes and tags, beside a dataset or a run."""
+BESIDE_FILES = (*TOKENIZER_FILES, CORPUS_FILE, NOTES_FILE)
+RUN_FILE = "metrics.jsonl"
+"""What makes a folder a training run."""
 _PART_FILE = re.compile(
     rf"part-(\d{{6}}|[1-9]\d{{6,11}})\.(json|(?:[0-9a-f]{{{ADDRESS_DIGITS}}}\.)?(?:hidden\.)?arrow)", re.ASCII
 )

@@ -1,5 +1,6 @@
 """A dataset served by `api serve`: `http(s)://host/v1/datasets/NAME`."""
 
+import contextlib
 import json
 import re
 import threading
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from arwkv_store.errors import NotFound, TryAgain, UsageError
-from arwkv_store.format.layout import CORPUS_FILE
+from arwkv_store.format.layout import CORPUS_FILE, NOTES_FILE
 from arwkv_store.format.manifest import FileInfo
+from arwkv_store.format.notes import Notes
 from arwkv_store.format.seal import MAX_DOCUMENT_BYTES
 from arwkv_store.places.cache import AHEAD_SHARE, FileCache, RangedFile, Stream, require_size
 from arwkv_store.places.http_connection import answer_pieces
@@ -33,12 +35,18 @@ class HttpSource:
         return self._get("/manifest")
 
     def beside(self) -> dict[str, bytes]:
-        """The producer's report of the corpus; a service serves no other file but shards and manifests."""
-        try:
+        """The producer's report of the corpus, and people's notes; a service serves no other file but shards and
+        manifests."""
+        found = {}
+        with contextlib.suppress(NotFound):
             report = self._get_json("/corpus").get("report")
-        except NotFound:
-            return {}
-        return {} if report is None else {CORPUS_FILE: json.dumps(report, indent=2).encode() + b"\n"}
+            if report is not None:
+                found[CORPUS_FILE] = json.dumps(report, indent=2).encode() + b"\n"
+        with contextlib.suppress(UsageError):  # a service of an earlier release, or notes that nobody can read
+            notes = Notes.from_bytes(self._get("/notes"), f"{self.uri}/notes")
+            if notes.changed_at_s is not None:
+                found[NOTES_FILE] = notes.to_bytes()
+        return found
 
     def summary(self) -> bytes:
         """None: the service lists manifests, many in an answer."""

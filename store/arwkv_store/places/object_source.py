@@ -39,7 +39,7 @@ class ObjectSource:
         return self._folder.read(DATASET_FILE)
 
     def beside(self) -> dict[str, bytes]:
-        """The tokenizer's files that are there, and the corpus report."""
+        """The tokenizer's files that are there, the corpus report, and people's notes."""
         found: dict[str, bytes] = {}
         for name in BESIDE_FILES:
             with contextlib.suppress(NotFound):

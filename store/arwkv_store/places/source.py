@@ -27,7 +27,7 @@ class Source(Protocol):
         """The bytes of dataset.json. Raises NotFound."""
 
     def beside(self) -> dict[str, bytes]:
-        """The tokenizer's files next to dataset.json, if the source has them."""
+        """The files next to dataset.json that a copy takes along, if the source has them."""
 
     def summary(self) -> bytes:
         """The bytes of the summary of manifests; none if there is no summary."""
@@ -75,7 +75,7 @@ class LocalSource:
             raise NotFound(f"{self._folder}: no {DATASET_FILE} there; name a dataset's folder or URI") from error
 
     def beside(self) -> dict[str, bytes]:
-        """The tokenizer's files that are there, and the corpus report."""
+        """The tokenizer's files that are there, the corpus report, and people's notes."""
         paths = (self._folder / name for name in BESIDE_FILES)
         return {path.name: path.read_bytes() for path in paths if path.is_file()}
 

@@ -8,8 +8,8 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from arwkv_api.access.auth import Read, Write, admitted, is_admitted, require_admitted
-from arwkv_api.errors import Forbidden, PreconditionFailed
+from arwkv_api.access.auth import Read, Write, admitted, is_admitted, require_admitted, require_key
+from arwkv_api.errors import PreconditionFailed
 from arwkv_api.http.models import (
     Corpus,
     Dataset,
@@ -22,7 +22,16 @@ from arwkv_api.http.models import (
     dataset_detail,
     dataset_summary,
 )
-from arwkv_api.http.parameters import WITHOUT_NUL, Cursor, DatasetName, DatasetSort, Limit, Search, Unconditional
+from arwkv_api.http.parameters import (
+    WITHOUT_NUL,
+    Cursor,
+    DatasetName,
+    DatasetSort,
+    Limit,
+    Search,
+    TagFilter,
+    Unconditional,
+)
 from arwkv_api.http.problems import answers
 from arwkv_api.http.service import Service, ServiceDep
 from arwkv_api.index import query as catalogue
@@ -57,6 +66,7 @@ def list_datasets(
         str | None, Query(max_length=255, pattern=WITHOUT_NUL, description="part of the name, any case")
     ] = None,
     search: Search = None,
+    tag: TagFilter = None,
     teacher: Annotated[
         str | None, Query(max_length=255, pattern=WITHOUT_NUL, description="the teacher's exact name")
     ] = None,
@@ -64,7 +74,7 @@ def list_datasets(
 ) -> DatasetPage:
     """Datasets under the roots, without withdrawn ones."""
     with Session(service.engine) as session:
-        wanted = DatasetFilter(contains, search, teacher, state, admitted(request))
+        wanted = DatasetFilter(contains, search, tag, teacher, state, admitted(request))
         rows, following = catalogue.list_datasets(session, service.settings.roots, wanted, sort, cursor, limit)
         return DatasetPage(items=[dataset_summary(row) for row in rows], next_cursor=following)
 
@@ -135,8 +145,7 @@ def withdraw_dataset(
         row = find_dataset(session, service.settings.roots, name)
         root, uri = row.root, row.folder
     if files:
-        if "key_name" not in request.scope:
-            raise Forbidden("files are removed only with a write key; start the service with --keys or ARWKV_API_KEY")
+        require_key(request, "files are removed")
         plan = plan_removal(uri)
         if confirm != plan.confirmation:
             raise PreconditionFailed(

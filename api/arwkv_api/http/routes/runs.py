@@ -3,25 +3,33 @@
 import os
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from arwkv_api.access.auth import ReadAll
 from arwkv_api.http.models import WorkState, moment
-from arwkv_api.http.parameters import PAGE_LIMIT, Cursor, Search
+from arwkv_api.http.parameters import PAGE_LIMIT, Cursor, RunName, Search, TagFilter
 from arwkv_api.http.problems import answers
 from arwkv_api.http.service import ServiceDep
 from arwkv_api.roots.folders import METRICS
 from arwkv_api.views.lineage import datasets_of, hashes_used
-from arwkv_api.views.runs import heartbeat_of, is_found, read_figures, read_samples, read_settings, read_stages
+from arwkv_api.views.runs import (
+    heartbeat_of,
+    is_found,
+    notes_of,
+    read_figures,
+    read_samples,
+    read_settings,
+    read_stages,
+)
 from arwkv_api.words import asked_for
 from arwkv_store.errors import NotFound
 from arwkv_store.format.heartbeat import Heartbeat
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
-RunName = Annotated[str, Path(max_length=1000, description="the run's name", examples=["demo-student"])]
 
 
 class Run(BaseModel):
@@ -35,6 +43,7 @@ class Run(BaseModel):
     done: int | None = Field(description="steps of the stage that are done")
     total: int | None = Field(description="steps of the stage")
     left_s: float | None = Field(description="seconds that the stage takes from the last beat on")
+    tags: list[str] = Field(description="of its notes", examples=[["baseline"]])
 
 
 class RunDetail(Run):
@@ -84,16 +93,19 @@ def list_runs(
     service: ServiceDep,
     limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT, description="most runs to answer")] = PAGE_LIMIT,
     search: Search = None,
+    tag: TagFilter = None,
 ) -> RunList:
     """Runs under the roots and the folders given as --runs, newest first."""
     runs, words = [], asked_for(search or "")
     for name, folder in service.runs.folders().items():
         if words and not is_found(words, name, folder):
             continue
+        if tag is not None and tag not in notes_of(folder).tags:
+            continue
         with suppress(FileNotFoundError):  # removed after the listing
             runs.append((name, folder, (folder / METRICS).lstat()))
     newest = sorted(runs, key=lambda run: run[2].st_mtime_ns, reverse=True)[:limit]
-    return RunList(items=[_run(name, status, heartbeat_of(folder)) for name, folder, status in newest])
+    return RunList(items=[_run(name, folder, status, heartbeat_of(folder)) for name, folder, status in newest])
 
 
 @router.get("/{name}", dependencies=[ReadAll], responses=answers(404))
@@ -107,7 +119,7 @@ def get_run(service: ServiceDep, name: RunName) -> RunDetail:
     beat = heartbeat_of(folder)
     settings = read_settings(folder)
     return RunDetail(
-        **_run(name, status, beat).model_dump(),
+        **_run(name, folder, status, beat).model_dump(),
         settings=settings,
         stages=read_stages(folder),
         datasets=datasets_of(service.engine, service.settings.roots, hashes_used(settings)),
@@ -140,7 +152,7 @@ def run_samples(
     return RunSamples(items=[RunSample(**sample) for sample in samples])
 
 
-def _run(name: str, status: os.stat_result, beat: Heartbeat | None) -> Run:
+def _run(name: str, folder: Path, status: os.stat_result, beat: Heartbeat | None) -> Run:
     return Run(
         name=name,
         updated_at=moment(status.st_mtime),
@@ -150,4 +162,5 @@ def _run(name: str, status: os.stat_result, beat: Heartbeat | None) -> Run:
         done=None if beat is None else beat.done,
         total=None if beat is None else beat.total,
         left_s=None if beat is None else beat.left_s,
+        tags=list(notes_of(folder).tags),
     )
