@@ -102,7 +102,7 @@ def captures(
         "stock": asked("stock", hidden_states="none", capture_backend="stock"),
         "other_backend": asked("stock", hidden_states="none"),
         "final": asked("final", hidden_states="final", logits="none"),
-        "quantized": asked("quantized", teacher=str(quantized_teacher)),
+        "quantized": asked("quantized", teacher=str(quantized_teacher), dtype="bfloat16"),
         "qwen3_moe": asked("qwen3_moe", teacher=str(family_teachers["qwen3_moe"]), data=[str(short_corpus)]),
         "olmo2": asked(
             "olmo2", teacher=str(family_teachers["olmo2"]), hidden_states="boundaries", data=[str(short_corpus)]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from arwkv_producer.teacher.int8_products import multiplies_int8
 from producer_captures import run_captures
@@ -35,3 +36,13 @@ def test_a_quantized_teacher_is_refused_where_its_products_saturate(
     assert (refusal["error"], refusal["exit_code"]) == ("UsageError", 2)
     assert "this processor has no VNNI instructions" in refusal["message"], json.dumps(refusal)
     assert not list((tmp_path / "o" / "shards").glob("*"))
+
+
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="vLLM takes other products on other processors")
+def test_a_quantized_teacher_in_fp32_is_refused_where_its_products_take_bf16_alone(
+    python_with_vllm: list[str], quantized_teacher: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    asked = {"teacher": str(quantized_teacher), "data": [str(tiny_corpus)], "out": str(tmp_path / "o")}
+    (refusal,) = run_captures([{**asked, "max_length": 96}], python=python_with_vllm)
+    assert (refusal["error"], refusal["exit_code"]) == ("UsageError", 2)
+    assert "use --dtype bfloat16" in refusal["message"], json.dumps(refusal)

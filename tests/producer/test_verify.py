@@ -12,7 +12,7 @@ from arwkv_producer.check.rescored_logits import entries, surprise
 from arwkv_producer.check.verify import verify
 from arwkv_producer.config import VerifyConfig
 from arwkv_store import DatasetInfo, Sample, SparseLogits, create_dataset
-from arwkv_store.errors import CorruptShard
+from arwkv_store.errors import CorruptShard, UsageError
 from arwkv_store.format.schema import CaptureInfo
 from producer_captures import Captures, Reference
 
@@ -45,6 +45,14 @@ def test_what_was_captured_fits(captures: Captures, tiny_teacher: Path, name: st
     largest = document["largest_differences"]
     assert largest.pop("drawn", 0.0) < 0.5, "draws are random"
     assert all(difference < (0.126 if name == "hybrid" else 0.01) for difference in largest.values())
+
+
+def test_a_dataset_without_samples_is_not_called_verified(
+    captures: Captures, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    create_dataset(str(tmp_path / "empty"), captures.open("base").info)
+    with pytest.raises(UsageError, match="no sample is committed"):
+        verify(VerifyConfig(shards=str(tmp_path / "empty"), teacher=str(tiny_teacher)))
 
 
 def eight_bit_products_are_exact() -> bool:

@@ -18,7 +18,7 @@ from arwkv_producer.teacher.teacher import Teacher, chosen_layers, find_teacher
 from arwkv_producer.teacher.transformers_engine import TransformersTeacher
 from arwkv_producer.text.tokenizer import load_tokenizer
 from arwkv_store import Dataset, DatasetInfo, Sample, open_dataset
-from arwkv_store.errors import CorruptShard
+from arwkv_store.errors import CorruptShard, UsageError
 from arwkv_store.format.vocabulary import vocabulary_hash
 
 TOLERANCE_NATS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3, "quantized": 1.0}
@@ -60,11 +60,18 @@ class Findings:
 
 
 def verify(config: VerifyConfig) -> dict[str, Any]:
-    """Compare stored samples with the teacher in transformers. Raises CorruptShard if one differs."""
+    """Compare stored samples with the teacher in transformers.
+
+    Raises CorruptShard if one differs, and UsageError if there is none.
+    """
     dataset = open_dataset(config.shards)
     teacher = find_teacher(config.teacher)
     findings = Findings()
     _check_identity(config, dataset, teacher, findings)
+    if not len(dataset):
+        raise UsageError(
+            f"{config.shards}: no sample is committed, so there is nothing to verify; run the capture first"
+        )
     chosen = sorted(random.Random(config.seed).sample(range(len(dataset)), min(config.samples, len(dataset))))
     samples = [dataset[index] for index in chosen]
     _check_masks(dataset, samples, findings)

@@ -26,6 +26,13 @@ def _activations(document: Any) -> Iterator[Mapping[str, Any]]:
         yield from _activations(value)
 
 
+def int8_products_need_bf16() -> bool:
+    """Whether vLLM takes its kernel for AMX tiles, which refuses fp32 activations (its message names no way out)."""
+    import torch
+
+    return torch.cpu._is_amx_tile_supported()  # what vLLM itself asks
+
+
 def int8_products_are_exact() -> bool:
     """Whether vLLM's 8-bit product on this processor gives the largest product of 64 columns exactly."""
     import torch

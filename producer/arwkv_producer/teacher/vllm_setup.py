@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arwkv_producer.teacher.capture import register
-from arwkv_producer.teacher.int8_products import int8_products_are_exact
+from arwkv_producer.teacher.int8_products import int8_products_are_exact, int8_products_need_bf16
 from arwkv_producer.teacher.quiet import output_shown_on_failure
 from arwkv_store.errors import UsageError
 
@@ -195,14 +195,21 @@ def _keep_settings_of_architecture(own: str, ours: str) -> None:
 
 
 def _require_exact_products(config: EngineConfig) -> None:
-    """Raise UsageError if the teacher multiplies 8-bit integers and this processor's sums of them saturate."""
+    """Raise UsageError if the teacher multiplies 8-bit integers and vLLM on this processor does it wrongly or not."""
     from vllm.platforms import current_platform
 
-    if config.multiplies_int8 and current_platform.is_cpu() and not int8_products_are_exact():
+    if not config.multiplies_int8 or not current_platform.is_cpu():
+        return
+    if not int8_products_are_exact():
         raise UsageError(
             f"--teacher {config.model}: it multiplies 8-bit activations, and this processor has no VNNI instructions: "
             "vLLM's products would saturate, and log-probabilities would be off by up to 2 nats; use a processor with "
             "them (lscpu lists avx512_vnni or avx_vnni), a GPU, or the teacher before quantization"
+        )
+    if config.dtype == "float32" and int8_products_need_bf16():
+        raise UsageError(
+            f"--teacher {config.model}: it multiplies 8-bit activations, which vLLM on a processor with AMX does for "
+            "bf16 alone, and the arithmetic asked for is float32; use --dtype bfloat16"
         )
 
 
