@@ -55,8 +55,8 @@ def wkv7_step_compiled(inputs: WkvInputs, state_BHKV: Tensor, scale: float) -> t
     raised = WkvInputs(*(x.detach().to(state_BHKV.dtype) for x in inputs))
     raised = raised._replace(w=raised.w.exp(), r=raised.r if scale == 1.0 else raised.r * scale)
     o, final = (torch.empty(x.shape, dtype=x.dtype) for x in (raised.v, state_BHKV))
-    none = final.numpy()[:0]
-    arrays = [*map(_array, raised), _array(state_BHKV), final.numpy(), o.numpy(), none, False, *_single_tokens(batch)]
+    none = _states(final[:0])
+    arrays = [*map(_array, raised), _states(state_BHKV), _states(final), o.numpy(), none, False, *_single_tokens(batch)]
     loop = forward_loop(size)
     if batch * heads * size * size < ENTRIES_PER_THREAD:
         loop(*arrays, 0, batch * heads)
@@ -113,7 +113,7 @@ class _Compiled(torch.autograd.Function):
         final = torch.empty_like(state, memory_format=torch.contiguous_format)
         checkpoints = torch.empty(layout.checkpoints if keep else 0, heads, size, size, dtype=state.dtype)
         tokens = _tokens(inputs, state.dtype, scale)
-        arrays = [*tokens, _array(state), _array(final), _array(o, tokens=True), _array(checkpoints)]
+        arrays = [*tokens, _states(state), _states(final), _array(o, tokens=True), _states(checkpoints)]
         loop = forward_loop(size)
         _spread(
             lambda first, last: loop(*arrays, keep, layout.offsets, layout.first_checkpoint, first, last),
@@ -133,12 +133,12 @@ class _Compiled(torch.autograd.Function):
         dtype = checkpoints.dtype
         gradients = WkvInputs(*(torch.empty(x.shape, dtype=dtype) for x in inputs))
         d_initial = torch.empty(d_final.shape, dtype=dtype)
-        arrays = [*_tokens(inputs, dtype, ctx.scale), _array(d_o, tokens=True), _array(d_final), _array(checkpoints)]
-        results = [*(_array(x, tokens=True) for x in gradients), _array(d_initial)]
+        arrays = [*_tokens(inputs, dtype, ctx.scale), _array(d_o, tokens=True), _states(d_final), _states(checkpoints)]
+        results = [*(_array(x, tokens=True) for x in gradients), _states(d_initial)]
         loop = backward_loop(size)
 
         def run(first: int, last: int) -> None:
-            history = np.empty((STEPS_PER_CHECKPOINT, size, size), dtype=arrays[0].dtype)
+            history = np.empty((STEPS_PER_CHECKPOINT + 1, size, size), dtype=arrays[0].dtype)
             loop(*arrays, history, *results, ctx.layout.offsets, ctx.layout.first_checkpoint, first, last)
 
         _spread(run, pairs=d_final.shape[0] * heads)
@@ -153,6 +153,11 @@ def _array(x: Tensor, *, tokens: bool = False) -> NDArray[Any]:
     x = x.detach().contiguous()
     array: NDArray[Any] = (x.flatten(0, 1) if tokens else x).numpy()
     return array
+
+
+def _states(x_NHKV: Tensor) -> NDArray[Any]:
+    """States, one row for each."""
+    return _array(x_NHKV.flatten(2))
 
 
 def _tokens(inputs: WkvInputs, dtype: torch.dtype, scale: float) -> list[NDArray[Any]]:
