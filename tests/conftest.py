@@ -25,6 +25,7 @@ LONGEST = ("producer", "kernels/test_triton.py", "transformers", "kernels/test_w
 """Groups of tests that begin first where workers share the tests, so that none is left alone with a long one."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where workers share the tests, those of one file go to one worker.
 
