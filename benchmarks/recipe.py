@@ -1,6 +1,6 @@
 """Presets and ablations on real text, several seeds: how close each comes to its teacher, stage by stage.
 
-    python examples/teacher.py --out BASE --hidden-size 128 --layers 3 --max-seconds 900
+    python examples/teacher.py --out BASE --hidden-size 128 --layers 3
     python benchmarks/recipe.py --base BASE --larger runs/teacher --train-text runs/demo/train.jsonl \
         --heldout-text runs/demo/heldout.jsonl --out runs/recipe
 
