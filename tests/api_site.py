@@ -13,7 +13,7 @@ from api_many import many_shards
 from arwkv_store.commands.noting import noted
 from arwkv_store.format.heartbeat import Heartbeat
 from arwkv_store.format.seal import self_hash
-from store_examples import example_dataset_info, write_example_dataset
+from store_examples import example_dataset_info, write_example_dataset, write_tokens
 
 SAMPLE_DATASET = Path(__file__).parents[1] / "api" / "sample_dataset.py"
 
@@ -30,6 +30,14 @@ CORPUS = {
 
 
 NOTE = "Third round. <b>Entropy</b> looks right.\n\u202e\u05e9\u05dc\u05d5\u05dd"
+# Part 2 is not in a length yet.
+GROWN = {
+    "lengths": [{"samples": 4, "tokens": 60, "shards": 1}, {"samples": 8, "tokens": 110, "shards": 2}],
+    "extended": [
+        {"shards": 1, "began_at_s": 1.79e9, "ended_at_s": 1.79e9 + 400},
+        {"shards": 2, "began_at_s": None, "ended_at_s": 1.7905e9},
+    ],
+}
 
 
 def make_site(folder: Path) -> Path:
@@ -40,6 +48,8 @@ def make_site(folder: Path) -> Path:
     write_example_dataset(root / "growing", info=example_dataset_info(samples=40), parts=[0, 1, 2, 4])
     write_example_dataset(root / "quantized", info=example_dataset_info(samples=8, hidden_dtype="int8"))
     many_shards(root / "many", 120)
+    write_tokens(root / "tokens", parts=[0, 1, 2])
+    (root / "tokens" / "corpus.json").write_text(json.dumps(GROWN))
     noted(str(root / "sample"), NOTE, ("baseline", "round-3"), ())
     (root / "sample" / "corpus.json").write_text(json.dumps(CORPUS))
     short = root / "damaged" / "shards" / "part-000001.arrow"

@@ -22,7 +22,7 @@ AXE = (Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js").read_text()
 DRAWN = "document.querySelectorAll('canvas').length && [...document.querySelectorAll('canvas')].every(Chart.getChart)"
 # Each view, and what is there once it is complete.
 VIEWS = {
-    "/#/": "document.querySelectorAll('tbody tr').length === 5",
+    "/#/": "document.querySelectorAll('tbody tr').length === 6",
     "/#/datasets/sample": f"document.querySelector('tbody tr') && {DRAWN}",
     "/#/datasets/damaged": f"document.querySelector('.badge.bad') && {DRAWN}",
     "/#/datasets/damaged/shards/0": f"document.querySelector('figure') && {DRAWN}",
@@ -32,6 +32,7 @@ VIEWS = {
     "/#/compare/runs-student/runs-other": f"document.querySelector('figure') && {DRAWN}",
     "/#/work": "document.querySelector('tbody tr')",
     "/#/datasets/growing": f"document.querySelector('tbody tr') && {DRAWN}",
+    "/#/datasets/tokens": f"document.querySelector('[aria-label=Extensions]') && {DRAWN}",
     "/#/datasets/absent": "document.querySelector('[role=alert]')",
     "/docs": "document.querySelector('.operation')",
 }
@@ -92,7 +93,7 @@ def test_view_is_accessible_fits_and_stays_at_home(
 def test_datasets_are_shown_at_a_glance(browser: Browser, site: str) -> None:
     browser.open(f"{site}/#/", VIEWS["/#/"])
     names = browser.do("[...document.querySelectorAll('tbody tr')].map(r => r.cells[0].querySelector('a').innerText)")
-    assert names == ["damaged", "growing", "many", "quantized", "sample"]
+    assert names == ["damaged", "growing", "many", "quantized", "sample", "tokens"]
     assert "1 faulty" in browser.text("tbody")
     assert "4 / 10" in browser.text("tbody")
     browser.do("document.querySelector('#search').focus()")
@@ -237,7 +238,7 @@ def test_keyboard_reaches_everything(browser: Browser, site: str) -> None:
     browser.press("Tab")  # the first heading that sorts
     browser.press("Enter")
     browser.wait("document.querySelector('th[aria-sort=descending]')")
-    browser.wait("document.querySelector('tbody a').innerText === 'sample'")
+    browser.wait("document.querySelector('tbody a').innerText === 'tokens'")
     for _ in range(20):
         browser.press("Tab")
         if browser.do(focused.format("innerText")) == "sample":
@@ -353,6 +354,16 @@ def test_a_single_point_in_time_has_a_readable_axis(browser: Browser, site: str)
     assert browser.do(f"{axis}.max - {axis}.min") == 2
 
 
+def test_extensions_of_a_dataset_are_shown(browser: Browser, site: str) -> None:
+    browser.open(f"{site}/#/datasets/tokens", VIEWS["/#/datasets/tokens"])
+    rows = browser.do("[...document.querySelectorAll('[aria-label=Extensions] tbody tr')].map(r => r.innerText)")
+    assert len(rows) == 3
+    for row, words in zip(rows, (["beginning", "+60"], ["+50", "until"], ["under way", "+4", "since"]), strict=True):
+        assert all(word in row for word in words), row
+    browser.open(f"{site}/#/datasets/sample", VIEWS["/#/datasets/sample"])
+    assert not browser.do("document.querySelector('[aria-label=Extensions]')")
+
+
 def test_notes_are_shown_as_text_and_tags_filter(browser: Browser, site: str) -> None:
     browser.open(f"{site}/#/datasets/sample", VIEWS["/#/datasets/sample"])
     assert browser.do("document.querySelector('.note').textContent") == NOTE
@@ -360,7 +371,7 @@ def test_notes_are_shown_as_text_and_tags_filter(browser: Browser, site: str) ->
     assert "Edit" not in browser.text("[aria-label=Notes]")
     browser.open(f"{site}/#/datasets/many", "document.querySelector('[aria-label=Notes]')")
     assert browser.do("document.querySelector('[aria-label=Notes]').hidden")
-    for view, rows in (("/#/", 5), ("/#/runs", 2)):
+    for view, rows in (("/#/", 6), ("/#/runs", 2)):
         browser.open(site + view, f"document.querySelectorAll('tbody tr').length === {rows}")
         browser.do("document.querySelector('[aria-label=\"Only with tag baseline\"]').click()")
         browser.wait("document.querySelectorAll('tbody tr').length === 1")

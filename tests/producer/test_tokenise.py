@@ -250,6 +250,10 @@ def test_appended_documents_are_added_and_what_exists_stays(
     assert rows(command.out + "-held-out")[: len(held_out)] == held_out
     lengths = json.loads((Path(command.out) / "corpus.json").read_text())["lengths"]
     assert [length["samples"] for length in lengths] == [len(shorter), len(longer)]
+    extended = json.loads((Path(command.out) / "corpus.json").read_text())["extended"]
+    assert [one["shards"] for one in extended] == [length["shards"] for length in lengths]
+    moments = [moment for one in extended for moment in (one["began_at_s"], one["ended_at_s"])]
+    assert moments == sorted(moments)
     *_, copied = copy_dataset(command.out, copy)
     assert copied.parts == len(parts(command.out)) - len(before)
     found = stored_corpus([copy])

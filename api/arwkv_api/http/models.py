@@ -8,6 +8,7 @@ from sqlalchemy import Row
 
 from arwkv_api.index.orm import NOT_KNOWN, DatasetRow, ShardRow
 from arwkv_api.index.timeline import TimelinePoint
+from arwkv_api.views.extensions import Extension
 from arwkv_store.format.schema import DatasetInfo
 
 DatasetState = Literal["ready", "indexing", "missing", "unreadable", "withdrawn"]
@@ -78,6 +79,10 @@ class ShardPage(_Answer):
 
 class Timeline(_Answer):
     points: list[TimelinePoint]
+
+
+class Extensions(_Answer):
+    items: list[Extension]
 
 
 class Corpus(_Answer):

@@ -1,7 +1,7 @@
 """Reads the index: datasets and shards by name, filter and order."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -34,6 +34,8 @@ SHARD_ORDERS = {
     "tail_mass_mean": ShardRow.tail_mass_mean,
     "committed_at": ShardRow.committed_at_s,
 }
+# Parts named in one statement: below the number of parameters that every database takes.
+NAMED_PARTS = 500
 # This many are sorted quickly.
 FEW_SHARDS = 2000
 # A page with manifests ends before it exceeds this, for any number of requested items.
@@ -224,6 +226,16 @@ def find_shard(session: Session, dataset: DatasetRow, part: int) -> ShardRow:
             "it appears within seconds after its commit"
         )
     return row
+
+
+def committed_at_s(session: Session, dataset_id: int, parts: Iterable[int]) -> dict[int, float]:
+    """The times of these parts' commits, in seconds since the epoch."""
+    columns = select(ShardRow.part, ShardRow.committed_at_s)
+    named, found = list(dict.fromkeys(parts)), dict[int, float]()
+    for first in range(0, len(named), NAMED_PARTS):
+        some = ShardRow.part.in_(named[first : first + NAMED_PARTS])
+        found.update(session.execute(columns.where(ShardRow.dataset_id == dataset_id, some)).all())
+    return found
 
 
 def manifests_of(session: Session, shards: Sequence[Row[Any]]) -> dict[int, bytes]:

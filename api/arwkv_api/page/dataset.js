@@ -10,6 +10,8 @@ import { captureTable, chain } from "./states.js";
 const INDEXING_MS = 1000;
 // Maximum number of files of a corpus that are listed.
 const FILES = 20;
+// Maximum number of extensions that are listed.
+const EXTENSIONS = 50;
 
 export async function datasetView(place, signal, name) {
   document.title = `${name} – ARWKV datasets`;
@@ -24,6 +26,7 @@ export async function datasetView(place, signal, name) {
     return signal.aborted ? null : datasetView(place, signal, name);
   }
   const [stats, timeline, corpus] = await Promise.all(["stats", "timeline", "corpus"].map((what) => ask(`${path}/${what}`, signal)));
+  const grown = dataset.info?.corpus.parts === 0 ? await ask(`${path}/extensions`, signal) : { items: [] };
   const origin = dataset.info ? await ask(`${path}/lineage`, signal) : null;
   const notes = await notesCard(path, signal);
   const numbers = element("div");
@@ -45,6 +48,7 @@ export async function datasetView(place, signal, name) {
     captures,
     dataset.info ? identity(dataset) : null,
     origin ? lineage(name, origin) : null,
+    grown.items.length ? extensions(grown.items) : null,
     corpus.report ? reported(corpus.report) : null,
     element("section", { class: "charts", "aria-label": "Statistics" }, ...charts(stats, timeline.points)),
     shards(path, name, dataset, signal));
@@ -107,6 +111,26 @@ function reported(report) {
     ["Files read", some],
     ["Files skipped", Object.entries(report.files_passed_over ?? {}).slice(0, FILES).map(([name, why]) => `${name} (${why})`).join(", ")],
   ]));
+}
+
+// When a dataset that grows was extended, and by how much.
+function extensions(items) {
+  const first = Math.max(items.length - EXTENSIONS, 0);
+  const most = Math.max(...items.map((one) => one.tokens), 1);
+  const ends = ({ began_at, ended_at }) => (ended_at ? [began_at ? `${when(began_at)} to` : "until", when(ended_at)].join(" ") : began_at ? `since ${when(began_at)}` : "under way");
+  const cells = (one, at) => [
+    ["Extension", at ? count(at) : "beginning"],
+    ["When", ends(one), "wide"],
+    ["State", one.ended_at ? badge("ready", "complete") : badge("indexing", "under way")],
+    ["Samples", `+${count(one.samples)}`, "number"],
+    ["Tokens", element("div", {}, `+${count(one.tokens)}`, element("progress", { max: most, value: one.tokens, "aria-label": `${count(one.tokens)} tokens added` })), "number"],
+    ["Shards", `+${count(one.shards)}`, "number"],
+  ];
+  const head = cells(items[0], 0).map(([name, , kind]) => element("th", { scope: "col", class: kind === "number" ? kind : null }, name));
+  const rows = items.slice(first).map((one, at) => element("tr", {}, ...cells(one, first + at).map(([name, value, kind]) => element("td", { class: kind ?? null, "data-name": name }, value))));
+  return element("section", { class: "card", "aria-label": "Extensions" }, element("h2", {}, "Extensions"),
+    first ? element("p", { class: "soft" }, `The newest ${count(EXTENSIONS)} of ${count(items.length)}.`) : null,
+    element("div", { class: "table" }, element("table", { class: "stack" }, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows))));
 }
 
 // When the shard's files were last verified; a button verifies them again.

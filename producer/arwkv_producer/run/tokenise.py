@@ -103,7 +103,7 @@ def tokenise(config: TokeniseConfig) -> dict[str, Any]:
     Raises UsageError, NotFound and ConfigurationDiffers before anything is written, TryAgain if a process dies or
     another one makes the dataset, KeyboardInterrupt after SIGTERM or Ctrl-C: the same command continues.
     """
-    began = time.monotonic()
+    began, began_at_s = time.monotonic(), time.time()
     job = _prepare(config)
     outs = both_places(config.out)
     infos = job.info("kept"), job.info("held out")
@@ -135,7 +135,7 @@ def tokenise(config: TokeniseConfig) -> dict[str, Any]:
     reports = [with_files(report, job.shares) for report in (kept, totals.apart.report())]
     require_text(config, config.data, job.shares, reports[0], totals.kept.tokens)
     summaries = [
-        _finish(out, report, counts, manifests, config.max_length, time.monotonic() - began)
+        _finish(out, report, counts, manifests, config.max_length, time.monotonic() - began, began_at_s)
         for out, report, counts, manifests in zip(outs, reports, (totals.kept, totals.apart), made, strict=True)
         if counts.samples
     ]
@@ -209,16 +209,28 @@ def _mend(
 
 
 def _finish(
-    out: str, report: CorpusReport, counts: Counts, made: Sequence[ShardManifest], max_length: int, seconds: float
+    out: str,
+    report: CorpusReport,
+    counts: Counts,
+    made: Sequence[ShardManifest],
+    max_length: int,
+    seconds: float,
+    began_at_s: float,
 ) -> dict[str, Any]:
-    """Record the length that the dataset has now, report the corpus, and return the summary."""
+    """Record the length that the dataset has now and when it grew, report the corpus, and return the summary."""
     dataset = open_dataset(out, columns=())
-    known = json.loads(dataset.beside().get(CORPUS_FILE, b"{}")).get("lengths", [])
+    present = json.loads(dataset.beside().get(CORPUS_FILE, b"{}"))
+    known, extended = present.get("lengths", []), present.get("extended", [])
     shards = len(dataset.shards)
+    before = known[-1]["shards"] if known else 0
     if [(length["samples"], length["shards"]) for length in known[-1:]] != [(len(dataset), shards)]:
         with working("reading the dataset back"):
             known.append(asdict(Length(len(dataset), dataset.tokens, shards, fingerprint_of(dataset))))
-        document = json.loads(report.to_bytes(len(dataset), dataset.tokens)) | {"shards": shards, "lengths": known}
+        # An earlier run that was stopped began it, if that run made its first part.
+        is_whole = any(manifest.part == before for manifest in made)
+        extended.append({"shards": shards, "began_at_s": began_at_s if is_whole else None, "ended_at_s": time.time()})
+        document = json.loads(report.to_bytes(len(dataset), dataset.tokens))
+        document |= {"shards": shards, "lengths": known, "extended": extended}
         create_dataset(out, dataset.info).replace_beside(CORPUS_FILE, json.dumps(document, indent=2).encode() + b"\n")
     print_report(out, report, max_length, counts.samples, counts.tokens, shards)
     tokens = sum(manifest.tokens for manifest in made)

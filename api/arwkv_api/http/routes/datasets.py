@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ from arwkv_api.http.models import (
     Dataset,
     DatasetPage,
     DatasetState,
+    Extensions,
     Lineage,
     Registration,
     RemovalPlan,
@@ -43,6 +45,7 @@ from arwkv_api.index.scan import scan_root
 from arwkv_api.index.timeline import timeline_of
 from arwkv_api.roots.finding import place_of
 from arwkv_api.roots.manifests import read_corpus_report
+from arwkv_api.views.extensions import extensions
 from arwkv_api.views.lineage import datasets_of, hash_of, runs_on
 from arwkv_store.dataset.garbage import require_no_capture
 from arwkv_store.dataset.remove import plan_removal, remove
@@ -222,6 +225,26 @@ def dataset_timeline(
     with Session(service.engine) as session:
         (growth,) = dataset_figures(session, service.settings.roots, name, DatasetRow.growth)
     return Timeline(points=timeline_of(growth, points))
+
+
+@router.get("/{name}/extensions", dependencies=[Read], responses=answers(404))
+def dataset_extensions(service: ServiceDep, name: DatasetName) -> Extensions:
+    """When a dataset that grows was extended, and by how many samples and tokens; empty for one that does not."""
+    figures = (
+        DatasetRow.id,
+        DatasetRow.folder,
+        DatasetRow.parts,
+        DatasetRow.shards,
+        DatasetRow.samples,
+        DatasetRow.tokens,
+    )
+    with Session(service.engine) as session:
+        dataset_id, folder, parts, *now = dataset_figures(session, service.settings.roots, name, *figures)
+        if parts:
+            return Extensions(items=[])
+        report = read_corpus_report(place_of(folder))
+        commits = partial(catalogue.committed_at_s, session, dataset_id)
+        return Extensions(items=extensions(report, (now[0], now[1], now[2]), commits))
 
 
 def _info(row: DatasetRow) -> DatasetInfo | None:
