@@ -52,17 +52,20 @@ class Reference:
     """The teacher in transformers, fp32, one sample at a time."""
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
+        is_wrapper = "text_config" in json.loads((folder / "config.json").read_text())
+        made = AutoModelForMultimodalLM if is_wrapper else AutoModelForCausalLM
         # Eager: transformers' other attention leaves out the soft cap of scores that Gemma 2 has.
         options = {"dtype": torch.float32, "attn_implementation": "eager"}
-        self.model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+        self.model = made.from_pretrained(folder, **options).eval()
         self.vocab_size = vocab_size
         self._attention: dict[int, Tensor] = {}
-        for layer, block in enumerate(self.model.model.layers):
+        decoder = self.model.get_decoder()
+        for layer, block in enumerate(decoder.layers):
             if hasattr(block, "self_attn"):
                 block.self_attn.register_forward_hook(self._keep(layer))
-        self.model.model.norm.register_forward_pre_hook(self._keep_stream)
+        decoder.norm.register_forward_pre_hook(self._keep_stream)
 
     def _keep(self, layer: int) -> Any:
         def hook(module: object, arguments: object, output: tuple[Tensor, ...]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoTokenizer
 
 COMMON: dict[str, Any] = {
     "vocab_size": 544,
@@ -63,13 +63,73 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }
 """What differs from `COMMON`, by model type."""
+SIGHT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+PICTURES = {**SIGHT, "image_size": 28, "patch_size": 14}
+SEEING = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
+MULTIMODAL_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}}
+WRAPPERS: dict[str, dict[str, Any]] = {
+    "idefics3": {
+        "text_config": {"model_type": "llama"},
+        "vision_config": PICTURES,
+        "image_token_id": 540,
+        "pad_token_id": 0,
+    },
+    "qwen2_audio": {
+        "text_config": {"model_type": "qwen2"},
+        "audio_config": {
+            "d_model": 32,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "num_mel_bins": 16,
+        },
+        "audio_token_index": 540,
+    },
+    "llava": {"text_config": {"model_type": "llama"}, "vision_config": PICTURES, "image_token_index": 540},
+    "mistral3": {
+        "text_config": {"model_type": "mistral", "sliding_window": 24},
+        "vision_config": {**PICTURES, "head_dim": 16},
+        "image_token_index": 540,
+        "tie_word_embeddings": False,
+    },
+    "gemma3": {
+        "text_config": {"model_type": "gemma3_text", **OWN["gemma3_text"]},
+        "vision_config": PICTURES,
+        "mm_tokens_per_image": 4,
+        "boi_token_index": 541,
+        "eoi_token_index": 542,
+        "image_token_index": 540,
+    },
+    "qwen2_vl": {
+        "text_config": {"model_type": "qwen2_vl_text", **MULTIMODAL_ROPE},
+        "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2},
+    },
+    "qwen2_5_vl": {
+        "text_config": {"model_type": "qwen2_5_vl_text", **MULTIMODAL_ROPE},
+        "vision_config": {**SEEING, "fullatt_block_indexes": [0]},
+    },
+    "qwen3_vl": {
+        "text_config": {"model_type": "qwen3_vl_text", **MULTIMODAL_ROPE},
+        "vision_config": {**SEEING, "deepstack_visual_indexes": [], "num_position_embeddings": 16},
+    },
+}
+"""Multimodal models, which read a text alone here; their text part differs from `COMMON` by `text_config`."""
+TOKENS_OF_PICTURES = {
+    name: 540 + number
+    for number, name in enumerate(("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"))
+}
 
 
 def tiny_teacher_of(model_type: str, tokenizer: Path, folder: Path) -> Path:
     """Write the checkpoint in fp32; `tokenizer`: a folder that has one."""
     torch.manual_seed(1)
-    config = AutoConfig.for_model(model_type, **COMMON | OWN.get(model_type, {}))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if wrapper := WRAPPERS.get(model_type):
+        more = TOKENS_OF_PICTURES if "_vl" in model_type else {}
+        config = AutoConfig.for_model(model_type, **more, **wrapper | {"text_config": COMMON | wrapper["text_config"]})
+        model = AutoModelForMultimodalLM.from_config(config, dtype=torch.float32)
+    else:
+        config = AutoConfig.for_model(model_type, **COMMON | OWN.get(model_type, {}))
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.data.add_(0.1 * torch.randn_like(parameter))

@@ -59,6 +59,7 @@ def main() -> dict[str, Any]:
 
     engine = RecordedEngine(asked["recording"])
     run.start_engine = lambda config, job: engine  # type: ignore[assignment,return-value]
+    run.require_startable = lambda config, job: None
     prepare(config("warm"))  # load what every life needs
     began = time.monotonic()
     _, status = os.waitpid(live(config("whole"), log), 0)

@@ -25,6 +25,10 @@ NATS = 1e-4
 ROUNDING = 2**-8
 IN_VLLM = [name for name, family in FAMILIES.items() if not family.not_in_vllm]
 KINDS = ("attention", "boundaries", "final")
+SHOWN = "ernie4_5"
+"""Its blocks are not known here; vLLM shows the stream between them."""
+WRONG = "apertus"
+"""vLLM keeps the scales of its activation in bf16, whatever the others' arithmetic is."""
 
 
 def hidden_states(model_type: str) -> str:
@@ -131,27 +135,45 @@ def in_vllm(
     teachers: Path, tiny_teacher: Path, short_corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Captures:
     folder = tmp_path_factory.mktemp("families-in-vllm")
-    flags = {"data": [str(short_corpus)], "max_length": 64, "top_k": 16}
-    runs = [
-        flags
-        | {
-            "teacher": str(teacher(name, teachers, tiny_teacher)),
-            "out": str(folder / name),
-            "hidden_states": hidden_states(name),
-        }
-        for name in IN_VLLM
-    ]
-    return Captures(folder, dict(zip(IN_VLLM, run_captures(runs, timeout_s=1100), strict=True)))
+
+    def asked(out: str, name: str, **flags: Any) -> dict[str, Any]:
+        fields = {"teacher": str(teacher(name, teachers, tiny_teacher)), "data": [str(short_corpus)], "top_k": 16}
+        return {**fields, "max_length": 64, "out": str(folder / out), **flags}
+
+    runs = {name: asked(name, name, hidden_states=hidden_states(name)) for name in IN_VLLM}
+    runs[SHOWN] = asked(SHOWN, SHOWN, hidden_states="boundaries")
+    runs[WRONG] = asked(WRONG, WRONG, hidden_states="none")
+    return Captures(folder, dict(zip(runs, run_captures(list(runs.values()), timeout_s=1600), strict=True)))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # of which the first waits for all captures
+@pytest.mark.timeout(1800)  # of which the first waits for all captures
 @pytest.mark.parametrize("model_type", IN_VLLM)
 def test_family_is_captured_in_vllm_as_transformers_computes_it(
     model_type: str, in_vllm: Captures, teachers: Path, tiny_teacher: Path
 ) -> None:
     assert "error" not in in_vllm.summaries[model_type], in_vllm.summaries[model_type]
     assert_as_in_transformers(in_vllm.open(model_type), teacher(model_type, teachers, tiny_teacher))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_boundaries_of_unknown_blocks_are_those_that_vllm_shows(
+    in_vllm: Captures, teachers: Path, tiny_teacher: Path
+) -> None:
+    assert SHOWN not in FAMILIES
+    assert "error" not in in_vllm.summaries[SHOWN], in_vllm.summaries[SHOWN]
+    assert_as_in_transformers(in_vllm.open(SHOWN), teacher(SHOWN, teachers, tiny_teacher))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_vllm_that_answers_wrongly_is_stopped_before_the_first_shard(in_vllm: Captures) -> None:
+    refused = in_vllm.summaries[WRONG]
+    assert (refused["error"], refused["exit_code"]) == ("CaptureDiffers", 3)
+    assert "vLLM does not answer as transformers does here: " in refused["message"]
+    assert "no shard was written; use --capture-backend transformers" in refused["message"]
+    assert len(in_vllm.open(WRONG)) == 0
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "olmo2"])

@@ -34,6 +34,7 @@ def test_a_bucket_holds_what_a_disk_does_and_the_same_command_continues(
 
     engine = RecordedEngine(str(captures.folder / "base"))
     monkeypatch.setattr(run, "start_engine", lambda config, job: engine)
+    monkeypatch.setattr(run, "require_startable", lambda config, job: None)
     flags = {"max_length": MAX_LENGTH, "top_k": 16, "hidden_states": "attention", "samples_per_shard": 20}
     config = GenerateConfig(teacher=str(tiny_teacher), data=(str(tiny_corpus),), out=f"{bucket}/shards", **flags)
     base = captures.open("base")

@@ -1,5 +1,6 @@
 """A capture that is not verified is held against transformers before its first shard."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def test_what_is_new_is_named_before_anything_loads(tiny_teacher: Path, monkeypa
     teacher = find_teacher(str(tiny_teacher))
     assert unverified(teacher, "pooler", "float32") == ()
     assert unverified(teacher, "transformers", "bfloat16") == ()
+    assert unverified(teacher, "stock", "float32") == ()
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     monkeypatch.setattr(combination, "vllm_version", lambda: "0.33.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -105,3 +107,11 @@ def test_what_is_new_is_named_before_anything_loads(tiny_teacher: Path, monkeypa
     found = doctor(DoctorConfig(teacher=str(tiny_teacher)))
     assert found["verified"].startswith("not verified: vLLM 0.33.0, ")
     assert "GB of the memory of one GPU are free; run producer verify" in found["self_check"]
+
+
+def test_a_wrapper_is_not_verified_because_its_text_part_is(tiny_teacher: Path, tmp_path: Path) -> None:
+    text = json.loads((tiny_teacher / "config.json").read_text())
+    wrapper = {"model_type": "internvl", "architectures": ["InternVLForConditionalGeneration"], "text_config": text}
+    (tmp_path / "config.json").write_text(json.dumps(wrapper))
+    new = ("internvl in vLLM (this wrapper was not compared)", "internvl with --capture-backend stock")
+    assert unverified(find_teacher(str(tmp_path)), "stock", "float32") == new

@@ -27,15 +27,15 @@ def unverified(teacher: Teacher, backend: str, dtype: str) -> tuple[str, ...]:
 
 
 def _unverified(teacher: Teacher, backend: str, dtype: str) -> Iterator[str]:
-    if reason := family_of(teacher.text).not_in_vllm:
-        yield f"{teacher.model_type or teacher.architecture} in vLLM ({reason})"
-    if backend == "stock" and teacher.model_type not in VERIFIED_STOCK:
-        yield f"{teacher.model_type} with --capture-backend stock"
+    if reason := family_of(teacher.config).not_in_vllm:
+        yield f"{teacher.family or teacher.architecture} in vLLM ({reason})"
+    if backend == "stock" and teacher.family not in VERIFIED_STOCK:
+        yield f"{teacher.family} with --capture-backend stock"
     if dtype != "float32":
         yield dtype
     method = str(teacher.quantization.get("quant_method", ""))
-    if teacher.quantization and (teacher.model_type, method) not in VERIFIED_QUANTIZED:
-        yield f"{method or 'unnamed'} quantization of {teacher.model_type}"
+    if teacher.quantization and (teacher.family, method) not in VERIFIED_QUANTIZED:
+        yield f"{method or 'unnamed'} quantization of {teacher.family}"
     if (version := vllm_version()) != VERIFIED_VLLM:
         yield f"vLLM {version}"
     if (asked := runner()) != "0":

@@ -39,13 +39,13 @@ def captured(family: Family) -> str:
 
 def findings(teacher: Teacher) -> dict[str, Any]:
     """What a capture of this teacher will be like."""
-    family = family_of(teacher.text)
+    family = family_of(teacher.config)
     dtype = native_dtype(teacher)
     new = unverified(teacher, "pooler", dtype)
     return {
         "teacher": teacher.name,
         "architecture": teacher.architecture,
-        "model_type": teacher.model_type,
+        "model_type": teacher.family,
         "block": "unknown" if family.form is None else f"{family.form}: {FORMS[family.form]}",
         "captured": captured(family),
         "layers": teacher.layers,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from arwkv_producer.teacher.teacher import Teacher
+from arwkv_producer.teacher.teacher import Teacher, auto_class
 
 SPARE = 1.2
 """Memory that loading needs, in sizes of the weights."""
@@ -12,12 +12,12 @@ MEMORY = Path("/proc/meminfo")
 def reference_bytes(teacher: Teacher, dtype: str) -> int | None:
     """Size of the weights in this arithmetic, from the configuration alone; None where transformers lacks the model."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(teacher.model, revision=teacher.revision)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = auto_class(teacher).from_config(config)
     except (ValueError, KeyError, ImportError, OSError):
         return None
     arithmetic: torch.dtype = getattr(torch, dtype)

@@ -44,6 +44,13 @@ def start_engine(config: GenerateConfig, job: Job) -> "TeacherEngine | StockEngi
     return engine
 
 
+def require_startable(config: GenerateConfig, job: Job) -> None:
+    """Raise UsageError for a teacher that the backend cannot run here, as far as it can tell before weights load."""
+    if config.capture_backend != "transformers":
+        prepare_environment(config.tensor_parallel, config.verbose)
+        require_runnable(_setup(config, job))
+
+
 def _start_vllm(config: GenerateConfig, job: Job, setup: EngineConfig) -> "TeacherEngine | StockEngine":
     if config.capture_backend == "pooler":
         return TeacherEngine(setup, job.capture_settings())
@@ -58,6 +65,7 @@ def _setup(config: GenerateConfig, job: Job) -> EngineConfig:
         architecture=job.teacher.architecture,
         head_size=job.teacher.head_size,
         head_dtype=job.teacher.head_dtype,
+        has_text_part=job.teacher.has_text_part,
         multiplies_int8=multiplies_int8(job.teacher.quantization),
         revision=job.teacher.revision,
         dtype=job.info.teacher.dtype,

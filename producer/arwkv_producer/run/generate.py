@@ -8,8 +8,9 @@ from typing import Any
 
 from arwkv_producer.config import GenerateConfig
 from arwkv_producer.run.account import Account
-from arwkv_producer.run.backend import start_engine
+from arwkv_producer.run.backend import require_startable, start_engine
 from arwkv_producer.run.job import Job, fitted, prepare, report_corpus
+from arwkv_producer.run.output_folder import present_info
 from arwkv_producer.run.parts import Work, capture_parts, share, summary_of
 from arwkv_producer.run.stopping import stop_requested
 from arwkv_producer.run.teacher_pass import Engine
@@ -32,6 +33,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         for job in jobs:
             report_corpus(job)
             account.corpus(job)
+        if config.ray is None and not any(present_info(job.out) for job in jobs):
+            require_startable(config, jobs[0])
         works = [share(config, job) for job in jobs]
         if any(work.parts for work in works):
             with _announced(config, works, account):

@@ -11,6 +11,7 @@ from arwkv_producer.config import GenerateConfig, TokeniseConfig
 from arwkv_producer.run.sizes import samples_per_part
 from arwkv_producer.teacher.families import family_of, require_known_block
 from arwkv_producer.teacher.teacher import Teacher, chosen_layers, native_dtype
+from arwkv_producer.teacher.vllm_setup import shows_streams
 from arwkv_producer.text.corpus import Texts
 from arwkv_producer.text.sources import printable
 from arwkv_producer.text.tokenizer import real_vocab_size
@@ -105,7 +106,7 @@ def teacher_info(
 def _block_form(capture: CaptureInfo, teacher: Teacher) -> str | None:
     """Recorded where hidden states from inside a block are, and the block is not the usual one."""
     inside = capture.hidden_states in ("attention", "boundaries")
-    form = family_of(teacher.text).form
+    form = family_of(teacher.config).form
     return form if inside and form != "pre-norm" else None
 
 
@@ -126,7 +127,11 @@ def require_fitting(config: GenerateConfig, teacher: Teacher, tokenizer: Any) ->
         raise UsageError(
             f"--top-k {config.top_k}: the teacher's tokenizer has {vocab_size} tokens; choose a smaller --top-k"
         )
-    require_known_block(teacher.name, teacher.text, config.hidden_states)
+
+    def shown() -> bool:
+        return config.capture_backend == "pooler" and shows_streams(teacher.name, teacher.architecture)
+
+    require_known_block(teacher.name, teacher.config, config.hidden_states, shown)
     if vocab_size > teacher.head_rows:
         extra = [token for token, row in tokenizer.get_vocab().items() if row >= teacher.head_rows]
         named = ", ".join(sorted(map(repr, extra))[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")

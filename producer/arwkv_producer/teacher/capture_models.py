@@ -40,9 +40,13 @@ class HiddenTap:
         layers: Any = decoder.layers
         for layer in settings.attention_layers:
             attention_of(layers[layer]).register_forward_hook(self._keep_output(f"attn.{layer}"))
+        if shows_streams(decoder):
+            kept = frozenset(settings.boundary_layers)
+            vars(decoder)["_maybe_add_hidden_state"] = functools.partial(self._keep_shown, kept)
+            return
         for layer in settings.boundary_layers:
             entered: Any = layers[layer] if layer < len(layers) else decoder.norm
-            hook = self._keep_stream(f"boundary.{layer}", stream_arguments(entered))
+            hook = self._keep_stream(layer, stream_arguments(entered))
             entered.register_forward_pre_hook(hook, with_kwargs=True)
 
     def _keep_output(self, name: str) -> Callable[..., None]:
@@ -53,17 +57,32 @@ class HiddenTap:
 
         return hook
 
-    def _keep_stream(self, name: str, bound: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..., None]:
+    def _keep_stream(self, layer: int, bound: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            hidden, residual = bound(*arguments, **named)
-            stream = hidden.float() if residual is None else hidden.float() + residual.float()
-            self._states[name] = _rows(stream).to(torch.bfloat16, copy=True)
+            self._keep_boundary(layer, *bound(*arguments, **named))
 
         return hook
+
+    def _keep_shown(
+        self, kept: frozenset[int], shown: list[Tensor], layer: int, hidden: Tensor, residual: Tensor | None
+    ) -> list[Tensor]:
+        """In place of vLLM's own, whose list holds tensors that the next norm may add into."""
+        if layer in kept:
+            self._keep_boundary(layer, hidden, residual)
+        return shown
+
+    def _keep_boundary(self, layer: int, hidden: Tensor, residual: Tensor | None) -> None:
+        stream = hidden.float() if residual is None else hidden.float() + residual.float()
+        self._states[f"boundary.{layer}"] = _rows(stream).to(torch.bfloat16, copy=True)
 
     def take(self) -> dict[str, Tensor]:
         states, self._states = self._states, {}
         return states
+
+
+def shows_streams(decoder: nn.Module) -> bool:
+    """Whether the stack tells of the stream between its layers as it runs: vLLM's auxiliary hidden states (EAGLE-3)."""
+    return "_maybe_add_hidden_state" in type(decoder).forward.__code__.co_names
 
 
 def attention_of(layer: Any) -> Any:

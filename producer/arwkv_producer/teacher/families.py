@@ -3,8 +3,8 @@
 Logits and final hidden states need no entry here. Attention outputs and boundaries do: they are read inside a block.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from arwkv_store.errors import UsageError
@@ -31,6 +31,7 @@ class Family:
     """Why the engine's capture is not compared with transformers in the tests; empty where it is."""
 
 
+NEEDS_TORCHVISION = "its class in vLLM needs torchvision, which has no build without CUDA in the package registry"
 FAMILIES: Mapping[str, Family] = {
     "qwen2": Family("pre-norm"),
     "qwen3": Family("pre-norm"),
@@ -47,20 +48,42 @@ FAMILIES: Mapping[str, Family] = {
     "gpt_oss": Family("pre-norm"),
     "deepseek_v2": Family("pre-norm"),
     "deepseek_v3": Family("pre-norm"),
+    "idefics3": Family("pre-norm"),
+    "qwen2_audio": Family("pre-norm", not_in_vllm="vLLM does not know the tensor names that transformers 5 gives it"),
+    "llava": Family("pre-norm", not_in_vllm=NEEDS_TORCHVISION),
+    "mistral3": Family("pre-norm", not_in_vllm=NEEDS_TORCHVISION),
+    "gemma3": Family("sandwich", not_in_vllm=NEEDS_TORCHVISION),
+    "qwen2_vl": Family("pre-norm", not_in_vllm=NEEDS_TORCHVISION),
+    "qwen2_5_vl": Family("pre-norm", not_in_vllm=NEEDS_TORCHVISION),
+    "qwen3_vl": Family("pre-norm", not_in_vllm=NEEDS_TORCHVISION),
     "qwen3_next": Family(None, not_in_vllm="on a CPU vLLM computes its linear attention in bf16 only"),
 }
-"""By `model_type`. Each entry is a case of tests/producer/test_families.py."""
+"""By `model_type`; of a multimodal wrapper its own, and the entry is of its text part. Each entry is a case of
+tests/producer/test_families.py."""
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """What is known of a teacher's family, by the text part of its configuration."""
-    return FAMILIES.get(str(config.get("model_type", "")), Family(not_in_vllm="this family was not compared"))
+    """What is known of a teacher's family, by its configuration. A wrapper that was not compared has its text part's
+    blocks."""
+    if found := FAMILIES.get(str(config.get("model_type", ""))):
+        return found
+    text = FAMILIES.get(str(config.get("text_config", {}).get("model_type", "")))
+    if text is not None:
+        return replace(text, not_in_vllm="this wrapper was not compared")
+    return Family(not_in_vllm="this family was not compared")
 
 
-def require_known_block(teacher: str, config: Mapping[str, Any], hidden_states: str) -> None:
-    """Raise UsageError where hidden states of this kind cannot be read inside the teacher's blocks."""
+def require_known_block(
+    teacher: str, config: Mapping[str, Any], hidden_states: str, shows_streams: Callable[[], bool]
+) -> None:
+    """Raise UsageError where hidden states of this kind cannot be read inside the teacher's blocks.
+
+    `shows_streams` is asked of blocks that are not known: whether the backend's model shows the boundaries itself.
+    """
     family, kind = family_of(config), config.get("model_type")
     if hidden_states in ("none", "final"):
+        return
+    if hidden_states == "boundaries" and family.form is None and shows_streams():
         return
     if family.form is None:
         known = ", ".join(name for name, found in FAMILIES.items() if found.form is not None)

@@ -29,6 +29,11 @@ class Teacher:
     architecture: str
 
     @property
+    def has_text_part(self) -> bool:
+        """Whether the text decoder has a configuration of its own, inside a multimodal model's."""
+        return bool(self.config.get("text_config"))
+
+    @property
     def text(self) -> Mapping[str, Any]:
         """The part of the configuration that describes the text decoder: all, but in a multimodal model."""
         text: Mapping[str, Any] = self.config.get("text_config") or self.config
@@ -45,7 +50,13 @@ class Teacher:
 
     @property
     def model_type(self) -> str:
+        """Of the text decoder."""
         return str(self.text.get("model_type", ""))
+
+    @property
+    def family(self) -> str:
+        """The model type of all of it: a multimodal wrapper has its own."""
+        return str(self.config.get("model_type", ""))
 
     @property
     def layers(self) -> int:
@@ -140,6 +151,14 @@ def _read_hub_config(name: str, revision: str | None) -> tuple[dict[str, Any], s
         raise NotFound(f"--teacher {name}: no such local folder and no such model on the Hub ({reason})") from error
     # The cache keeps files under snapshots/COMMIT/.
     return dict(json.loads(path.read_text())), path.parent.name
+
+
+def auto_class(teacher: Teacher) -> Any:
+    """Which class of transformers makes the model: its text decoder, or all of a multimodal one."""
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
+
+    is_wrapper = teacher.architecture.endswith("ForConditionalGeneration")
+    return AutoModelForMultimodalLM if is_wrapper else AutoModelForCausalLM
 
 
 def native_dtype(teacher: Teacher) -> str:

@@ -17,7 +17,7 @@ from arwkv_producer.numerics.sampling import uniforms
 from arwkv_producer.teacher.capture import CaptureSettings
 from arwkv_producer.teacher.engine import DISTRIBUTION
 from arwkv_producer.teacher.families import family_of
-from arwkv_producer.teacher.teacher import Teacher
+from arwkv_producer.teacher.teacher import Teacher, auto_class
 from arwkv_producer.teacher.vllm_setup import unheard
 from arwkv_store.errors import UsageError
 
@@ -26,33 +26,37 @@ class TransformersTeacher:
     """The teacher, in an arithmetic of choice with an fp32 head; hooks read hidden states where blocks are known."""
 
     def __init__(self, teacher: Teacher, dtype: str) -> None:
-        from transformers import AutoModelForCausalLM
-
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         options = {"revision": teacher.revision, "dtype": getattr(torch, dtype), **_quantization(teacher)}
         if teacher.text.get("attn_logit_softcapping"):  # which transformers' fast attention leaves out
             options["attn_implementation"] = "eager"
         try:
-            model = AutoModelForCausalLM.from_pretrained(teacher.model, **options).eval()
+            model = auto_class(teacher).from_pretrained(teacher.model, **options).eval()
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"--teacher {teacher.name}: transformers cannot load it ({reason})") from error
         self._model = _moved(model, self.device, teacher)
         self._states: dict[str, Tensor] = {}
         _compute_head_in_fp32(model.get_output_embeddings())
-        decoder = model.base_model
+        decoder = model.get_decoder()
         decoder.register_forward_hook(self._keep_final)
-        if family_of(teacher.text).form is not None:
-            for number, layer in enumerate(decoder.layers):
+        is_known, layers = family_of(teacher.config).form is not None, getattr(decoder, "layers", ())
+        for number, layer in enumerate(layers):
+            layer.register_forward_pre_hook(self._keep_input(f"boundary.{number}"))
+            if is_known:
                 layer.self_attn.register_forward_hook(self._keep_output(f"attn.{number}"))
-                layer.register_forward_pre_hook(self._keep_input(f"boundary.{number}"))
-            decoder.norm.register_forward_pre_hook(self._keep_input(f"boundary.{len(decoder.layers)}"))
+        if hasattr(decoder, "norm"):
+            decoder.norm.register_forward_pre_hook(self._keep_input(f"boundary.{len(layers)}"))
 
     def _keep_output(self, name: str) -> Any:
         return lambda module, arguments, output: self._states.__setitem__(name, output[0][0])
 
     def _keep_input(self, name: str) -> Any:
-        return lambda module, arguments: self._states.__setitem__(name, arguments[0][0])
+        def hook(module: Any, arguments: Any) -> None:
+            if arguments:  # a block that takes its stream by name is none that is known here
+                self._states[name] = arguments[0][0]
+
+        return hook
 
     def _keep_final(self, module: Any, arguments: Any, output: Any) -> None:
         self._states["final"] = output.last_hidden_state[0]

@@ -39,6 +39,8 @@ class EngineConfig:
     """Width of one attention head; 0 where unknown."""
     head_dtype: str = "float32"
     """`model` leaves the head in the model's arithmetic."""
+    has_text_part: bool = False
+    """Whether the text decoder has a configuration of its own, inside a multimodal model's."""
     multiplies_int8: bool = False
     """Whether the teacher multiplies 8-bit activations by 8-bit weights."""
     revision: str | None = None
@@ -61,18 +63,23 @@ def start_vllm(config: EngineConfig, architecture: str, **arguments: Any) -> Any
         require_runnable(config)
         register()
         _keep_settings_of_architecture(config.architecture, architecture)
+        head: dict[str, Any] = {"head_dtype": config.head_dtype}
+        of_text = {"text_config": head} if config.has_text_part else {}
+        if vllm.platforms.current_platform.is_cpu() and config.dtype == "float32" and not config.head_size:
+            arguments["attention_backend"] = "CPU_MLA"  # the one for AMX, which vLLM prefers, takes no fp32
         llm = vllm.LLM(
             model=config.model,
             tokenizer=config.model,
             revision=config.revision,
             tokenizer_revision=config.revision,
             dtype=config.dtype,
-            hf_overrides={"architectures": [architecture], "head_dtype": config.head_dtype},
+            hf_overrides={"architectures": [architecture], **head, **of_text},
             max_num_batched_tokens=config.step_tokens,
             max_num_seqs=min(256, config.step_tokens),
             enable_chunked_prefill=True,
             enable_prefix_caching=False,
             enforce_eager=True,
+            language_model_only=True,
             tensor_parallel_size=config.tensor_parallel,
             gpu_memory_utilization=config.gpu_memory_fraction,
             disable_log_stats=True,
@@ -89,7 +96,14 @@ def require_runnable(config: EngineConfig) -> None:
     """Raise UsageError for a teacher that this vLLM cannot run here, as far as its configuration tells."""
     _require_supported_head(config)
     _require_exact_products(config)
-    _require_known(config)
+    _own_class(config.model, config.architecture)
+
+
+def shows_streams(model: str, architecture: str) -> bool:
+    """Whether vLLM's model shows the residual stream between its layers, which EAGLE-3 reads. Raises UsageError."""
+    from vllm.model_executor.models.interfaces import supports_eagle3
+
+    return bool(supports_eagle3(_own_class(model, architecture)))
 
 
 def unheard(tokens: int) -> None:
@@ -175,15 +189,22 @@ def _require_supported_head(config: EngineConfig) -> None:
         )
 
 
-def _require_known(config: EngineConfig) -> None:
-    """Raise UsageError for an architecture that this vLLM does not have; it would say so after loading much."""
+def _own_class(model: str, architecture: str) -> Any:
+    """vLLM's class. Raises UsageError for an architecture that this vLLM does not have, or cannot import: it would say
+    so after loading much."""
     from vllm import ModelRegistry
 
-    if config.architecture not in ModelRegistry.get_supported_archs():
+    if architecture not in ModelRegistry.get_supported_archs():
         raise UsageError(
-            f"--teacher {config.model}: this vLLM has no architecture {config.architecture}; use "
-            "--capture-backend transformers"
+            f"--teacher {model}: this vLLM has no architecture {architecture}; use --capture-backend transformers"
         )
+    try:
+        return ModelRegistry.models[architecture].load_model_cls()
+    except ImportError as error:
+        raise UsageError(
+            f"--teacher {model}: vLLM cannot load its class {architecture} ({error}); install what it lacks, or use "
+            "--capture-backend transformers"
+        ) from error
 
 
 def _keep_settings_of_architecture(own: str, ours: str) -> None:

@@ -87,6 +87,7 @@ def _engine(config: WriteConfig, teacher: Teacher, dtype: str, length: int, voca
         architecture=teacher.architecture,
         head_size=teacher.head_size,
         head_dtype=teacher.head_dtype,
+        has_text_part=teacher.has_text_part,
         multiplies_int8=multiplies_int8(teacher.quantization),
         revision=teacher.revision,
         dtype=dtype,
