@@ -58,10 +58,7 @@ def wkv7_step_compiled(inputs: WkvInputs, state_BHKV: Tensor, scale: float) -> t
     none = _states(final[:0])
     arrays = [*map(_array, raised), _states(state_BHKV), _states(final), o.numpy(), none, False, *_single_tokens(batch)]
     loop = forward_loop(size)
-    if batch * heads * size * size < ENTRIES_PER_THREAD:
-        loop(*arrays, 0, batch * heads)
-    else:
-        _spread(lambda first, last: loop(*arrays, first, last), pairs=batch * heads)
+    step_pairs(lambda first, last: loop(*arrays, first, last), batch * heads, size)
     return o, final
 
 
@@ -70,16 +67,30 @@ def wkv7_step_compiled_in_place(inputs: WkvInputs, state_SHKV: Tensor, slots_B: 
     batch, heads, size = inputs.r.shape
     raised = WkvInputs(*(x.detach().to(state_SHKV.dtype) for x in inputs))
     raised = raised._replace(w=raised.w.exp(), r=raised.r if scale == 1.0 else raised.r * scale)
-    o, stride = torch.empty(raised.v.shape, dtype=raised.v.dtype), state_SHKV.stride(0)
-    # All slots and what lies between them as one row, which the loop can take contiguous pieces of.
-    flat = state_SHKV.detach().as_strided(((len(state_SHKV) - 1) * stride + state_SHKV[0].numel(),), (1,))
-    arrays = [*map(_array, raised), flat.numpy(), stride, _array(slots_B.to(torch.int64)), o.numpy()]
+    o = torch.empty(raised.v.shape, dtype=raised.v.dtype)
+    arrays = [*map(_array, raised), *flat_states(state_SHKV), _array(slots_B.to(torch.int64)), o.numpy()]
     loop = step_loop(size)
-    if batch * heads * size * size < ENTRIES_PER_THREAD:
-        loop(*arrays, 0, batch * heads)
-    else:
-        _spread(lambda first, last: loop(*arrays, first, last), pairs=batch * heads)
+    step_pairs(lambda first, last: loop(*arrays, first, last), batch * heads, size)
     return o
+
+
+def flat_states(states_SHKV: Tensor) -> tuple[NDArray[Any], int]:
+    """All states as one row [elements], which is their own memory, and the elements from one state's start to the next.
+
+    Each state must be contiguous. What lies between two states is a part of the row, so that loops find contiguous
+    pieces of it; an array with gaps would have strides that the compiler does not know.
+    """
+    stride = states_SHKV.stride(0)
+    length = (len(states_SHKV) - 1) * stride + states_SHKV[0].numel()
+    return states_SHKV.detach().as_strided((length,), (1,)).numpy(), stride
+
+
+def step_pairs(run: Callable[[int, int], None], pairs: int, head_size: int) -> None:
+    """Call `run(first, last)` for one token of 0..pairs-1, on several threads where that is faster."""
+    if pairs * head_size * head_size < ENTRIES_PER_THREAD:
+        run(0, pairs)
+    else:
+        _spread(run, pairs)
 
 
 @lru_cache(maxsize=16)

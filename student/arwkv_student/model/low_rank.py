@@ -30,8 +30,8 @@ class LowRank(nn.Module):
         inner = self.down(x_BTC)
         if self.activation != "none":
             inner = torch.tanh(inner) if self.activation == "tanh" else torch.sigmoid(inner)
-        y: Tensor = self.up(inner).float()
-        return y if self.bias is None else y + self.bias.float()
+        y: Tensor = self.up(inner)
+        return y.float() if self.bias is None else y + self.bias.float()
 
     @torch.no_grad()
     def initialize(self, bias_W: Tensor) -> None:

@@ -142,8 +142,8 @@ class TimeMix(nn.Module):
         if v_first_BTU is None:
             v_first_BTU = projected.v.detach() if self.options.value_residual == "detached" else projected.v
         wkv: Tensor | None
-        if state is not None and context.is_plain and can_step(x_BTC, self.options):
-            y, wkv = self._one_token(projected, v_first_BTU, context, state)
+        if state is not None and context.is_plain and can_step(x_BTC):
+            y, wkv = self.one_token(projected, v_first_BTU, context.cos_sin_BTD, state.wkv_BHDD)
         else:
             y, wkv = self._all_tokens(projected, v_first_BTU, context, state, x_BTC.dtype)
         after = None
@@ -236,10 +236,15 @@ class TimeMix(nn.Module):
             scale=scale,
         )
 
-    def _one_token(
-        self, projected: Projected, v_first_B1U: Tensor, context: TimeMixContext, state: TimeMixState
+    def one_token(
+        self,
+        projected: Projected,
+        v_first_B1U: Tensor,
+        cos_sin_B1D: tuple[Tensor, Tensor] | None,
+        wkv_BHDD: Tensor,
+        slots_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The same for one token on a CPU, in one compiled loop."""
+        """The same for one token on a CPU, in one compiled loop. `slots_B`: see `step`."""
         options = self.options
         y_BW, wkv = step(
             *(projected.r[:, 0], projected.k[:, 0], projected.v[:, 0]),
@@ -247,11 +252,13 @@ class TimeMix(nn.Module):
             None if projected.value_mix is None else projected.value_mix[:, 0],
             None if projected.gate is None else projected.gate[:, 0],
             v_first_BU=v_first_B1U[:, 0],
-            cos_sin_BD=_rows(context.cos_sin_BTD, len(v_first_B1U)) if options.rope else None,
+            cos_sin_BD=_rows(cos_sin_B1D, len(v_first_B1U)) if options.rope else None,
             removal_scale_W=self.removal_scale,
             iclr_scale_W=None if options.state_balancing else self.rate_scale,
             bonus_HD=self.bonus if options.bonus else None,
-            wkv_BHDD=state.wkv_BHDD,
+            norm=self.norm if options.output_norm == "group" else None,
+            wkv_BHDD=wkv_BHDD,
+            slots_B=slots_B,
             scale=options.output_scale,
             gate_around_one=options.gate == "residual",
         )

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
+from vllm._custom_ops import rms_norm
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.mamba.mamba_utils import get_temporal_copy_spec
 from vllm.model_executor.models.interfaces import HasInnerState, IsHybrid
+from vllm.model_executor.models.transformers.utils import replace_linear_class
 
 from arwkv_student.model.configuration import TIME_MIX, WINDOWED_ATTENTION, ArwkvConfig
 from arwkv_student.model.modeling import ArwkvForCausalLM
@@ -20,6 +22,9 @@ from arwkv_student.serving.plugin import let_modules_be_inspected
 from arwkv_student.serving.served_time_mix import ServedTimeMix, state_dtypes, state_shapes
 
 let_modules_be_inspected()
+
+READ_IN_FP32 = ("decay.bias", "rate.bias", "value_mix.bias", "removal_scale", "rate_scale", "bonus")
+"""Parameters that every step would raise to fp32. The decay's bias is stored so: bf16 is too coarse for it."""
 
 
 class ServedAttention(nn.Module):
@@ -81,10 +86,11 @@ class ServedStudent(nn.Module, HasInnerState, IsHybrid):  # type: ignore[misc] #
         self.config: ArwkvConfig = vllm_config.model_config.hf_config
         with no_init_weights():
             self.student = ArwkvForCausalLM(self.config)
-        for name, parameter in self.student.named_parameters():
-            if name.endswith("decay.bias"):
-                parameter.data = parameter.data.float()
         self.student.requires_grad_(False)
+        _use_layers_of_vllm(self.student)
+        for name, parameter in self.student.named_parameters():
+            if name.endswith(READ_IN_FP32):
+                parameter.data = parameter.data.float()
         self.mixers = nn.ModuleList(
             self._served(layer, vllm_config, f"{prefix}.layers.{layer}".removeprefix("."))
             for layer in range(self.config.num_hidden_layers)
@@ -149,6 +155,31 @@ class ServedStudent(nn.Module, HasInnerState, IsHybrid):  # type: ignore[misc] #
         if missing := parameters.keys() - loaded - tied:
             raise ValueError(f"student: no {min(missing)} in its weights ({len(missing)} tensors are missing)")
         return {f"student.{name}" for name in parameters}
+
+
+class FusedNorm(nn.Module):
+    """An RMSNorm in one call."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = torch.empty_like(x)
+        rms_norm(normed, x, self.weight, self.eps)
+        return normed
+
+
+def _use_layers_of_vllm(student: Any) -> None:
+    """Replace torch's linear layers, which on a CPU pack their weights again at every call, and the stream's norms."""
+    for name, linear in list(student.named_modules()):
+        if type(linear) is nn.Linear:
+            parent, _, own = name.rpartition(".")
+            setattr(student.get_submodule(parent), own, replace_linear_class(linear, prefix=name))
+    student.model.norm = FusedNorm(student.model.norm)
+    for block in student.model.layers:
+        for name in block.norms.names():
+            setattr(block, name, FusedNorm(getattr(block, name)))
 
 
 def unverified(vllm_config: Any) -> list[str]:

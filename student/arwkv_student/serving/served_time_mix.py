@@ -5,6 +5,7 @@ The states lie in vLLM's cache. A batch holds the sequences that decode one toke
 Shape legend: N tokens of the batch, S sequences, C model width, U width of all key-value heads, H heads, D head size.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +17,9 @@ from vllm.v1.attention.backends.mamba_attn import BaseMambaAttentionMetadataBuil
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
 from arwkv_kernels import wkv7, wkv7_step
+from arwkv_student.model.cpu_step import can_step
 from arwkv_student.model.elementwise import mixed_output, recurrence_inputs
-from arwkv_student.model.time_mix import TimeMix, recurrence_dtype
+from arwkv_student.model.time_mix import Projected, TimeMix, recurrence_dtype
 from arwkv_student.model.time_mix_options import TimeMixOptions
 
 
@@ -30,25 +32,6 @@ def state_shapes(options: TimeMixOptions, hidden_size: int) -> tuple[tuple[int, 
 def state_dtypes(options: TimeMixOptions, dtype: torch.dtype) -> tuple[torch.dtype, ...]:
     """Of `state_shapes`; what is wider stands first, so that each lies aligned."""
     return (torch.float32, dtype) if options.token_shift else (torch.float32,)
-
-
-class ArwkvMetadataBuilder(BaseMambaAttentionMetadataBuilder[Mamba1AttentionMetadata]):  # type: ignore[misc] # vLLM is untyped
-    """vLLM's own, which says of each sequence whether it has a state yet."""
-
-    metadata_cls = Mamba1AttentionMetadata
-    needs_causal_conv1d_metadata = False
-
-
-class ArwkvBackend(Mamba1AttentionBackend):  # type: ignore[misc] # vLLM is untyped
-    """Names the builder for vLLM."""
-
-    @staticmethod
-    def get_name() -> str:
-        return "ARWKV"
-
-    @staticmethod
-    def get_builder_cls() -> type[ArwkvMetadataBuilder]:
-        return ArwkvMetadataBuilder
 
 
 class Batch(NamedTuple):
@@ -74,15 +57,43 @@ class Batch(NamedTuple):
             metadata = metadata[layer]
         if metadata is None:
             return cls(0, tokens, None, None, torch.tensor([0, tokens], dtype=torch.int32, device=device), None)
-        decodes, reads = metadata.num_decode_tokens, metadata.num_prefill_tokens
-        return cls(
+        batch: Batch = metadata.batch
+        return batch
+
+
+class ArwkvMetadata(Mamba1AttentionMetadata):  # type: ignore[misc] # vLLM is untyped
+    """vLLM's own, which all layers of a group share, and what they make of it once."""
+
+    @functools.cached_property
+    def batch(self) -> Batch:
+        decodes, reads = self.num_decode_tokens, self.num_prefill_tokens
+        return Batch(
             decodes,
             decodes + reads,
-            metadata.state_indices_tensor_d[:, 0].long() if decodes else None,
-            metadata.state_indices_tensor_p.long() if reads else None,
-            metadata.query_start_loc_p,
-            metadata.has_initial_states_p,
+            self.state_indices_tensor_d[:, 0].long() if decodes else None,
+            self.state_indices_tensor_p.long() if reads else None,
+            self.query_start_loc_p,
+            self.has_initial_states_p,
         )
+
+
+class ArwkvMetadataBuilder(BaseMambaAttentionMetadataBuilder[ArwkvMetadata]):  # type: ignore[misc] # vLLM is untyped
+    """vLLM's own, which says of each sequence whether it has a state yet."""
+
+    metadata_cls = ArwkvMetadata
+    needs_causal_conv1d_metadata = False
+
+
+class ArwkvBackend(Mamba1AttentionBackend):  # type: ignore[misc] # vLLM is untyped
+    """Names the builder for vLLM."""
+
+    @staticmethod
+    def get_name() -> str:
+        return "ARWKV"
+
+    @staticmethod
+    def get_builder_cls() -> type[ArwkvMetadataBuilder]:
+        return ArwkvMetadataBuilder
 
 
 class ServedTimeMix(nn.Module, MambaBase):  # type: ignore[misc] # vLLM is untyped
@@ -109,17 +120,38 @@ class ServedTimeMix(nn.Module, MambaBase):  # type: ignore[misc] # vLLM is untyp
         return ArwkvBackend
 
     def forward(
-        self, x_NC: Tensor, v_first_1NU: Tensor | None, cos_sin_1ND: tuple[Tensor, Tensor] | None
+        self, x_NC: Tensor, v_first_BTU: Tensor | None, cos_sin_1ND: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        """Returns (output [N, C], the first mixer's value [1, N, U]); states are changed in place."""
-        batch = Batch.now(self.prefix, len(x_NC), x_NC.device)
+        """Returns (output [N, C], the first mixer's value, for the mixers to come); states are changed in place."""
+        batch, mixer = Batch.now(self.prefix, len(x_NC), x_NC.device), self.mixer
         if batch.read_slots_S is None and batch.decode_slots_S is None:
             x_NC = torch.zeros_like(x_NC)  # the measuring run's layers before may have left anything there
-        x_1NC, mixer = x_NC[None], self.mixer
-        previous_1NC = self._previous(x_NC, batch)[None] if mixer.options.token_shift else None
-        projected = mixer.project(mixer.shifted(x_1NC, previous_1NC), is_first=v_first_1NU is None)
-        if v_first_1NU is None:
-            v_first_1NU = projected.v
+        previous_NC = self._previous(x_NC, batch) if mixer.options.token_shift else None
+        only_decodes = batch.decodes == len(x_NC) and can_step(x_NC[:, None])
+        axis = 1 if only_decodes else 0  # sequences of one token, or one row of all tokens
+        inputs = mixer.shifted(x_NC.unsqueeze(axis), None if previous_NC is None else previous_NC.unsqueeze(axis))
+        projected = mixer.project(inputs, is_first=v_first_BTU is None)
+        if v_first_BTU is None:
+            v_first_BTU = projected.v
+        if only_decodes:
+            cos_sin_N1D = (
+                None if cos_sin_1ND is None else (cos_sin_1ND[0].transpose(0, 1), cos_sin_1ND[1].transpose(0, 1))
+            )
+            y_BTW, _ = mixer.one_token(projected, v_first_BTU, cos_sin_N1D, self.kv_cache[0], batch.decode_slots_S)
+        else:
+            y_BTW = self._all_tokens(projected, v_first_BTU, cos_sin_1ND, batch, x_NC.dtype)
+        return mixer.output(y_BTW.to(x_NC.dtype)).squeeze(axis), v_first_BTU
+
+    def _all_tokens(
+        self,
+        projected: Projected,
+        v_first_1NU: Tensor,
+        cos_sin_1ND: tuple[Tensor, Tensor] | None,
+        batch: Batch,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """The output [1, N, W] before its projection."""
+        mixer = self.mixer
         r, w, k, v, a, b = recurrence_inputs(
             *(projected.r, projected.k, projected.v, projected.decay, projected.iclr, v_first_1NU),
             projected.value_mix,
@@ -128,17 +160,16 @@ class ServedTimeMix(nn.Module, MambaBase):  # type: ignore[misc] # vLLM is untyp
             mixer.removal_scale,
             None if mixer.options.state_balancing else mixer.rate_scale,
             head_dim=mixer.options.head_dim,
-            dtype=recurrence_dtype(x_NC.device, x_NC.dtype),
+            dtype=recurrence_dtype(projected.r.device, dtype),
         )
         y_1NHD = self._recurrence((r, w, k, v, a, b), batch)
-        y_1NW = mixed_output(
+        return mixed_output(
             mixer.norm(y_1NHD) if mixer.options.output_norm == "group" else y_1NHD,
             *(r, k, v),
             mixer.bonus if mixer.options.bonus else None,
             projected.gate,
             gate_around_one=mixer.options.gate == "residual",
         )
-        return mixer.output(y_1NW.to(x_NC.dtype))[0], v_first_1NU
 
     def _previous(self, x_NC: Tensor, batch: Batch) -> Tensor:
         """Each token's predecessor's input; keeps every sequence's last one."""
