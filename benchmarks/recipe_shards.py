@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
-from transformers import AutoTokenizer, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from arwkv_store import CaptureInfo, DatasetInfo, Sample, create_dataset, open_dataset
 
@@ -69,7 +69,7 @@ class Text:
     """A teacher, and the samples it reads."""
 
     teacher: Path
-    model: Qwen2ForCausalLM
+    model: PreTrainedModel
     vocabulary: dict[str, int]
     chunks: Sequence[Sequence[int]]
     context: int
@@ -78,7 +78,7 @@ class Text:
     def of(cls, teacher: Path, corpus: Path, tokens: int, context: int) -> "Text":
         """Samples of exactly `context` tokens, the first `tokens` of them."""
         chunks = [chunk for chunk in tokenize(teacher, documents(corpus), context) if len(chunk) == context]
-        model = Qwen2ForCausalLM.from_pretrained(teacher).eval()
+        model = AutoModelForCausalLM.from_pretrained(teacher).eval()
         vocabulary = AutoTokenizer.from_pretrained(teacher).get_vocab()
         order = np.random.default_rng(0).permutation(len(chunks))[: tokens // context]
         return cls(teacher, model, vocabulary, [chunks[at] for at in order], context)

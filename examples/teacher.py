@@ -93,14 +93,14 @@ def _train(config: TeacherConfig, corpus: Corpus, out: Path) -> dict[str, Any]:
     from transformers import Qwen2ForCausalLM
 
     keep_freed_memory()
-    tokenizer = _train_tokenizer(config.vocab_size, (document["text"] for document in corpus.train))
+    tokenizer = train_tokenizer(config.vocab_size, (document["text"] for document in corpus.train))
     tokenizer.save_pretrained(out)
-    train_ids = _encode(tokenizer, corpus.train)
-    heldout = windows(_encode(tokenizer, corpus.heldout), config.context)
+    train_ids = encode(tokenizer, corpus.train)
+    heldout = windows(encode(tokenizer, corpus.heldout), config.context)
     torch.manual_seed(config.seed)
     model = Qwen2ForCausalLM(qwen2_config(config, len(tokenizer), tokenizer.eos_token_id))
     started = time.monotonic()
-    tokens = _optimize(model, train_ids, config)
+    tokens = optimize(model, train_ids, config)
     seconds = time.monotonic() - started
     model.save_pretrained(out)
     return {
@@ -111,7 +111,7 @@ def _train(config: TeacherConfig, corpus: Corpus, out: Path) -> dict[str, Any]:
         "tokens": tokens,
         "seconds": round(seconds, 1),
         "tokens_per_s": round(tokens / seconds),
-        "heldout_perplexity": round(_perplexity(model, heldout), 3),
+        "heldout_perplexity": round(perplexity(model, heldout), 3),
         "bigram_perplexity": round(bigram_perplexity(train_ids, heldout, len(tokenizer)), 3),
         "machine": machine(),
     }
@@ -135,7 +135,7 @@ def qwen2_config(config: TeacherConfig, tokens: int, end: int) -> Any:
     )
 
 
-def _train_tokenizer(vocab_size: int, documents: Iterable[str]) -> Any:  # transformers publishes no types
+def train_tokenizer(vocab_size: int, documents: Iterable[str]) -> Any:  # transformers publishes no types
     """Qwen2's tokenizer with a vocabulary of these documents.
 
     AutoTokenizer gives every Qwen2 checkpoint that class, with its own way to split text: with a tokenizer of another
@@ -146,7 +146,7 @@ def _train_tokenizer(vocab_size: int, documents: Iterable[str]) -> Any:  # trans
     return Qwen2Tokenizer().train_new_from_iterator(documents, vocab_size, show_progress=False)
 
 
-def _encode(tokenizer: Any, documents: Sequence[dict[str, str]]) -> list[int]:
+def encode(tokenizer: Any, documents: Sequence[dict[str, str]]) -> list[int]:
     """One stream of token ids, the documents in a fixed shuffled order, each closed by the end-of-text token."""
     order = list(documents)
     random.Random(0).shuffle(order)
@@ -169,7 +169,8 @@ def _batches(ids: Sequence[int], config: TeacherConfig) -> Iterator[Any]:
         yield stream[starts_B1 + torch.arange(context + 1)]
 
 
-def _optimize(model: Any, ids: Sequence[int], config: TeacherConfig) -> int:
+def optimize(model: Any, ids: Sequence[int], config: TeacherConfig) -> int:
+    """Train on the stream of token ids as the settings say; returns the number of tokens read."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -203,7 +204,8 @@ def windows(ids: Sequence[int], context: int, limit: int = 120_000) -> list[Sequ
     return [ids[start : start + context] for start in starts]
 
 
-def _perplexity(model: Any, heldout: Sequence[Sequence[int]]) -> float:
+def perplexity(model: Any, heldout: Sequence[Sequence[int]]) -> float:
+    """Of windows of one length."""
     import torch
     from torch.nn.functional import cross_entropy
 
