@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pace
 from arwkv_kernels.memory import keep_freed_memory
 from arwkv_kernels.precision import compute_dtype, machine
 from arwkv_store.commands.command_line import main
@@ -99,6 +100,7 @@ def _train(config: TeacherConfig, corpus: Corpus, out: Path) -> dict[str, Any]:
     heldout = windows(encode(tokenizer, corpus.heldout), config.context)
     torch.manual_seed(config.seed)
     model = Qwen2ForCausalLM(qwen2_config(config, len(tokenizer), tokenizer.eos_token_id))
+    model.set_attn_implementation(pace.fastest_attention())
     started = time.monotonic()
     tokens = optimize(model, train_ids, config)
     seconds = time.monotonic() - started
@@ -174,7 +176,8 @@ def optimize(model: Any, ids: Sequence[int], config: TeacherConfig) -> int:
     import torch
     from torch.nn.functional import cross_entropy
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
+    rest = {"betas": (0.9, 0.95), "weight_decay": 0.05, "fused": True}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, **rest)
     dtype = compute_dtype(device="cpu")
     tokens = 0
     with Progress("teacher", config.steps * config.step_tokens) as progress:
