@@ -1,11 +1,12 @@
 """How fast the index service is: downloads beside nginx, lists and statistics of many shards, scans, a million rows.
 
-python benchmarks/api.py [--shards 10000] [--rows 1000000] [--only downloads,scan,requests,rows]
+python benchmarks/api.py [--shards 10000] [--rows 1000000] [--only downloads,scan,requests,rows,looks]
                          [--databases sqlite,postgresql] [--json-out FILE]
 """
 
 import argparse
 import asyncio
+import gc
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -30,12 +32,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from api_many import many_shards
 from api_postgres import new_database, postgres_server
 from api_serving import serving
+from arwkv_api.http.app import SWITCH_INTERVAL_S
 from arwkv_api.http.models import ShardPage, shard_summary
 from arwkv_api.index.database import connect
 from arwkv_api.index.orm import DatasetRow, ShardRow
+from arwkv_api.index.pace import Rest
 from arwkv_api.index.query import ShardFilter, find_dataset, list_shards
 from arwkv_api.index.scan import scan_root
 from arwkv_api.index.timeline import grown, timeline_of
+from arwkv_api.roots.folders import shard_files
 from arwkv_store import ShardManifest, open_dataset
 from arwkv_store.format.layout import data_file_name, manifest_name
 from store_examples import example_dataset_info, write_example_dataset
@@ -48,6 +53,7 @@ ROUNDS = 3
 RATE_PER_S = 200
 LOAD_S = 10.0
 ROWS_REPEATS = 100
+LOOK_ROUNDS = 5
 
 Results = dict[str, float]
 
@@ -57,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--only", default="downloads,scan,requests,rows")
+    parser.add_argument("--only", default="downloads,scan,requests,rows,looks")
     parser.add_argument("--databases", default="sqlite,postgresql")
     parser.add_argument("--json-out", type=Path)
     asked = parser.parse_args()
@@ -68,8 +74,10 @@ def main() -> None:
         if "downloads" in parts:
             results |= downloads(folder)
         root = folder / "many"
-        if "scan" in parts or "requests" in parts:
+        if {"scan", "requests", "looks"} & set(parts):
             many_shards(root / "many", asked.shards)
+        if "looks" in parts:
+            results |= looks(folder, root / "many")
         for database in asked.databases.split(","):
             with _databases(database, folder) as new:
                 found: Results = {}
@@ -154,7 +162,7 @@ def million(database: str, folder: Path, rows: int) -> Results:
     """Latencies of the index alone, in-process, over a dataset of very many shards."""
     engine = connect(database)
     _fill(engine, folder, rows)
-    roots = (folder,)
+    roots = (str(folder),)
     rng = np.random.default_rng(0)
     results: Results = {}
     with Session(engine) as session:
@@ -165,7 +173,7 @@ def million(database: str, folder: Path, rows: int) -> Results:
 
         def page(sort: str, wanted: ShardFilter, cursor: str | None = None) -> None:
             items, _ = list_shards(session, dataset.id, wanted, sort, cursor, 100)
-            ShardPage(items=[shard_summary(row) for row in items], next_cursor=None).model_dump_json()
+            ShardPage(items=[shard_summary(row) for row in items], next_cursor=None, committed=0).model_dump_json()
 
         cases = {
             "rows_list_sorted": lambda: page("-tokens", ShardFilter(), deep),
@@ -190,6 +198,49 @@ def million(database: str, folder: Path, rows: int) -> Results:
             results[f"{name}_p99_ms"] = float(np.quantile(took_ms, 0.99))
     engine.dispose()
     return results
+
+
+def looks(folder: Path, many: Path) -> Results:
+    """A page that nobody asked for before, alone and while another thread looks at the shards of a folder, with and
+    without rests: medians of wall times in turns, in process, and the processor seconds of a look."""
+    engine = connect(f"sqlite:///{folder / 'looks.sqlite3'}")
+    _fill(engine, folder, 10_000)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.collect()
+    gc.freeze()
+    took_ms: dict[str, list[float]] = {"alone": [], "look": [], "rested_look": []}
+    look_s: list[float] = []
+    with Session(engine) as session:
+        dataset_id = find_dataset(session, (str(folder),), "huge").id
+        for _ in range(LOOK_ROUNDS):
+            for kind in took_ms:
+                ended = threading.Event()
+                thread = threading.Thread(target=_look, args=(many, kind == "rested_look", ended, look_s))
+                if kind != "alone":
+                    thread.start()
+                until = time.perf_counter() + ROUND_S
+                while time.perf_counter() < until:
+                    begun = time.perf_counter()
+                    wanted = ShardFilter(max_tokens=10**9 + len(took_ms[kind]))
+                    rows, _ = list_shards(session, dataset_id, wanted, "-committed_at", None, 100)
+                    page = ShardPage(items=[shard_summary(row) for row in rows], next_cursor=None, committed=0)
+                    page.model_dump_json()
+                    took_ms[kind].append((time.perf_counter() - begun) * 1000)
+                    time.sleep(0.002)
+                ended.set()
+                if kind != "alone":
+                    thread.join()
+    engine.dispose()
+    found = {f"page_{kind}_p50_ms": float(np.median(some)) for kind, some in took_ms.items()}
+    return {**found, "look_processor_s": float(np.median(look_s))}
+
+
+def _look(many: Path, rested: bool, ended: threading.Event, look_s: list[float]) -> None:
+    meanwhile: Callable[[], None] = Rest() if rested else lambda: None
+    while not ended.is_set():
+        begun_s = time.thread_time()
+        shard_files(many, meanwhile)
+        look_s.append(time.thread_time() - begun_s)
 
 
 def _fill(engine: Engine, folder: Path, rows: int) -> None:

@@ -22,7 +22,7 @@ from arwkv_api.index.database import connect
 from arwkv_api.index.lease import LEASE_S, lease, scanned_within
 from arwkv_api.index.metrics import LAG_LIMIT_S, scan_lag
 from arwkv_api.index.orm import DatasetRow, LeaseRow
-from arwkv_api.index.pace import Pace
+from arwkv_api.index.pace import Pace, Rest
 from arwkv_api.index.query import find_dataset
 from arwkv_api.index.scan import scan_root
 from arwkv_api.index.scrub import verify_due
@@ -117,6 +117,39 @@ def test_lease_is_kept_while_a_slow_root_is_listed_and_read(
     assert scan_root(engine, str(root)).done
     assert len(held_by_another) > 10
     assert not any(held_by_another)
+
+
+def test_only_a_look_at_an_indexed_dataset_makes_way_for_requests(
+    engine: Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many_shards(root / "many", 2 * BREATH_FILES)
+    rests: list[float] = []
+    monkeypatch.setattr(scan.Rest, "__call__", lambda _rest: rests.append(0.0))
+    assert scan_root(engine, str(root)).done
+    assert rests == []
+    assert scan_root(engine, str(root)).done
+    assert len(rests) > 2
+
+
+def test_rests_take_four_times_as_long_as_the_work_and_count_as_pause_after_it(
+    engine: Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, slept = [10.0], list[float]()
+    monkeypatch.setattr("arwkv_api.index.pace.time.thread_time", lambda: clock[0])
+    monkeypatch.setattr("arwkv_api.index.pace.time.sleep", slept.append)
+    rest = Rest()
+    rest()
+    slept.clear()
+    for worked_s in (0.5, 0.0, 2.0):
+        clock[0] += worked_s
+        rest()
+    assert slept == pytest.approx([2.0, 0.0, 8.0])
+    for rested_s, busy_s in ((0.0, 10.0), (5.0, 4.0), (9.0, 0.0)):
+        with lease(engine, str(root), 0.0) as held, Session(engine) as session, session.begin():
+            assert held is not None
+            held.scanned(session, 10.0, rested_s)
+        with Session(engine) as session:
+            assert session.get_one(LeaseRow, str(root)).scan_took_s == pytest.approx(busy_s)
 
 
 def test_folder_whose_name_is_taken_is_not_listed_and_said_once(

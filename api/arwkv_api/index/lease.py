@@ -40,10 +40,11 @@ class Lease:
         if session.execute(mine.values(expires_at_s=time.time() + LEASE_S)).rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
             raise LeaseLost(f"index of {self.root}: another process scans it now; ask again")
 
-    def scanned(self, session: Session, took_s: float) -> None:
-        """Record that the root was scanned just now, and how long that took."""
+    def scanned(self, session: Session, took_s: float, rested_s: float = 0.0) -> None:
+        """Record that the root was scanned just now, and how long that took, with rests that spare the pause after."""
+        busy_s = max(took_s - rested_s * (1 + BUSY_SHARE), 0.0)
         mine = update(LeaseRow).where(LeaseRow.root == self.root, LeaseRow.holder == self.holder)
-        session.execute(mine.values(scanned_at_s=time.time(), scan_took_s=took_s))
+        session.execute(mine.values(scanned_at_s=time.time(), scan_took_s=busy_s))
 
 
 @dataclass

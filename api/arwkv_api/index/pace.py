@@ -1,6 +1,7 @@
 """The rate of verification: all shards once a week, within limits."""
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,8 @@ from arwkv_api.index.orm import DatasetRow
 HOLDS_S = 7 * 86_400.0
 # The share of that time in which a pass over all shards is to end.
 PASS_SHARE = 0.8
+# Of the time that an indexed dataset is looked at again.
+WORK_SHARE = 0.2
 LEAST_BYTES_PER_S, MOST_BYTES_PER_S = 8e6, 200e6
 
 
@@ -29,6 +32,23 @@ class Pace:
         if self._ahead_s > 0.05:
             self.stopping.wait(self._ahead_s)
             self._ahead_s = 0.0
+
+
+@dataclass
+class Rest:
+    """Called now and then by a thread that works for long: pauses it, so that it works at most WORK_SHARE of the time.
+
+    Requests are answered by other threads of the same interpreter.
+    """
+
+    rested_s: float = 0.0
+    _since_s: float = field(default_factory=time.thread_time, init=False)
+
+    def __call__(self) -> None:
+        began_s = time.monotonic()
+        time.sleep((time.thread_time() - self._since_s) * (1 / WORK_SHARE - 1))
+        self.rested_s += time.monotonic() - began_s
+        self._since_s = time.thread_time()
 
 
 def verification_rate(total_bytes: float, asked_mb_per_s: float | None) -> float:

@@ -24,6 +24,7 @@ from arwkv_api.index.indexing import (
 )
 from arwkv_api.index.lease import Lease, LeaseLost, Renewal, is_abandoned, lease, scanned_within
 from arwkv_api.index.orm import DatasetRow, ShardRow
+from arwkv_api.index.pace import Rest
 from arwkv_api.roots.finding import dataset_folders
 from arwkv_api.roots.looks import Looks
 from arwkv_api.roots.manifests import Shard, one_line, read_identity, read_shard
@@ -79,11 +80,11 @@ def scan_root(
             mark_missing(session, held, present=set(places))
             if anew in places:
                 forget(session, held, anew)
-        scan = _Scan(engine, held, renew, looks, stopping)
+        scan = _Scan(engine, held, renew, Rest(), looks, stopping)
         changed = [scan.dataset(name, place) for name, place in places.items()]
         if stopping is None or not stopping.is_set():
             with Session(engine) as session, session.begin():
-                held.scanned(session, time.monotonic() - began)
+                held.scanned(session, time.monotonic() - began, scan.rest.rested_s)
     return Report(True, len(places), sum(changed))
 
 
@@ -94,6 +95,7 @@ class _Scan:
     engine: Engine
     held: Lease
     renew: Renewal
+    rest: Rest
     looks: Looks | None
     stopping: threading.Event | None
 
@@ -133,7 +135,7 @@ class _Scan:
             return 0
         mark = place.shards_mark()
         # Listed before anything is written: a dataset is not ready while its shards cannot be seen.
-        found = place.shard_files(self.renew)
+        found = place.shard_files(self._gently if row is not None and row.state == "ready" else self.renew)
         if identity is not None:
             with Session(self.engine, expire_on_commit=False) as session, session.begin():
                 self.held.renew(session)
@@ -150,6 +152,10 @@ class _Scan:
         if read and self.looks is not None:
             self.looks.saw(place, mark)
         return changed
+
+    def _gently(self) -> None:
+        self.renew()
+        self.rest()
 
     def _heartbeats(self, row: DatasetRow, place: Place) -> None:
         """Store what the processes that make the dataset say, if that is new."""

@@ -6,8 +6,9 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from arwkv_api.roots.place import ShardFiles
 from arwkv_store.format.layout import DATASET_FILE, RUN_FILE, SHARDS_FOLDER, part_of, part_stem
@@ -21,6 +22,10 @@ RUN_DEPTH = 3
 # Listing pauses for others who wait for this process's interpreter: requests are answered by its other threads.
 BREATH_FILES = 200
 BREATH_S = 0.002
+
+Item = TypeVar("Item")
+# Ending, mode, size, time and inode: plain values, which the garbage collector does not visit again and again.
+_File = tuple[str, int, int, int, int]
 
 
 def is_servable_name(name: str) -> bool:
@@ -51,21 +56,27 @@ def shard_files(folder: Path, meanwhile: Callable[[], None] = lambda: None) -> d
 
     `meanwhile` is called at each pause of a long listing.
     """
-    found: dict[int, list[tuple[str, os.stat_result]]] = {}
+    found: dict[int, list[_File]] = {}
     shards = folder / SHARDS_FOLDER
     if shards.is_symlink() or not shards.is_dir():
         return {}
     with os.scandir(shards) as entries:
-        for number, entry in enumerate(entries):
-            if number % BREATH_FILES == BREATH_FILES - 1:
-                time.sleep(BREATH_S)
-                meanwhile()
+        for entry in _with_pauses(entries, meanwhile):
             if (named := part_of(entry.name)) is not None:
                 try:
-                    found.setdefault(named[0], []).append((named[1], entry.stat(follow_symlinks=False)))
+                    found.setdefault(named[0], []).append(_file(named[1], entry.stat(follow_symlinks=False)))
                 except FileNotFoundError:
                     continue  # removed after the listing; the next look settles it
-    return {part: shard for part, files in found.items() if (shard := _shard(part, sorted(files))) is not None}
+    parts = _with_pauses(found.items(), meanwhile)
+    return {part: shard for part, files in parts if (shard := _shard(part, sorted(files))) is not None}
+
+
+def _with_pauses(items: Iterable[Item], meanwhile: Callable[[], None]) -> Iterator[Item]:
+    for number, item in enumerate(items):
+        if number % BREATH_FILES == BREATH_FILES - 1:
+            time.sleep(BREATH_S)
+            meanwhile()
+        yield item
 
 
 def part_files(folder: Path, part: int) -> ShardFiles | None:
@@ -74,7 +85,7 @@ def part_files(folder: Path, part: int) -> ShardFiles | None:
     for path in (folder / SHARDS_FOLDER).glob(f"{part_stem(part)}.*"):
         if (named := part_of(path.name)) is not None:
             with contextlib.suppress(FileNotFoundError):
-                files.append((named[1], path.lstat()))
+                files.append(_file(named[1], path.lstat()))
     return None if (folder / SHARDS_FOLDER).is_symlink() else _shard(part, sorted(files))
 
 
@@ -113,12 +124,16 @@ def shards_time_ns(folder: Path) -> int:
         return -2
 
 
-def _shard(part: int, files: list[tuple[str, os.stat_result]]) -> ShardFiles | None:
-    manifest = next((status for kind, status in files if kind == "json"), None)
+def _file(kind: str, status: os.stat_result) -> _File:
+    return kind, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _shard(part: int, files: list[_File]) -> ShardFiles | None:
+    manifest = next((file for file in files if file[0] == "json"), None)
     if manifest is None:
         return None
-    seen = repr([(kind, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ino) for kind, status in files])
-    return ShardFiles(part, manifest.st_mtime, hashlib.blake2b(seen.encode(), digest_size=16).hexdigest())
+    fingerprint = hashlib.blake2b(repr(files).encode(), digest_size=16).hexdigest()
+    return ShardFiles(part, manifest[3] / 1e9, fingerprint)
 
 
 def _is_file(path: Path) -> bool:
