@@ -1,5 +1,6 @@
 """Families of teachers, in vLLM and in transformers, against transformers' own logits and hidden states."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -236,6 +237,11 @@ def test_doctor_says_what_will_happen(
     assert "has no architecture StrangeForCausalLM; use --capture-backend transformers" in found["engine"]
     assert (found["captured"], found["block"]) == ("logits, final", "unknown")
     assert "this family was not compared" in found["verified"]
+    found = doctor(DoctorConfig(teacher=str(teacher(SHOWN, teachers, tiny_teacher))))
+    assert (found["captured"], found["block"]) == ("logits, final, boundaries in vLLM", "unknown")
+    found = doctor(DoctorConfig(teacher=str(teacher("llava", teachers, tiny_teacher))))
+    if importlib.util.find_spec("torchvision") is None:
+        assert "vLLM cannot load its class LlavaForConditionalGeneration (No module named" in found["engine"]
     monkeypatch.setattr(sys, "argv", ["producer", "doctor"])
     with pytest.raises(SystemExit, match="0"):
         main()

@@ -9,7 +9,8 @@ from arwkv_producer.check.reference import cost, obstacle, reference_bytes
 from arwkv_producer.config import DoctorConfig
 from arwkv_producer.teacher.families import FAMILIES, FORMS, Family, family_of
 from arwkv_producer.teacher.teacher import Teacher, find_teacher, native_dtype
-from arwkv_producer.teacher.vllm_setup import VERIFIED_VLLM
+from arwkv_producer.teacher.vllm_setup import VERIFIED_VLLM, own_class, shows_streams
+from arwkv_store.errors import UsageError
 
 
 def doctor(config: DoctorConfig) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def findings(teacher: Teacher) -> dict[str, Any]:
         "architecture": teacher.architecture,
         "model_type": teacher.family,
         "block": "unknown" if family.form is None else f"{family.form}: {FORMS[family.form]}",
-        "captured": captured(family),
+        "captured": captured(family) + (", boundaries in vLLM" if _is_shown(teacher, family) else ""),
         "layers": teacher.layers,
         "hidden_size": teacher.width,
         "head": f"{teacher.head_rows:,} rows in {'float32' if teacher.head_dtype == 'float32' else teacher.dtype}",
@@ -72,13 +73,22 @@ def weights_bytes(teacher: Teacher) -> int | None:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else None
 
 
+def _is_shown(teacher: Teacher, family: Family) -> bool:
+    """Whether boundaries are captured although the block is not known."""
+    if family.form is not None or importlib.util.find_spec("vllm") is None:
+        return False
+    try:
+        return shows_streams(teacher.name, teacher.architecture)
+    except UsageError:
+        return False
+
+
 def _engine(teacher: Teacher) -> str:
     if importlib.util.find_spec("vllm") is None:
         return "vLLM is not installed; use --capture-backend transformers"
-    from vllm.model_executor.models.registry import ModelRegistry
-
-    version = vllm_version()
-    if teacher.architecture not in ModelRegistry.get_supported_archs():
-        return f"vLLM {version} has no architecture {teacher.architecture}; use --capture-backend transformers"
+    try:
+        own_class(teacher.name, teacher.architecture)
+    except UsageError as error:
+        return str(error)
     named = {"0": "V1 runner", "1": "V2 runner, not verified"}.get(runner(), "unknown runner")
-    return f"vLLM {version}, {named}"
+    return f"vLLM {vllm_version()}, {named}"

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -96,14 +97,14 @@ def require_runnable(config: EngineConfig) -> None:
     """Raise UsageError for a teacher that this vLLM cannot run here, as far as its configuration tells."""
     _require_supported_head(config)
     _require_exact_products(config)
-    _own_class(config.model, config.architecture)
+    own_class(config.model, config.architecture)
 
 
 def shows_streams(model: str, architecture: str) -> bool:
     """Whether vLLM's model shows the residual stream between its layers, which EAGLE-3 reads. Raises UsageError."""
     from vllm.model_executor.models.interfaces import supports_eagle3
 
-    return bool(supports_eagle3(_own_class(model, architecture)))
+    return bool(supports_eagle3(own_class(model, architecture)))
 
 
 def unheard(tokens: int) -> None:
@@ -189,7 +190,7 @@ def _require_supported_head(config: EngineConfig) -> None:
         )
 
 
-def _own_class(model: str, architecture: str) -> Any:
+def own_class(model: str, architecture: str) -> Any:
     """vLLM's class. Raises UsageError for an architecture that this vLLM does not have, or cannot import: it would say
     so after loading much."""
     from vllm import ModelRegistry
@@ -199,7 +200,8 @@ def _own_class(model: str, architecture: str) -> Any:
             f"--teacher {model}: this vLLM has no architecture {architecture}; use --capture-backend transformers"
         )
     try:
-        return ModelRegistry.models[architecture].load_model_cls()
+        with warnings.catch_warnings(action="ignore"):  # of what vLLM's modules use
+            return ModelRegistry.models[architecture].load_model_cls()
     except ImportError as error:
         raise UsageError(
             f"--teacher {model}: vLLM cannot load its class {architecture} ({error}); install what it lacks, or use "
