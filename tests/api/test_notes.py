@@ -92,7 +92,7 @@ def test_notes_are_written_only_with_a_key_that_may(
         name: add_key(keys, name, frozenset(scopes), datasets)[1]  # type: ignore[arg-type]  # literals
         for name, scopes, datasets in (("reader", ["read"], ()), ("of-one", ["read", "write"], ("train",)))
     }
-    client = open_client(replace(settings, keys=keys, database=f"{settings.database}-2"))
+    client = open_client(replace(settings, keys=keys))
     for name, allowed in (("reader", []), ("of-one", [TRAIN])):
         client.headers["Authorization"] = f"Bearer {secrets[name]}"
         for place in (TRAIN, RUN, "/v1/datasets/heldout/notes"):
