@@ -173,12 +173,16 @@ class ServedTimeMix(nn.Module, MambaBase):  # type: ignore[misc] # vLLM is untyp
 
     def _previous(self, x_NC: Tensor, batch: Batch) -> Tensor:
         """Each token's predecessor's input; keeps every sequence's last one."""
-        previous_NC = torch.zeros_like(x_NC)
         n = batch.decodes
+        decoding_NC = x_NC[:0]
         if batch.decode_slots_S is not None:
             last_inputs = self.kv_cache[1]
-            previous_NC[:n] = last_inputs[batch.decode_slots_S]
+            decoding_NC = last_inputs[batch.decode_slots_S]
             last_inputs[batch.decode_slots_S] = x_NC[:n]
+            if n == len(x_NC):
+                return decoding_NC
+        previous_NC = torch.zeros_like(x_NC)
+        previous_NC[:n] = decoding_NC
         if batch.tokens > n:
             previous_NC[n + 1 :] = x_NC[n:-1]
             starts_S, ends_S = batch.read_bounds[:-1].long() + n, batch.read_bounds[1:].long() + n
