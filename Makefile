@@ -55,14 +55,14 @@ test: setup  ## the default suite
 	$(BIN)/pytest tests/store >build/test-store.txt 2>&1 & store=$$!
 	trap 'kill $$store 2>/dev/null || true' EXIT
 	failed=0
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --ignore=tests/store || failed=1
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder tests --ignore=tests/store || failed=1
 	wait $$store || failed=1
 	cat build/test-store.txt
 	exit $$failed
 
 test-all: setup  ## everything that needs no GPU, slow and crash tests included
 	$(BIN)/pytest -m 'not gpu' --timeout=3600 tests/store
-	$(BIN)/pytest -m 'not gpu' --timeout=3600 --ignore=tests/store
+	$(BIN)/pytest -m 'not gpu' --timeout=3600 tests --ignore=tests/store
 
 lint: setup  ## formatter, linter and strict type checker
 	$(BIN)/ruff format --check .

@@ -142,7 +142,9 @@ class TimeMix(nn.Module):
         if v_first_BTU is None:
             v_first_BTU = projected.v.detach() if self.options.value_residual == "detached" else projected.v
         wkv: Tensor | None
-        if state is not None and context.is_plain and can_step(x_BTC):
+        # An offloaded norm gets its weights when it is called, which the compiled step does not do.
+        norm_is_here = self.options.output_norm == "none" or not self.norm.weight.is_meta
+        if state is not None and context.is_plain and norm_is_here and can_step(x_BTC):
             y, wkv = self.one_token(projected, v_first_BTU, context.cos_sin_BTD, state.wkv_BHDD)
         else:
             y, wkv = self._all_tokens(projected, v_first_BTU, context, state, x_BTC.dtype)
