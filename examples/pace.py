@@ -1,7 +1,7 @@
 """How long the demo will take on this machine, measured in its first seconds.
 
 One training step of a model of the teacher's shape is timed here, in the machine's own precision. What each step of the
-small demo costs a token, in units of such a training token, follows from its table in docs/benchmarks.md (AVX2). The
+small demo costs a token, in units of such a training token, follows from its tables in docs/benchmarks.md. The
 costs of a real teacher's demo were held to one run on a busy machine: 78 minutes said, 75 taken.
 """
 
@@ -13,9 +13,10 @@ from arwkv_kernels.precision import compute_dtype
 
 COST = {
     "small": {"teacher": 1.0, "capture": 0.54, "align": 1.28, "distill": 1.97, "evaluation": 1.2},
+    "small, bf16": {"teacher": 1.0, "capture": 1.0, "align": 1.75, "distill": 2.25, "evaluation": 1.2},
     "real": {"capture": 0.6, "align": 1.2, "distill": 1.5, "evaluation": 1.2},
 }
-STARTS_S = 90.0
+STARTS_S = 120.0
 """What the commands take to start: imports, models, the teacher's engine."""
 
 
@@ -47,5 +48,7 @@ def train_tokens_per_s(config: Any, tokens: int, seconds: float = 3.0) -> float:
 
 def minutes(kind: str, tokens_of_step: Mapping[str, int], tokens_per_s: float) -> dict[str, float]:
     """Minutes of each step of a demo of this kind, "small" or "real"."""
-    each = {step: COST[kind][step] * tokens / tokens_per_s / 60 for step, tokens in tokens_of_step.items()}
+    in_bf16 = fastest_attention() == "eager"
+    costs = COST["small, bf16" if kind == "small" and in_bf16 else kind]
+    each = {step: costs[step] * tokens / tokens_per_s / 60 for step, tokens in tokens_of_step.items()}
     return each | {"starting": STARTS_S / 60}
