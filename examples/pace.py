@@ -20,11 +20,16 @@ STARTS_S = 120.0
 """What the commands take to start: imports, models, the teacher's engine."""
 
 
-def fastest_attention() -> str:
-    """transformers' name of the attention that trains fastest on this CPU: torch's own goes backward slowly in bf16."""
+def in_bf16() -> bool:
+    """Whether this CPU multiplies in bf16."""
     import torch
 
-    return "sdpa" if compute_dtype(device="cpu") == torch.float32 else "eager"
+    return compute_dtype(device="cpu") == torch.bfloat16
+
+
+def fastest_attention() -> str:
+    """transformers' name of the attention that trains fastest on this CPU: torch's own goes backward slowly in bf16."""
+    return "eager" if in_bf16() else "sdpa"
 
 
 def train_tokens_per_s(config: Any, tokens: int, seconds: float = 3.0) -> float:
@@ -48,7 +53,6 @@ def train_tokens_per_s(config: Any, tokens: int, seconds: float = 3.0) -> float:
 
 def minutes(kind: str, tokens_of_step: Mapping[str, int], tokens_per_s: float) -> dict[str, float]:
     """Minutes of each step of a demo of this kind, "small" or "real"."""
-    in_bf16 = fastest_attention() == "eager"
-    costs = COST["small, bf16" if kind == "small" and in_bf16 else kind]
+    costs = COST["small, bf16" if kind == "small" and in_bf16() else kind]
     each = {step: costs[step] * tokens / tokens_per_s / 60 for step, tokens in tokens_of_step.items()}
     return each | {"starting": STARTS_S / 60}

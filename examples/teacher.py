@@ -100,7 +100,6 @@ def _train(config: TeacherConfig, corpus: Corpus, out: Path) -> dict[str, Any]:
     heldout = windows(encode(tokenizer, corpus.heldout), config.context)
     torch.manual_seed(config.seed)
     model = Qwen2ForCausalLM(qwen2_config(config, len(tokenizer), tokenizer.eos_token_id))
-    model.set_attn_implementation(pace.fastest_attention())
     started = time.monotonic()
     tokens = optimize(model, train_ids, config)
     seconds = time.monotonic() - started
@@ -176,6 +175,7 @@ def optimize(model: Any, ids: Sequence[int], config: TeacherConfig) -> int:
     import torch
     from torch.nn.functional import cross_entropy
 
+    model.set_attn_implementation(pace.fastest_attention())
     rest = {"betas": (0.9, 0.95), "weight_decay": 0.05, "fused": True}
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, **rest)
     dtype = compute_dtype(device="cpu")

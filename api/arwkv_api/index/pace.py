@@ -1,4 +1,4 @@
-"""The rate of verification: all shards once a week, within limits."""
+"""How much of its time a service reads by itself: all shards verified once a week, within limits, and rests between."""
 
 import threading
 import time

@@ -127,7 +127,6 @@ class _Scan:
         if row is not None:
             self._heartbeats(row, place)
             self._notes(row, place)
-        new = row is None
         identity = None
         if row is None or row.root != self.held.root or not _is_current(row, place):
             identity = read_identity(place)
@@ -140,8 +139,8 @@ class _Scan:
             with Session(self.engine, expire_on_commit=False) as session, session.begin():
                 self.held.renew(session)
                 row = store_identity(session, self.held, name, place.uri, identity)
-        if row is not None and new:
-            self._notes(row, place)
+            if row is not None:
+                self._notes(row, place)
         if row is None or row.state == "withdrawn":
             return 0
         read, changed = self._shards(row, place, found)

@@ -37,7 +37,7 @@ class EngineConfig:
     architecture: str
     """As in the model's config.json."""
     head_size: int = 0
-    """Width of one attention head; 0 where unknown."""
+    """Width of one attention head; 0 where keys are kept in latent form."""
     head_dtype: str = "float32"
     """`model` leaves the head in the model's arithmetic."""
     has_text_part: bool = False
