@@ -53,6 +53,8 @@ class FamiliesConfig:
     """Run every family with every seed."""
     preset: Literal["arwkv", "rad-rwkv7"] = "rad-rwkv7"
     """Which time mixer replaces the attention."""
+    init: Literal["preset", "calibrated"] = "preset"
+    """Where the time mixers start."""
     base_steps: int = 150
     """Steps of 4,096 tokens that a base learns."""
     steps: int = 80
@@ -116,7 +118,7 @@ def _row(config: FamiliesConfig, ids: TokenIds, family: str, seed: int) -> dict[
     folder = config.out / f"{family}-seed{seed}"
     base = _base(config, ids, family, seed, folder / "base")
     stages = _student(config, ids, folder, seed)
-    lines = [json.loads(line) for line in (folder / "student" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (_run(config, folder) / "metrics.jsonl").read_text().splitlines()]
     aligned = [line for line in lines if line["stage"] == "align" and "loss" in line]
     errors = [value for name, value in aligned[-1].items() if name.startswith("relative_error_")]
     return {
@@ -130,6 +132,10 @@ def _row(config: FamiliesConfig, ids: TokenIds, family: str, seed: int) -> dict[
         "KL after stage 2": stages["distill"]["eval"]["kl"],
         "perplexity, student / base": stages["distill"]["eval"]["perplexity_ratio"],
     }
+
+
+def _run(config: FamiliesConfig, folder: Path) -> Path:
+    return folder / ("student" if config.init == "preset" else f"student-{config.init}")
 
 
 def _base(config: FamiliesConfig, ids: TokenIds, family: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -202,8 +208,9 @@ def _student(config: FamiliesConfig, ids: TokenIds, folder: Path, seed: int) -> 
         base=str(folder / "base"),
         shards=(str(folder / "train"),),
         eval_shards=str(folder / "heldout"),
-        out=folder / "student",
+        out=_run(config, folder),
         preset=config.preset,
+        init=config.init,
         steps=config.steps,
         batch_size=config.batch_size,
         align_lr=3e-3,
