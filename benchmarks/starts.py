@@ -5,7 +5,8 @@
 
 Every arm is a `student train` of both stages in its own folder, so the same command continues where it was stopped.
 `tokens` compares starts and ways to read a quarter of the text with the preset's own start on all of it. `layers` keeps
-attention in one layer of four: evenly spaced, in the last of each block, and as `student select` chooses.
+attention in one layer of four: evenly spaced, in the last of each block, and as `student select` chooses. `published`
+compares with RADLADS' recipe (arXiv 2505.03005) at equal tokens, preset `rad-rwkv7`.
 """
 
 import dataclasses
@@ -31,8 +32,8 @@ class StartsConfig:
     """The same, of other documents."""
     out: Path = Path("runs/starts")
     """Folder of shards and runs."""
-    only: Literal["tokens", "layers"] | None = None
-    """One of the comparisons; default: both."""
+    only: Literal["tokens", "layers", "published"] | None = None
+    """One of the comparisons; default: all."""
     preset: Literal["arwkv", "rad-rwkv7"] = "arwkv"
     """The kind of time mixer."""
     tokens: int = 200_000
@@ -57,7 +58,7 @@ def starts(config: StartsConfig) -> dict[str, Any]:
     """Make the shards, train every arm, print a table in Markdown."""
     _make_shards(config)
     figures: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for kind, arms in (("tokens", _by_tokens), ("layers", _by_layers)):
+    for kind, arms in (("tokens", _by_tokens), ("layers", _by_layers), ("published", _published)):
         if config.only in (None, kind):
             figures[kind] = {}
             for seed in config.seeds:
@@ -125,6 +126,20 @@ def _by_layers(config: StartsConfig) -> dict[str, dict[str, Any]]:
     }
 
 
+def _published(config: StartsConfig) -> dict[str, dict[str, Any]]:
+    """RADLADS: 100M tokens, the rate falling from 1e-3 to 1e-5; then 250M, flat 1e-4, of the rest of the model 1e-5."""
+    first = 2 * config.tokens * 100 // 350
+    theirs = {"preset": "rad-rwkv7", "align_tokens": first, "distill_tokens": 2 * config.tokens - first}
+    rates = {"align_lr": 1e-3, "distill_lr": 1e-4, "rest_lr": 1e-5}
+    ours = {"preset": "rad-rwkv7", "init": "calibrated", "tokens": config.tokens}
+    return {
+        "RADLADS": {**theirs, **rates, "flat": True},
+        "RADLADS, our rates": theirs,
+        "calibrated": ours,
+        "calibrated, smaller steps": {**ours, "batch_size": config.batch_size // 4},
+    }
+
+
 def _make_shards(config: StartsConfig) -> None:
     from recipe_shards import Kept, Text, make_datasets
 
@@ -137,23 +152,29 @@ def _make_shards(config: StartsConfig) -> None:
         make_datasets(Text.of(config.base, text, tokens, config.context), {name: way}, config.out / "shards")
 
 
-def _train(config: StartsConfig, name: str, settings: Mapping[str, Any]) -> dict[str, float]:
+def _train(config: StartsConfig, name: str, arm: Mapping[str, Any]) -> dict[str, float]:
+    """Both stages; in one run, unless the second stage has a flat rate."""
     from arwkv_student.training.pipeline import train
 
-    folder = "".join(letter if letter.isalnum() else "-" for letter in name)
-    chosen = {"batch_size": config.batch_size, "shards": "train"} | settings
-    stages = train(
-        TrainSettings(
-            **chosen | {"shards": (str(config.out / "shards" / chosen["shards"]),)},
-            base=str(config.base),
-            preset=config.preset,
-            out=config.out / folder,
-            eval_shards=str(config.out / "shards" / "heldout"),
-            align_lr=config.align_lr,
-            distill_lr=config.distill_lr,
-            workers=0,
-        )
-    )["stages"]
+    out = config.out / "".join(letter if letter.isalnum() else "-" for letter in name)
+    settings: dict[str, Any] = {
+        "preset": config.preset,
+        "batch_size": config.batch_size,
+        "align_lr": config.align_lr,
+        "distill_lr": config.distill_lr,
+        "shards": "train",
+        "flat": False,
+    } | arm  # fmt: skip
+    flat, shards = settings.pop("flat"), config.out / "shards" / settings.pop("shards")
+    settings |= {"base": str(config.base), "shards": (str(shards),), "workers": 0}
+    settings["eval_shards"] = str(config.out / "shards" / "heldout")
+    if flat:
+        aligned = {"stage": "align", "out": out / "align"}
+        then = {"stage": "distill", "out": out / "distill", "start_from": str(out / "align"), "lr_floor": 1.0}
+        runs = [train(TrainSettings(**settings | run))["stages"] for run in (aligned, then)]
+        stages = runs[0] | runs[1]
+    else:
+        stages = train(TrainSettings(**settings, out=out))["stages"]
     first, second = stages["align"], stages["distill"]
     return {
         "tokens": first["tokens"] + second["tokens"],
