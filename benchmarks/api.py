@@ -33,7 +33,7 @@ from api_many import many_shards
 from api_postgres import new_database, postgres_server
 from api_serving import serving
 from arwkv_api.http.app import SWITCH_INTERVAL_S
-from arwkv_api.http.models import ShardPage, shard_summary
+from arwkv_api.http.models import shard_page
 from arwkv_api.index.database import connect
 from arwkv_api.index.orm import DatasetRow, ShardRow
 from arwkv_api.index.pace import Rest
@@ -173,7 +173,7 @@ def million(database: str, folder: Path, rows: int) -> Results:
 
         def page(sort: str, wanted: ShardFilter, cursor: str | None = None) -> None:
             items, _ = list_shards(session, dataset.id, wanted, sort, cursor, 100)
-            ShardPage(items=[shard_summary(row) for row in items], next_cursor=None, committed=0).model_dump_json()
+            shard_page(items, {}, None, 0)
 
         cases = {
             "rows_list_sorted": lambda: page("-tokens", ShardFilter(), deep),
@@ -223,8 +223,7 @@ def looks(folder: Path, many: Path) -> Results:
                     begun = time.perf_counter()
                     wanted = ShardFilter(max_tokens=10**9 + len(took_ms[kind]))
                     rows, _ = list_shards(session, dataset_id, wanted, "-committed_at", None, 100)
-                    page = ShardPage(items=[shard_summary(row) for row in rows], next_cursor=None, committed=0)
-                    page.model_dump_json()
+                    shard_page(rows, {}, None, 0)
                     took_ms[kind].append((time.perf_counter() - begun) * 1000)
                     time.sleep(0.002)
                 ended.set()

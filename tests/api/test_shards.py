@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api_eventually import eventually
+from arwkv_api.http.models import ShardPage
 from arwkv_api.index import query as catalogue
 from arwkv_api.kept import Kept
 from arwkv_api.roots import manifests
@@ -29,6 +30,12 @@ def test_list_has_every_committed_part(client: TestClient, root: Path) -> None:
         assert (item["first_sample_id"], item["last_sample_id"]) == (manifest.first_sample_id, manifest.last_sample_id)
         assert item["entropy_mean"] == manifest.stats.entropy_mean
         assert (item["state"], item["manifest"]) == ("committed", None)
+
+
+def test_page_is_written_as_its_model_writes_it(client: TestClient) -> None:
+    for query in ("limit=2", "include=manifest", "state=corrupt"):
+        body = client.get(f"{SHARDS}?{query}").content
+        assert ShardPage.model_validate_json(body).model_dump_json().encode() == body
 
 
 def test_list_includes_raw_manifests_when_asked(client: TestClient, root: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from arwkv_api.index.timeline import SLOTS, grown, timeline_of
@@ -20,6 +20,7 @@ def _totals(some: Commits) -> tuple[int, int, int]:
 
 
 @given(commits, commits, st.integers(2, 50))
+@example([(0.0, 0, 0)], [(4e9, 0, 0), (math.nextafter(4e9, 0), 0, 0)], 2)  # two slots, one microsecond
 def test_last_point_is_the_totals_and_every_point_adds(first: Commits, then: Commits, points: int) -> None:
     timeline = timeline_of(grown(grown(None, first), then), points)
     last = timeline[-1]

@@ -1,9 +1,11 @@
 """The responses of the service: the JSON of lists, datasets, shards, previews and runs."""
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
 from sqlalchemy import Row
 
 from arwkv_api.index.orm import NOT_KNOWN, DatasetRow, ShardRow
@@ -149,23 +151,38 @@ def dataset_detail(row: DatasetRow, info: DatasetInfo | None) -> Dataset:
     return Dataset(**_summary(row), info=info)
 
 
-def shard_summary(row: ShardRow | Row[Any], manifest: bytes | None = None) -> Shard:
-    """The list's view of a shard, with its raw manifest if given."""
-    return Shard(
-        part=row.part,
-        state=cast(ShardStateName, row.state),
-        problem=row.problem,
-        samples=row.samples,
-        tokens=row.tokens,
-        size_bytes=row.size_bytes,
-        first_sample_id=row.first_sample_id,
-        last_sample_id=row.last_sample_id,
-        entropy_mean=_known(row.entropy_mean),
-        tail_mass_mean=_known(row.tail_mass_mean),
-        committed_at=moment(row.committed_at_s),
-        verified_at=moment(row.verified_at_s) if row.verified_at_s else None,
-        manifest=None if manifest is None else manifest.decode("utf-8", "replace"),
-    )
+def shard_summary(row: ShardRow) -> Shard:
+    """The list's view of a shard."""
+    return Shard(**_shard({column.key: getattr(row, column.key) for column in ShardRow.__table__.c}))
+
+
+def shard_page(
+    rows: Sequence[Row[Any]], manifests: Mapping[int, bytes], following: str | None, committed: int
+) -> bytes:
+    """A ShardPage in JSON, with the raw manifests by row id. To make a Shard of each row takes four times as long."""
+    names = rows[0]._fields if rows else ()
+    shards = [dict(zip(names, row, strict=True)) for row in rows]
+    items = [_shard(shard, manifests.get(shard["id"])) for shard in shards]
+    return to_json({"items": items, "next_cursor": following, "committed": committed}, inf_nan_mode="null")
+
+
+def _shard(row: Mapping[str, Any], manifest: bytes | None = None) -> dict[str, Any]:
+    """The fields of a Shard, in their order."""
+    return {
+        "part": row["part"],
+        "state": row["state"],
+        "problem": row["problem"],
+        "samples": row["samples"],
+        "tokens": row["tokens"],
+        "size_bytes": row["size_bytes"],
+        "first_sample_id": row["first_sample_id"],
+        "last_sample_id": row["last_sample_id"],
+        "entropy_mean": _known(row["entropy_mean"]),
+        "tail_mass_mean": _known(row["tail_mass_mean"]),
+        "committed_at": moment(row["committed_at_s"]),
+        "verified_at": moment(row["verified_at_s"]) if row["verified_at_s"] else None,
+        "manifest": None if manifest is None else manifest.decode("utf-8", "replace"),
+    }
 
 
 def _known(figure: float) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, literal, tuple_
+from sqlalchemy import Integer, Row, Select, bindparam, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from arwkv_api.errors import BadCursor
@@ -34,37 +34,41 @@ class Order:
         """Understand `name` or `-name`, where `name` is one of `columns`."""
         return cls(sort, columns[sort.removeprefix("-")], sort.startswith("-"), tie_break)
 
-    def page(self, query: Select[Any], cursor: str | None, limit: int) -> Select[Any]:
-        """`query` in this order, after `cursor`, with one row more than `limit`, to tell if a page follows."""
+    def page(self, query: Select[Any], follows: bool) -> Select[Any]:
+        """`query` in this order, to be executed with the values of `place`. `follows`: after a cursor."""
         way = [self.column.desc(), self.tie_break.desc()] if self.descending else [self.column, self.tie_break]
-        if cursor is not None:
-            query = query.where(self._after(*self._decode(cursor)))
-        return query.order_by(*way).limit(limit + 1)
+        if follows:
+            # Compared as a row: both databases find such a place in the index of the order at once.
+            row = tuple_(self.column, self.tie_break)
+            place = tuple_(
+                bindparam("after", type_=self.column.type), bindparam("after_tie", type_=self.tie_break.type)
+            )
+            query = query.where(row < place if self.descending else row > place)
+        return query.order_by(*way).limit(bindparam("rows", type_=Integer))
+
+    def place(self, cursor: str | None, limit: int) -> dict[str, Any]:
+        """The values of a page: after `cursor`, one row more than `limit`, to tell if a page follows."""
+        value, tie = (None, None) if cursor is None else self._decode(cursor)
+        return {"after": value, "after_tie": tie, "rows": limit + 1}
 
     def fetch(
         self,
         session: Session,
-        query: Select[Any],
-        cursor: str | None,
-        limit: int,
+        page: Select[Any],
+        values: Mapping[str, Any],
         fitting: Callable[[Sequence[Row[Any]]], int] = len,
     ) -> tuple[Sequence[Row[Any]], str | None]:
-        """The page's rows and the cursor of the next page, or None at the end.
+        """The rows of a `page` and the cursor of the next one, or None at the end.
 
         `fitting` returns how many of the rows fit the page: at least one if there is any.
         """
-        rows = session.execute(self.page(query, cursor, limit)).all()
-        fit = min(fitting(rows), limit)
+        # Plain rows, which the connection makes sooner than the session does.
+        rows = session.connection().execute(page, values).all()
+        fit = min(fitting(rows), values["rows"] - 1)
         if len(rows) <= fit:
             return rows, None
         last = rows[fit - 1]
         return rows[:fit], self._encode(getattr(last, self.column.key), getattr(last, self.tie_break.key))
-
-    def _after(self, value: Any, tie: Any) -> ColumnElement[bool]:
-        # Compared as a row: both databases find such a place in the index of the order at once.
-        row = tuple_(self.column, self.tie_break)
-        place = tuple_(literal(value, self.column.type), literal(tie, self.tie_break.type))
-        return row < place if self.descending else row > place
 
     def _encode(self, value: Any, tie: Any) -> str:
         text = json.dumps([self.name, value, tie], separators=(",", ":"))

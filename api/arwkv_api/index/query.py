@@ -1,12 +1,15 @@
 """Reads the index: datasets and shards by name, filter and order."""
 
+import dataclasses
+import functools
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, Row, Select, String, func, literal_column, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, String, bindparam, func, literal_column, or_, select
 from sqlalchemy.orm import Session
 
 from arwkv_api.index.orm import DatasetRow, LeaseRow, ManifestRow, ShardRow
@@ -47,7 +50,7 @@ DATASET_COLUMNS = [
     if column.name not in ("identity", "stats", "growth", "heartbeats", "words", "note_words")
 ]
 SHARDS = ShardRow.__table__.c
-SHARD_COLUMNS = list(SHARDS)
+ALL_SHARDS = select(*SHARDS)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,19 @@ class ShardFilter:
     sample_id: int | None = None
     with_manifest: bool = False
 
+    def shape(self) -> "ShardFilter":
+        """The same for all filters whose statement is the same: any number stands for any other."""
+
+        def some(number: int | None) -> int | None:
+            return None if number is None else 0
+
+        return dataclasses.replace(
+            self,
+            min_tokens=some(self.min_tokens),
+            max_tokens=some(self.max_tokens),
+            sample_id=some(self.sample_id),
+        )
+
 
 def list_datasets(
     session: Session, roots: Sequence[str], wanted: DatasetFilter, sort: str, cursor: str | None, limit: int
@@ -96,7 +112,8 @@ def list_datasets(
         query = query.where(DatasetRow.state == wanted.state)
     else:
         query = query.where(DatasetRow.state != "withdrawn")
-    return Order.parse(sort, DATASET_ORDERS, DatasetRow.name).fetch(session, query, cursor, limit)
+    order = Order.parse(sort, DATASET_ORDERS, DatasetRow.name)
+    return order.fetch(session, order.page(query, cursor is not None), order.place(cursor, limit))
 
 
 def is_admitted(names: Sequence[str]) -> ColumnElement[bool]:
@@ -115,17 +132,30 @@ def is_admitted(names: Sequence[str]) -> ColumnElement[bool]:
 def find_dataset(session: Session, roots: Sequence[str], name: str) -> DatasetRow:
     """The dataset called `name` under `roots`. Raises NotFound, also for a withdrawn one, and TryAgain before all
     roots were scanned."""
-    found: DatasetRow = _one(session, select(DatasetRow), roots, name)[0]
+    found: DatasetRow = _one(session, _SERVED_ROW, roots, name)[0]
     return found
 
 
 def dataset_figures(session: Session, roots: Sequence[str], name: str, *figures: Column) -> tuple[Any, ...]:
     """Some columns of that dataset alone. Raises NotFound, and TryAgain before all of its shards were read."""
-    columns = (DatasetRow.__table__.c[figure.key] for figure in (DatasetRow.state, *figures))
-    row = tuple(_one(session, select(*columns), roots, name))
+    row = tuple(_one(session, _served_figures(figures), roots, name))
     if row[0] == "indexing":
         raise still_indexed(name)
     return row[1:]
+
+
+def _served(query: Select[Any]) -> Select[Any]:
+    """Those under `roots` called `name`."""
+    named = DatasetRow.name == bindparam("name", type_=String)
+    return query.where(DatasetRow.root.in_(bindparam("roots", expanding=True)), named, DatasetRow.state != "withdrawn")
+
+
+_SERVED_ROW = _served(select(DatasetRow))
+
+
+@functools.lru_cache(maxsize=100)
+def _served_figures(figures: tuple[Column, ...]) -> Select[Any]:
+    return _served(select(*(DatasetRow.__table__.c[figure.key] for figure in (DatasetRow.state, *figures))))
 
 
 def still_indexed(name: str) -> TryAgain:
@@ -135,8 +165,7 @@ def still_indexed(name: str) -> TryAgain:
 
 def _one(session: Session, query: Select[Any], roots: Sequence[str], name: str) -> Row[Any]:
     require_servable(name)
-    served = (_under(roots), DatasetRow.name == name, DatasetRow.state != "withdrawn")
-    row = session.execute(query.where(*served)).first()
+    row = session.execute(query, {"roots": list(roots), "name": name}).first()
     if row is None:
         scanned = select(func.count()).where(LeaseRow.root.in_(roots), LeaseRow.scanned_at_s > 0)
         if session.execute(scanned).scalar_one() < len(roots):
@@ -161,56 +190,72 @@ def list_shards(
     session: Session, dataset_id: int, wanted: ShardFilter, sort: str, cursor: str | None, limit: int
 ) -> tuple[Sequence[Row[Any]], str | None]:
     """A page of a dataset's shards, and the next page's cursor. Raises BadCursor."""
-    few = _few(session, dataset_id, wanted)
-    if few is not None:
-        query = select(*SHARD_COLUMNS).where(SHARDS.id.in_(few))
-    else:
-        # Behind a plus sign no index of tokens is used: that would have all that pass sorted, page by page.
-        tokens = SHARDS.tokens if sort.removeprefix("-") == "tokens" else literal_column("+shards.tokens", BigInteger)
-        query = select(*SHARD_COLUMNS).where(SHARDS.dataset_id == dataset_id, *_passing(wanted, tokens))
-    if wanted.with_manifest:
-        query = query.where(SHARDS.state != ShardState.MISSING)
     order = Order.parse(sort, SHARD_ORDERS, ShardRow.part)
-    if not wanted.with_manifest:
-        return order.fetch(session, query, cursor, limit)
-    return order.fetch(session, query, cursor, limit, lambda rows: _with_manifests_that_fit(session, rows))
+    values = {**vars(wanted), "dataset_id": dataset_id, **order.place(cursor, limit)}
+    found = _finding(order, wanted.shape(), cursor is not None)
+    many = found.counted is None or session.connection().execute(found.counted, values).scalar_one() > FEW_SHARDS
+    fitting = partial(_with_manifests_that_fit, session) if wanted.with_manifest else len
+    return order.fetch(session, found.in_order if many else found.sorted, values, fitting)
 
 
-def _few(session: Session, dataset_id: int, wanted: ShardFilter) -> Select[tuple[int]] | None:
-    """Selects the ids of the shards that pass the filters, by the filters' own indexes; None if there are many.
+class _Finding(NamedTuple):
+    """Statements that find a page. Many shards are found quickly in the list's order; few are not, but sort quickly."""
 
-    Many are found quickly in the order of the list; few are not, but are sorted quickly.
-    """
-    if wanted.sample_id is not None:
-        # The first of the shards that end at or after the sample, because shards do not overlap.
-        ends_after = select(SHARDS.id, SHARDS.first_sample_id, SHARDS.state, SHARDS.tokens).where(
-            SHARDS.dataset_id == dataset_id, SHARDS.last_sample_id >= wanted.sample_id, SHARDS.samples > 0
-        )
-        first = ends_after.order_by(SHARDS.last_sample_id).limit(1).subquery()
-        found = select(first.c.id).where(first.c.first_sample_id <= wanted.sample_id)
-        if wanted.state is not None:
-            found = found.where(first.c.state == wanted.state)
-        return found.where(*_within(wanted, first.c.tokens))
-    if (wanted.min_tokens, wanted.max_tokens) == (None, None) and wanted.state in (None, ShardState.COMMITTED):
-        return None
-    some = select(SHARDS.id).where(SHARDS.dataset_id == dataset_id, *_passing(wanted, SHARDS.tokens))
-    counted = select(func.count()).select_from(some.limit(FEW_SHARDS + 1).subquery())
-    return some if session.execute(counted).scalar_one() <= FEW_SHARDS else None
+    in_order: Select[Any]
+    sorted: Select[Any]
+    counted: Select[int] | None = None
+    """How many pass, up to one more than are few; None: many."""
 
 
-def _passing(wanted: ShardFilter, tokens: ColumnElement[int]) -> list[ColumnElement[bool]]:
-    conditions = _within(wanted, tokens)
-    if wanted.state is not None:
-        conditions.append(SHARDS.state == wanted.state)
-        if wanted.state != ShardState.COMMITTED:
+@functools.lru_cache(maxsize=1000)
+def _finding(order: Order, shape: ShardFilter, follows: bool) -> _Finding:
+    """Kept, because to build statements takes longer than to execute them."""
+    own = SHARDS.dataset_id == bindparam("dataset_id", type_=BigInteger)
+
+    def page(*conditions: ColumnElement[bool]) -> Select[Any]:
+        found = ALL_SHARDS.where(*conditions)
+        return order.page(found.where(SHARDS.state != ShardState.MISSING) if shape.with_manifest else found, follows)
+
+    if shape.sample_id is not None:
+        the_one = page(SHARDS.id.in_(_with_sample(own, shape)))
+        return _Finding(the_one, the_one)
+    # Behind a plus sign no index of tokens is used: that would have all that pass sorted, page by page.
+    tokens = SHARDS.tokens if order.column.key == "tokens" else literal_column("+shards.tokens", BigInteger)
+    in_order = page(own, *_passing(shape, tokens))
+    if (shape.min_tokens, shape.max_tokens) == (None, None) and shape.state in (None, ShardState.COMMITTED):
+        return _Finding(in_order, in_order)
+    passing = select(SHARDS.id).where(own, *_passing(shape, SHARDS.tokens))
+    counted = select(func.count()).select_from(passing.limit(FEW_SHARDS + 1).subquery())
+    return _Finding(in_order, page(SHARDS.id.in_(passing)), counted)
+
+
+def _with_sample(own: ColumnElement[bool], shape: ShardFilter) -> Select[tuple[int]]:
+    """Selects the id of the shard that holds a sample, if it passes the other filters."""
+    # The first of the shards that end at or after the sample, because shards do not overlap.
+    sample_id = bindparam("sample_id", type_=BigInteger)
+    ends_after = select(SHARDS.id, SHARDS.first_sample_id, SHARDS.state, SHARDS.tokens).where(
+        own, SHARDS.last_sample_id >= sample_id, SHARDS.samples > 0
+    )
+    first = ends_after.order_by(SHARDS.last_sample_id).limit(1).subquery()
+    found = select(first.c.id).where(first.c.first_sample_id <= sample_id)
+    if shape.state is not None:
+        found = found.where(first.c.state == shape.state)
+    return found.where(*_within(shape, first.c.tokens))
+
+
+def _passing(shape: ShardFilter, tokens: ColumnElement[int]) -> list[ColumnElement[bool]]:
+    conditions = _within(shape, tokens)
+    if shape.state is not None:
+        conditions.append(SHARDS.state == shape.state)
+        if shape.state != ShardState.COMMITTED:
             # Spelt out, as a database cannot tell from a parameter that the index of these alone will do.
             conditions.append(SHARDS.state != literal_column("'committed'", String))
     return conditions
 
 
-def _within(wanted: ShardFilter, tokens: ColumnElement[int]) -> list[ColumnElement[bool]]:
-    least = [tokens >= wanted.min_tokens] if wanted.min_tokens is not None else []
-    most = [tokens <= wanted.max_tokens] if wanted.max_tokens is not None else []
+def _within(shape: ShardFilter, tokens: ColumnElement[int]) -> list[ColumnElement[bool]]:
+    least = [tokens >= bindparam("min_tokens", type_=BigInteger)] if shape.min_tokens is not None else []
+    most = [tokens <= bindparam("max_tokens", type_=BigInteger)] if shape.max_tokens is not None else []
     return [*least, *most]
 
 

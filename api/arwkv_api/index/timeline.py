@@ -47,12 +47,13 @@ def timeline_of(growth: str | None, points: int) -> list[TimelinePoint]:
     width_s = max((last_s - first_s) / (points - 1), FIRST_WIDTH_S)
     slots = _by_number([(at_s - first_s, n, tokens, size) for at_s, n, tokens, size in kept], width_s)
     shards = tokens = size_bytes = 0
-    totals = []
+    totals: dict[datetime, TimelinePoint] = {}
     for number in sorted(slots):
         after_s, *more = slots[number]
         shards, tokens, size_bytes = shards + more[0], tokens + more[1], size_bytes + more[2]
-        totals.append(TimelinePoint(datetime.fromtimestamp(first_s + after_s, UTC), shards, tokens, size_bytes))
-    return totals
+        at = datetime.fromtimestamp(first_s + after_s, UTC)  # in microseconds: two slots may end in the same one
+        totals[at] = TimelinePoint(at, shards, tokens, size_bytes)
+    return list(totals.values())
 
 
 def _by_number(kept: Iterable[Slot], width_s: float) -> dict[int, Slot]:

@@ -8,7 +8,7 @@ from fastapi.responses import RedirectResponse
 from sqlalchemy.orm import Session
 
 from arwkv_api.access.auth import Read, Write
-from arwkv_api.http.models import Shard, ShardPage, ShardStateName, shard_summary
+from arwkv_api.http.models import Shard, ShardPage, ShardStateName, shard_page, shard_summary
 from arwkv_api.http.parameters import LARGEST_ID, Cursor, DatasetName, IfMatch, Limit, Part, ShardSort, Unconditional
 from arwkv_api.http.problems import answers
 from arwkv_api.http.ranges import matches, requested_ranges, require_match
@@ -58,8 +58,7 @@ def list_shards(
         def page() -> bytes:
             rows, following = catalogue.list_shards(session, dataset_id, wanted, sort, cursor, limit)
             raw = manifests_of(session, rows) if wanted.with_manifest else {}
-            items = [shard_summary(row, raw.get(row.id)) for row in rows]
-            return ShardPage(items=items, next_cursor=following, committed=committed).model_dump_json().encode()
+            return shard_page(rows, raw, following, committed)
 
         body = service.answers.of((dataset_id, revision, wanted, sort, cursor, limit), page)
     return Response(body, media_type="application/json")
