@@ -46,11 +46,11 @@ STUDENTS: dict[str, tuple[str, str, dict[str, Any], tuple[int, ...] | None]] = {
 }
 
 
-def student_folder(name: str, teacher: Path, folder: Path) -> Path:
-    """A student in fp32, C=64, every weight moved off its start."""
+def student_folder(name: str, teacher: Path, folder: Path, key_value_heads: int = 1) -> Path:
+    """A student in fp32, C=64, every weight moved off its start; `key_value_heads`: of bases with heads of 32."""
     family, preset, overrides, layers = STUDENTS[name]
     heads = {"head_dim": 32} if family in ("qwen2", "olmo2") else {}
-    wide = {"num_attention_heads": 2, "num_key_value_heads": 1} if family in ("qwen2", "olmo2") else {}
+    wide = {"num_attention_heads": 2, "num_key_value_heads": key_value_heads} if heads else {}
     base = open_base(str(tiny_base(family, teacher, folder / "base", **wide)))
     torch.manual_seed(1)
     overrides = overrides if preset == "rad-rwkv7" else {**heads, "head_dim": 32, **overrides}
@@ -143,6 +143,34 @@ def test_every_kind_of_student_is_the_same_in_vllm(name: str, chunk: int, tiny_t
     assert cached > 0
 
 
+ON_TWO_DEVICES = """
+import json, sys
+from pathlib import Path
+from test_serving import engine, prompts, said_by_vllm
+if __name__ == "__main__":
+    llm = engine(Path(sys.argv[1]), max_num_batched_tokens=33, tensor_parallel_size=2)
+    print(json.dumps(said_by_vllm(llm, prompts())[0]))
+"""
+"""A file of its own, because vLLM starts the second device's process from the main module."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDENTS)
+def test_two_devices_say_what_one_says(name: str, tiny_teacher: Path, tmp_path: Path) -> None:
+    """Heads, MLPs and the vocabulary divided; mixers, kept attention and norms over the whole width."""
+    run = student_folder(name, tiny_teacher, tmp_path, key_value_heads=2)
+    script = tmp_path / "on_two_devices.py"
+    script.write_text(ON_TWO_DEVICES)
+    environment = os.environ | QUIET | {
+        "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)]),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    words = [sys.executable, str(script), str(run)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == said_by_transformers(run, prompts())
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("vllm_environment")
@@ -197,7 +225,7 @@ def test_what_was_not_verified_is_named(tiny_teacher: Path, tmp_path: Path) -> N
     run = student_folder("arwkv", tiny_teacher, tmp_path)
     config = engine(run).llm_engine.vllm_config
     assert unverified(config) == []
-    parallel = SimpleNamespace(tensor_parallel_size=2, pipeline_parallel_size=1)
+    parallel = SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=2)
     graphs = SimpleNamespace(cudagraph_mode=SimpleNamespace(name="FULL"))
     asked = {
         "use_v2_model_runner": True,
@@ -208,8 +236,28 @@ def test_what_was_not_verified_is_named(tiny_teacher: Path, tmp_path: Path) -> N
         "model_config": config.model_config,
     }
     found = unverified(SimpleNamespace(**asked))
-    for reason in ("VLLM_USE_V2_MODEL_RUNNER=0", "enforce_eager=True", "devices", "quantized", "speculative"):
+    for reason in (
+        "VLLM_USE_V2_MODEL_RUNNER=0",
+        "enforce_eager=True",
+        "3 devices for",
+        "--tensor-parallel-size instead",
+        "quantized",
+        "speculative",
+    ):
         assert reason in "; ".join(found)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("vllm_environment")
+def test_heads_that_devices_do_not_divide_are_named(tiny_teacher: Path, tmp_path: Path) -> None:
+    from arwkv_student.serving.divided import own_options
+
+    config = load_student(student_folder("hybrid", tiny_teacher, tmp_path)).config
+    own = own_options(config, 1)
+    assert (own.num_heads, own.num_key_value_heads) == (2, 2)
+    with pytest.raises(ValueError, match="size 2 does not divide the 1 key-value heads of its attention; choose"):
+        own_options(config, 2)
 
 
 @pytest.fixture

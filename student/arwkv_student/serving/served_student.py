@@ -8,23 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.initialization import no_init_weights
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
-from vllm._custom_ops import rms_norm
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.mamba.mamba_utils import get_temporal_copy_spec
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.interfaces import HasInnerState, IsHybrid
-from vllm.model_executor.models.transformers.utils import replace_linear_class
 
 from arwkv_student.model.configuration import TIME_MIX, WINDOWED_ATTENTION, ArwkvConfig
-from arwkv_student.model.modeling import ArwkvForCausalLM
+from arwkv_student.serving.divided import own_options, own_student
 from arwkv_student.serving.plugin import let_modules_be_inspected
 from arwkv_student.serving.served_time_mix import ServedTimeMix, state_dtypes, state_shapes
 
 let_modules_be_inspected()
-
-READ_IN_FP32 = ("decay.bias", "rate.bias", "value_mix.bias", "removal_scale", "rate_scale", "bonus")
-"""Parameters that every step would raise to fp32. The decay's bias is stored so: bf16 is too coarse for it."""
 
 
 class ServedAttention(nn.Module):
@@ -33,12 +29,13 @@ class ServedAttention(nn.Module):
     def __init__(self, attention: Any, config: ArwkvConfig, layer: int, vllm_config: Any, prefix: str) -> None:
         super().__init__()
         self.attention, self.head_dim = attention, int(config.head_dim or 0)
+        devices = vllm_config.parallel_config.tensor_parallel_size
         windowed = config.layer_types is not None and config.layer_types[layer] == WINDOWED_ATTENTION
         self.paged = Attention(
-            config.num_attention_heads,
+            config.num_attention_heads // devices,
             self.head_dim,
             attention.scaling,
-            num_kv_heads=config.num_key_value_heads,
+            num_kv_heads=config.num_key_value_heads // devices,
             cache_config=vllm_config.cache_config,
             per_layer_sliding_window=config.sliding_window if windowed else None,
             prefix=f"{prefix}.attn",
@@ -71,8 +68,8 @@ class ServedStudent(nn.Module, HasInnerState, IsHybrid):  # type: ignore[misc] #
 
     @classmethod
     def get_mamba_state_shape_from_config(cls, vllm_config: Any) -> tuple[tuple[int, ...], ...]:
-        config = vllm_config.model_config.hf_config
-        return state_shapes(config.time_mix_options, config.hidden_size)
+        config, devices = vllm_config.model_config.hf_config, vllm_config.parallel_config.tensor_parallel_size
+        return state_shapes(own_options(config, devices), config.hidden_size)
 
     def get_mamba_state_copy_funcs(self, mamba_types: Iterable[Any]) -> dict[Any, tuple[Any, ...]]:
         """Of the instance, because its options say how many states there are."""
@@ -84,13 +81,8 @@ class ServedStudent(nn.Module, HasInnerState, IsHybrid):  # type: ignore[misc] #
         if found := unverified(vllm_config):
             raise ValueError(f"students in vLLM were not verified with {'; nor with '.join(found)}")
         self.config: ArwkvConfig = vllm_config.model_config.hf_config
-        with no_init_weights():
-            self.student = ArwkvForCausalLM(self.config)
-        self.student.requires_grad_(False)
-        _use_layers_of_vllm(self.student)
-        for name, parameter in self.student.named_parameters():
-            if name.endswith(READ_IN_FP32):
-                parameter.data = parameter.data.float()
+        self.student = own_student(self.config)
+        self.logits = LogitsProcessor(self.config.vocab_size)
         self.mixers = nn.ModuleList(
             self._served(layer, vllm_config, f"{prefix}.layers.{layer}".removeprefix("."))
             for layer in range(self.config.num_hidden_layers)
@@ -134,52 +126,29 @@ class ServedStudent(nn.Module, HasInnerState, IsHybrid):  # type: ignore[misc] #
         normed: Tensor = model.norm(hidden_NC)
         return normed
 
-    def compute_logits(self, hidden_NC: Tensor) -> Tensor:
-        """Logits [N, V]; −∞ in the rows that are no token's."""
-        logits_NV: Tensor = self.student.lm_head(hidden_NC).float()
+    def compute_logits(self, hidden_NC: Tensor) -> Tensor | None:
+        """Logits [N, V], on the device that samples; −∞ in the rows that are no token's."""
+        logits_NV: Tensor | None = self.logits(self.student.lm_head, hidden_NC)
+        if logits_NV is None:
+            return None
+        logits_NV = logits_NV.float()
         logits_NV[:, self.tokens :] = -torch.inf
         return logits_NV
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Copy the checkpoint's tensors. Raises ValueError for one that is missing or unknown."""
         parameters = dict(self.student.named_parameters(remove_duplicate=False))
-        if self.config.tie_word_embeddings:
-            self.student.tie_weights()
         loaded = set()
         for name, tensor in weights:
             if name not in parameters:
                 raise ValueError(f"student: its weights hold {name}, which its configuration does not ask for")
-            parameters[name].data.copy_(tensor)
+            load = getattr(parameters[name], "weight_loader", default_weight_loader)
+            load(parameters[name], tensor)
             loaded.add(name)
         tied = {"lm_head.weight"} if self.config.tie_word_embeddings else set()
         if missing := parameters.keys() - loaded - tied:
             raise ValueError(f"student: no {min(missing)} in its weights ({len(missing)} tensors are missing)")
         return {f"student.{name}" for name in parameters}
-
-
-class FusedNorm(nn.Module):
-    """An RMSNorm in one call."""
-
-    def __init__(self, norm: Any) -> None:
-        super().__init__()
-        self.weight, self.eps = norm.weight, norm.variance_epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed = torch.empty_like(x)
-        rms_norm(normed, x, self.weight, self.eps)
-        return normed
-
-
-def _use_layers_of_vllm(student: Any) -> None:
-    """Replace torch's linear layers, which on a CPU pack their weights again at every call, and the stream's norms."""
-    for name, linear in list(student.named_modules()):
-        if type(linear) is nn.Linear:
-            parent, _, own = name.rpartition(".")
-            setattr(student.get_submodule(parent), own, replace_linear_class(linear, prefix=name))
-    student.model.norm = FusedNorm(student.model.norm)
-    for block in student.model.layers:
-        for name in block.norms.names():
-            setattr(block, name, FusedNorm(getattr(block, name)))
 
 
 def unverified(vllm_config: Any) -> list[str]:
@@ -190,8 +159,8 @@ def unverified(vllm_config: Any) -> list[str]:
     if str(getattr(vllm_config.compilation_config.cudagraph_mode, "name", "NONE")) != "NONE":
         found.append("CUDA graphs; give enforce_eager=True (--enforce-eager)")
     parallel = vllm_config.parallel_config
-    if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
-        found.append("several devices for one student; start one server for each")
+    if parallel.pipeline_parallel_size > 1:
+        found.append("stages on several devices; give --tensor-parallel-size instead")
     if vllm_config.quant_config is not None:
         found.append("quantized weights; export the student in bf16")
     if vllm_config.speculative_config is not None:
