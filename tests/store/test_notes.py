@@ -2,7 +2,11 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +70,34 @@ def test_no_word_of_many_writers_is_lost(place: str) -> None:
         thread.join()
     expected = {f"w{writer}-{word}" for writer in range(WRITERS) for word in range(WORDS)}
     assert set(noted(place, None, (), ()).tags) == expected
+
+
+WRITING = """
+import itertools, sys
+from arwkv_store.commands.noting import noted
+for number in itertools.count(int(sys.argv[2])):
+    noted(sys.argv[1], str(number), (), ())
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.crash
+def test_killed_writers_leave_whole_notes_and_no_lock(folder: Path) -> None:
+    """A writer is killed at some moment, 100 times: its last acknowledged words are there, or those it wrote next."""
+    number = 0
+    for kill in range(100):
+        process = subprocess.Popen([sys.executable, "-c", WRITING, str(folder), str(number)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.002 * (kill % 20))
+        process.send_signal(signal.SIGKILL)
+        said = process.communicate()[0].split()
+        acknowledged = int(said[-1]) if said else number
+        found = int(noted(str(folder), None, (), ()).text)
+        assert acknowledged <= found <= acknowledged + 1
+        number = found + 1
+    assert number > 120
 
 
 def test_change_that_is_refused_writes_nothing(place: str) -> None:
