@@ -14,7 +14,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed-$(EXTRA)
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup lock system-packages demo test test-all lint bench
+.PHONY: help setup lock system-packages demo test test-all run-tests lint bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -48,21 +48,22 @@ system-packages:  ## PostgreSQL, Chromium and nginx, without which the tests tha
 demo: setup  ## teacher -> shards -> HTTP -> student -> evaluation; report in runs/demo/report.html
 	$(BIN)/python examples/demo.py --preset $(PRESET) $(if $(TEACHER),--teacher $(TEACHER))
 
-test: setup  ## the default suite
+test: run-tests  ## the default suite
+
+test-all: CHOSEN = -m 'not gpu' --timeout=3600
+test-all: run-tests  ## everything that needs no GPU, slow and crash tests included
+
+run-tests: setup
 	export OMP_NUM_THREADS=1
 	# The store's tests fork, which torch's threads do not survive: a process of its own, beside the others.
 	mkdir -p build
-	$(BIN)/pytest tests/store >build/test-store.txt 2>&1 & store=$$!
+	$(BIN)/pytest $(CHOSEN) tests/store >build/test-store.txt 2>&1 & store=$$!
 	trap 'kill $$store 2>/dev/null || true' EXIT
 	failed=0
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder tests --ignore=tests/store || failed=1
+	$(BIN)/pytest $(CHOSEN) -n 2 --dist loadgroup --no-loadscope-reorder tests --ignore=tests/store || failed=1
 	wait $$store || failed=1
 	cat build/test-store.txt
 	exit $$failed
-
-test-all: setup  ## everything that needs no GPU, slow and crash tests included
-	$(BIN)/pytest -m 'not gpu' --timeout=3600 tests/store
-	$(BIN)/pytest -m 'not gpu' --timeout=3600 tests --ignore=tests/store
 
 lint: setup  ## formatter, linter and strict type checker
 	$(BIN)/ruff format --check .
