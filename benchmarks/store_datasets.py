@@ -19,6 +19,7 @@ from arwkv_store import (
     TokenizerInfo,
     create_dataset,
 )
+from arwkv_store.dataset.summarize import summarize
 from store_teacher import VOCAB_SIZE, Teacher
 
 T, K, C = 1024, 64, 896
@@ -63,6 +64,7 @@ def write_arwkv(folder: Path, samples: Path, name: str, samples_per_part: int) -
     for part in writer.missing_parts():
         rows = range(part * samples_per_part, min((part + 1) * samples_per_part, n))
         writer.write_shard(part, [_sample(i, columns) for i in rows])
+    summarize(str(folder))  # as at the end of a capture
 
 
 def many_shards_figures(folder: Path, shards: int) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,9 @@ STOP_WAIT_S = 3.0
 # Pages of lists, because many readers request the same ones.
 KEPT_ANSWERS_BYTES = 16 << 20
 
+# A page waits this long for the one before it, which a database may hold up.
+TURN_WAIT_S = 1.0
+
 
 @dataclass
 class Service:
@@ -46,6 +50,7 @@ class Service:
     answers: Kept[bytes] = field(default_factory=lambda: Kept(KEPT_ANSWERS_BYTES, len))
     previews: Previews = field(default_factory=Previews)
     scanned_once: threading.Event = field(default_factory=threading.Event)
+    _turn: threading.Lock = field(default_factory=threading.Lock)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _counting: threading.Lock = field(default_factory=threading.Lock)
     _unscanned: int = 0
@@ -74,6 +79,17 @@ class Service:
         budget = Budget(self.settings.sample_requests_per_day, self.settings.sample_mb_per_day * 1e6)
         if remote and budget.requests and budget.size_bytes:
             self._begin("sample", self._sample_until_stopped, remote, budget)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Held while a page is made: threads that make many at once spend as long again on taking the interpreter from
+        each other."""
+        held = self._turn.acquire(timeout=TURN_WAIT_S)
+        try:
+            yield
+        finally:
+            if held:
+                self._turn.release()
 
     def _begin(self, name: str, work: Callable[..., None], *given: object) -> None:
         self._threads.append(threading.Thread(target=work, args=given, name=name, daemon=True))

@@ -94,9 +94,11 @@ class LocalSource:
             for entry in entries:
                 if not entry.name.endswith(".json") or (named := part_of(entry.name)) is None:
                     continue
-                with contextlib.suppress(FileNotFoundError):  # removed after the listing
+                try:  # not `suppress`, which would take a third of the time of this loop
                     status = entry.stat()
-                    found.append((named[0], mark(status.st_size, status.st_mtime_ns)))
+                except FileNotFoundError:  # removed after the listing
+                    continue
+                found.append((named[0], mark(status.st_size, status.st_mtime_ns)))
         return Present(sorted(found))
 
     def manifests(self, parts: Sequence[int] | None = None) -> Iterator[tuple[int, bytes]]:

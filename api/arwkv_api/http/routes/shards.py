@@ -51,7 +51,7 @@ def list_shards(
 ) -> Response:
     """The dataset's shards. With `include=manifest`, shards without a manifest are left out."""
     wanted = ShardFilter(state, min_tokens, max_tokens, sample_id, with_manifest=include == "manifest")
-    with Session(service.engine) as session:
+    with service.turn(), Session(service.engine) as session:
         figures = DatasetRow.id, DatasetRow.revision, DatasetRow.shards
         dataset_id, revision, committed = dataset_figures(session, service.settings.roots, name, *figures)
 
