@@ -161,10 +161,14 @@ def test_two_devices_say_what_one_says(name: str, tiny_teacher: Path, tmp_path: 
     run = student_folder(name, tiny_teacher, tmp_path, key_value_heads=2)
     script = tmp_path / "on_two_devices.py"
     script.write_text(ON_TWO_DEVICES)
-    environment = os.environ | QUIET | {
-        "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)]),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }
+    environment = (
+        os.environ
+        | QUIET
+        | {
+            "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)]),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+    )
     words = [sys.executable, str(script), str(run)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -236,14 +240,7 @@ def test_what_was_not_verified_is_named(tiny_teacher: Path, tmp_path: Path) -> N
         "model_config": config.model_config,
     }
     found = unverified(SimpleNamespace(**asked))
-    for reason in (
-        "VLLM_USE_V2_MODEL_RUNNER=0",
-        "enforce_eager=True",
-        "3 devices for",
-        "--tensor-parallel-size instead",
-        "quantized",
-        "speculative",
-    ):
+    for reason in ("VLLM_USE_V2_MODEL_RUNNER=0", "enforce_eager=True", "give --tensor-", "quantized", "speculative"):
         assert reason in "; ".join(found)
 
 
