@@ -91,7 +91,7 @@ def _serve(config: BucketsConfig, folder: Path) -> dict[str, Any]:
         os.environ["AWS_ENDPOINT_URL"] = address
         flags = ["--root", f"s3://{BUCKET}", "--database", f"sqlite:///{folder}/index.sqlite3"]
         begin = time.perf_counter()
-        with serving(*flags, "--store-scan-interval-s", str(LOOK_S), cache=folder / "cache") as (url, _):
+        with serving(*flags, "--store-scan-interval-s", str(LOOK_S), cache=folder / "cache", ready_s=3600) as (url, _):
             while _shards(url) < config.served_parts:
                 time.sleep(0.5)
             indexed_s = time.perf_counter() - begin

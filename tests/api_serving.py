@@ -25,7 +25,9 @@ def python_with_api() -> list[str]:
 
 
 @contextmanager
-def serving(*flags: str, cache: Path, environment: dict[str, str] | None = None) -> Iterator[tuple[str, int]]:
+def serving(
+    *flags: str, cache: Path, environment: dict[str, str] | None = None, ready_s: float = 30.0
+) -> Iterator[tuple[str, int]]:
     """`api serve` as its own process; gives its address and process id, and ends it with SIGTERM, cleanly."""
     command = [*python_with_api(), "-m", "arwkv_api", "serve", "--port", "0", "--json", *flags]
     variables = {**os.environ, "XDG_CACHE_HOME": str(cache), **(environment or {})}
@@ -39,7 +41,7 @@ def serving(*flags: str, cache: Path, environment: dict[str, str] | None = None)
         try:
             assert line, log.read_text()
             said = json.loads(line)
-            _wait_until_ready(said["url"])
+            _wait_until_ready(said["url"], ready_s)
             yield said["url"], said["pid"]
         finally:
             process.terminate()
@@ -48,9 +50,9 @@ def serving(*flags: str, cache: Path, environment: dict[str, str] | None = None)
     assert "Traceback" not in log.read_text()
 
 
-def _wait_until_ready(url: str) -> None:
-    for _ in range(300):
+def _wait_until_ready(url: str, ready_s: float) -> None:
+    for _ in range(int(10 * ready_s)):
         with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{url}/ready", timeout=60):
             return
         time.sleep(0.1)
-    raise AssertionError(f"{url}/ready: not within 30 s")
+    raise AssertionError(f"{url}/ready: not within {ready_s} s")
