@@ -94,7 +94,7 @@ class LocalSource:
             for entry in entries:
                 if not entry.name.endswith(".json") or (named := part_of(entry.name)) is None:
                     continue
-                try:  # not `suppress`, which would take a third of the time of this loop
+                try:  # not `suppress`, which costs something for every part
                     status = entry.stat()
                 except FileNotFoundError:  # removed after the listing
                     continue

@@ -2,8 +2,6 @@
 
 Time mixers and attention are divided by heads, MLPs by width, embedding and head by rows of the vocabulary; each layer
 adds its devices' outputs twice, as vLLM's own models do. One device is the same with nothing divided.
-
-Shape legend: N tokens of the batch, C model width, V vocabulary rows.
 """
 
 import dataclasses
