@@ -126,7 +126,7 @@ def test_rescan_of_an_unchanged_bucket_takes_one_list_request_for_1000_objects(
 def test_damaged_object_is_found_by_samples(bucket: str, root: Path, settings: Settings, open_client: Open) -> None:
     list(copy_dataset(str(root / "train"), f"{bucket}/train"))
     filesystem = fsspec.filesystem("s3", skip_instance_cache=True)
-    client = open_client(replace(settings, roots=(bucket,), sample_requests_per_day=10**6, sample_mb_per_day=1e9))
+    client = open_client(replace(settings, roots=(bucket,), sample_requests_per_day=10**9, sample_mb_per_day=1e9))
     manifest = json.loads(client.get("/v1/datasets/train/shards/3/manifest").content)
     name = f"{bucket}/train/shards/{manifest['files']['rows']['name']}"
     filesystem.pipe_file(name, bytes(byte ^ 1 for byte in filesystem.cat_file(name)))

@@ -380,6 +380,15 @@ def test_notes_are_shown_as_text_and_tags_filter(browser: Browser, site: str) ->
 
 
 NOTES_OF = {"datasets/sample": "sample", "runs/runs-student": "runs/student"}
+# From now on, what answers a question about notes is held up.
+HOLD_NOTES = """
+[window.fetched, window.held] = [fetch, []];
+window.fetch = async (path, asked) => {
+  const answer = await fetched(path, asked);
+  if (String(path).endsWith("/notes")) await new Promise((release) => held.push(release));
+  return answer;
+}
+"""
 
 
 @pytest.mark.parametrize("view", NOTES_OF)
@@ -409,13 +418,23 @@ def test_notes_are_edited_with_a_key_and_no_words_are_lost(
         browser.do(f"{button.format(repr('Save'))}.click()")
         browser.wait("document.querySelector('.note')?.innerText === 'mine'")
         assert noted(str(folder), None, (), ()).tags == ("a", "b")
+        browser.do(HOLD_NOTES)
         noted(str(folder), "later", (), ())
-        browser.wait("document.querySelector('.note')?.innerText === 'later'")
+        browser.wait("window.held.length")
         browser.do(f"{button.format(repr('Edit notes'))}.click()")
+        browser.do(f"{text}.value = 'half a'")
+        browser.do("window.fetch = window.fetched; window.held.forEach(release => release())")
+        browser.do("new Promise(resolve => setTimeout(resolve, 100))")
+        browser.do(f"{text}.value += ' word'")
+        browser.do(f"{button.format(repr('Save'))}.click()")
+        browser.wait("document.querySelector('.theirs').innerText.includes('later')")
+        assert browser.do(f"{text}.value") == "half a word"
         browser.do(f"{tags}.value = 'UPPER'")
         browser.do(f"{button.format(repr('Save'))}.click()")
         browser.wait("document.querySelector('.noting [role=status]').innerText.includes('tags')")
         browser.do(f"{button.format(repr('Cancel'))}.click()")
+        browser.wait("document.querySelector('.note')?.innerText === 'later'")
+        assert browser.do("document.activeElement.innerText") == "Edit notes"
         assert noted(str(folder), None, (), ()).text == "later"
     (folder / "notes.json").write_bytes(kept)
 

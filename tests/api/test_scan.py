@@ -19,7 +19,7 @@ from arwkv_api.config import Settings
 from arwkv_api.http.app import create_app
 from arwkv_api.index import scan
 from arwkv_api.index.database import connect
-from arwkv_api.index.lease import LEASE_S, lease, scanned_within
+from arwkv_api.index.lease import LEASE_S, due_in_s, lease
 from arwkv_api.index.metrics import LAG_LIMIT_S, scan_lag
 from arwkv_api.index.orm import DatasetRow, LeaseRow
 from arwkv_api.index.pace import Pace, Rest
@@ -55,21 +55,21 @@ def test_only_a_scan_that_came_to_its_end_counts_as_one(
 ) -> None:
     with lease(engine, str(root), 0.0):
         pass
-    assert not scanned_within(engine, str(root), 60)
+    assert not due_in_s(engine, str(root), 60)
     stopping = threading.Event()
     stopping.set()
     scan_root(engine, str(root), stopping=stopping)
-    assert not scanned_within(engine, str(root), 60)
+    assert not due_in_s(engine, str(root), 60)
     with monkeypatch.context() as patched:
         patched.setattr("arwkv_api.index.scan.dataset_folders", lambda *_: os.scandir("/no/such/folder"))
         with pytest.raises(FileNotFoundError):
             scan_root(engine, str(root))
-    assert not scanned_within(engine, str(root), 60)
+    assert not due_in_s(engine, str(root), 60)
     scan_root(engine, str(root))
-    assert scanned_within(engine, str(root), 60)
+    assert due_in_s(engine, str(root), 60)
     _set_lease(engine, scanned_at_s=1.0, scan_took_s=0.0)
     assert verify_due(engine, str(root), Pace(1e12, threading.Event())) == (True, 0)
-    assert not scanned_within(engine, str(root), 60)
+    assert not due_in_s(engine, str(root), 60)
 
 
 def test_root_is_scanned_once_however_many_ask_at_once(
@@ -284,9 +284,9 @@ def test_slow_root_may_lag_as_long_as_it_takes(engine: Engine, root: Path, setti
         _set_lease(engine, scanned_at_s=time.time() - age_s, scan_took_s=took_s, expires_at_s=expires_at_s)
         with Session(engine) as session:
             assert scan_lag(session, settings).late == late, (took_s, age_s)
-    assert scanned_within(engine, str(root), 1.0) is False
+    assert not due_in_s(engine, str(root), 1.0)
     _set_lease(engine, scanned_at_s=time.time() - 40, scan_took_s=10.0)
-    assert scanned_within(engine, str(root), 1.0)  # left alone for 50 s, whichever process asks
+    assert due_in_s(engine, str(root), 1.0)  # left alone for 50 s, whichever process asks
 
 
 def test_reindexed_unreadable_dataset_stays_unreadable(client: TestClient, root: Path) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from arwkv_api.config import Settings
 from arwkv_api.index.lease import pause_s
 from arwkv_api.index.pace import HOLDS_S, Pace, committed_bytes, pass_days, verification_rate
-from arwkv_api.index.sampling import Budget, sample_region
+from arwkv_api.index.sampling import LOOK_S, Budget, sample_region
 from arwkv_api.index.scan import scan_root
 from arwkv_api.index.scrub import verify_due
 from arwkv_api.kept import Kept
@@ -31,8 +31,6 @@ log = logging.getLogger("arwkv_api.service")
 
 # After this many scans, files are compared even in folders whose own time has not changed.
 DEEP_LOOK_INTERVALS = 10
-# How often it is asked whether a region is due to be sampled.
-SAMPLE_LOOK_S = 1.0
 STOP_WAIT_S = 3.0
 # Pages of lists, because many readers request the same ones.
 KEPT_ANSWERS_BYTES = 16 << 20
@@ -145,16 +143,15 @@ class Service:
 
     def _sample_until_stopped(self, roots: Sequence[str], budget: Budget) -> None:
         while not self._stopping.is_set():
-            read = False
+            wait_s = LOOK_S
             for root in roots:
                 try:
-                    read |= sample_region(self.engine, root, budget)
+                    wait_s = min(wait_s, sample_region(self.engine, root, budget))
                 except TryAgain as error:
                     log.warning("sampling of %s: %s", root, error)
                 except Exception:  # as above
                     log.exception("sampling of %s failed; it is tried again", root)
-            if not read:
-                self._stopping.wait(SAMPLE_LOOK_S)
+            self._stopping.wait(wait_s)
 
     def _keep_up(self, pace: Pace) -> None:
         """Set the pace by the size of the shards, and warn once if they cannot all be verified in time."""

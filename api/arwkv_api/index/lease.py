@@ -85,11 +85,13 @@ def pause_s(took_s: float) -> float:
     return took_s / BUSY_SHARE
 
 
-def scanned_within(engine: Engine, root: str, seconds: float) -> bool:
-    """True where any process scanned `root` in the last `seconds`, or so recently that a slow root is not due."""
+def due_in_s(engine: Engine, root: str, interval_s: float = 0.0) -> float:
+    """Seconds until `root` is scanned again: the interval after any process's last scan, later after a slow one."""
     with Session(engine) as session:
         row = session.get(LeaseRow, root)
-        return row is not None and time.time() - row.scanned_at_s < max(seconds, pause_s(row.scan_took_s))
+        if row is None:
+            return 0.0
+        return max(row.scanned_at_s + max(interval_s, pause_s(row.scan_took_s)) - time.time(), 0.0)
 
 
 def is_abandoned(session: Session, root: str) -> bool:

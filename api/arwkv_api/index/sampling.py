@@ -13,7 +13,7 @@ import xxhash
 from sqlalchemy import Engine, Row, func, select
 from sqlalchemy.orm import Session
 
-from arwkv_api.index.lease import BUSY_SHARE, lease, scanned_within
+from arwkv_api.index.lease import BUSY_SHARE, due_in_s, lease
 from arwkv_api.index.metrics import VERIFIED_BYTES
 from arwkv_api.index.orm import DatasetRow, ManifestRow, ShardRow
 from arwkv_api.index.scrub import Verdict, record
@@ -26,6 +26,8 @@ from arwkv_store.format.manifest import FileInfo, Region, ShardManifest
 log = logging.getLogger("arwkv_api.sampling")
 
 DAY_S = 86_400.0
+# How often it is asked whether there is something to read.
+LOOK_S = 1.0
 PIECE_BYTES = 4 << 20
 # Opening a file asks for its size.
 REQUESTS_TO_OPEN = 1
@@ -43,29 +45,32 @@ class Budget:
         return DAY_S * max(_requests(size_bytes) / self.requests, size_bytes / self.size_bytes)
 
 
-def sample_region(engine: Engine, root: str, budget: Budget) -> bool:
-    """Verify one random region of a random shard under `root`, if that is due; returns whether one was read.
+def sample_region(engine: Engine, root: str, budget: Budget) -> float:
+    """Verify one random region of a random shard under `root`, if that is due; returns the seconds until the next is.
 
     All workers, before and after a restart, share the budget: the lease remembers when the last region was paid for.
     Raises TryAgain where the store cannot be read just now.
     """
     key = f"sample {root}"
-    if scanned_within(engine, key, 0.0):
-        return False
+    if wait_s := due_in_s(engine, key):
+        return wait_s
     with lease(engine, key, 0.0) as held:
-        if held is None or scanned_within(engine, key, 0.0):
-            return False
+        if held is None:
+            return LOOK_S
+        if wait_s := due_in_s(engine, key):
+            return wait_s
         shard = _random_shard(engine, root)
         if shard is None:
-            return False
+            return LOOK_S
         manifest = parse_manifest(shard.raw)
         affordable = [found for found in _regions(manifest) if budget.pause_s(found[2].length) < DAY_S]
         if not affordable:
-            return False
+            return LOOK_S
         kind, file, region = random.choices(affordable, [1 + found[2].length for found in affordable])[0]
+        wait_s = budget.pause_s(region.length)
         with Session(engine) as session, session.begin():
             # Paid for before it is read: a fault costs a request, too. A lease rests 1/BUSY_SHARE as long as it took.
-            held.scanned(session, budget.pause_s(region.length) * BUSY_SHARE)
+            held.scanned(session, wait_s * BUSY_SHARE)
         fault = _fault(place_of(shard.folder), manifest, kind, file, region)
         with Session(engine) as session, session.begin():
             held.renew(session)
@@ -73,7 +78,7 @@ def sample_region(engine: Engine, root: str, budget: Budget) -> bool:
             row.sampled_regions, row.sampled_bytes = row.sampled_regions + 1, row.sampled_bytes + region.length
         if fault is not None:
             record(engine, root, [Verdict(shard.dataset_id, shard.id, shard.fingerprint, fault)])
-    return True
+    return wait_s
 
 
 def _random_shard(engine: Engine, root: str) -> Row[int, int, str, str, bytes] | None:

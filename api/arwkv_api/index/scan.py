@@ -22,7 +22,7 @@ from arwkv_api.index.indexing import (
     store_notes,
     store_shards,
 )
-from arwkv_api.index.lease import Lease, LeaseLost, Renewal, is_abandoned, lease, scanned_within
+from arwkv_api.index.lease import Lease, LeaseLost, Renewal, due_in_s, is_abandoned, lease
 from arwkv_api.index.orm import DatasetRow, ShardRow
 from arwkv_api.index.pace import Rest
 from arwkv_api.roots.finding import dataset_folders
@@ -64,11 +64,11 @@ def scan_root(
     have not changed. Ends after the current batch once `stopping` is set; the next scan continues from there. A dataset
     that cannot be read is marked so, and holds up no other. Raises OSError or TryAgain if the root cannot be listed.
     """
-    if fresh_s and scanned_within(engine, root, fresh_s):
+    if fresh_s and due_in_s(engine, root, fresh_s):
         return Report(done=False)
     with lease(engine, root, wait_s) as held:
         # Asked again, as another process may have scanned between the first question and this one's turn.
-        if held is None or (fresh_s and scanned_within(engine, root, fresh_s)):
+        if held is None or (fresh_s and due_in_s(engine, root, fresh_s)):
             return Report(done=False)
         began = time.monotonic()
         renew = Renewal(engine, held)

@@ -11,9 +11,14 @@ export function element(name, attributes = {}, ...children) {
   return made;
 }
 
+// Replaces what is in `place`. The focus goes on to what is called the same as what had it.
 export function show(place, ...children) {
+  const had = place.contains(document.activeElement) ? called(document.activeElement) : null;
   place.replaceChildren(...children.filter((child) => child != null));
+  if (had) [...place.querySelectorAll("a, button, input, select, summary, textarea")].find((one) => called(one) === had)?.focus({ preventScroll: true });
 }
+
+const called = (one) => [one.tagName, one.id, one.ariaLabel ?? one.innerText].join(" ");
 
 const WHOLE = new Intl.NumberFormat("en");
 const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });

@@ -31,11 +31,12 @@ export async function notesCard(path, signal) {
   const card = element("section", { class: "card", "aria-label": "Notes" });
   let there = null;
   let version = null;
-  let editing = false;
+  let form = null;
+  let turn = 0;
 
   async function read() {
     const answer = await request(`${path}/notes`, signal);
-    [there, version] = [await answer.json(), answer.headers.get("ETag")];
+    return [await answer.json(), answer.headers.get("ETag")];
   }
 
   function words() {
@@ -51,7 +52,7 @@ export async function notesCard(path, signal) {
   }
 
   function edit() {
-    editing = true;
+    turn += 1; // an answer under way may neither close the form nor pass off later notes as those in it
     const text = element("textarea", { id: "note-text", rows: 5, maxlength: MOST_CHARACTERS, dir: "auto" });
     const tags = element("input", { id: "note-tags", autocomplete: "off", placeholder: "baseline round-3" });
     const theirs = element("div", { class: "theirs", hidden: true });
@@ -63,33 +64,40 @@ export async function notesCard(path, signal) {
       try {
         const answer = await request(`${path}/notes`, signal, "PUT", { body, headers: { "Content-Type": "application/json", "If-Match": version } });
         [there, version] = [await answer.json(), answer.headers.get("ETag")];
-        leave();
+        if (form === mine) leave();
       } catch (error) {
         said.textContent = error.message;
         if (error.status !== 412) return;
-        await read();
+        [there, version] = await read();
         theirs.hidden = false;
         show(theirs, element("p", {}, "Somebody else has changed these notes meanwhile to:"), ...words());
         said.textContent = "Yours are not saved. Take over what should stay; saving again replaces theirs.";
       }
     };
     const leave = () => {
-      editing = false;
+      form = null;
       draw();
+      card.querySelector("button")?.focus();
+      card.refresh();
     };
-    show(card, element("h2", {}, "Notes"), theirs, element("form", { class: "noting", onsubmit: save },
+    const mine = element("form", { class: "noting", onsubmit: save },
       element("label", { for: text.id }, "Text", text), element("label", { for: tags.id }, "Tags, between spaces", tags),
-      element("div", { class: "controls" }, element("button", { type: "submit" }, "Save"), element("button", { type: "button", class: "quiet", onclick: leave }, "Cancel"), said)));
+      element("div", { class: "controls" }, element("button", { type: "submit" }, "Save"), element("button", { type: "button", class: "quiet", onclick: leave }, "Cancel"), said));
+    form = mine;
+    show(card, element("h2", {}, "Notes"), theirs, form);
     text.focus();
   }
 
   card.refresh = async () => {
-    if (editing) return;
+    if (form) return;
+    const mine = ++turn;
     try {
-      await read();
+      const found = await read();
+      if (mine !== turn) return;
+      [there, version] = found;
       draw();
     } catch (error) {
-      if (!signal.aborted) show(card, element("h2", {}, "Notes"), element("p", { class: "notice" }, error.message));
+      if (!signal.aborted && mine === turn) show(card, element("h2", {}, "Notes"), element("p", { class: "notice" }, error.message));
     }
   };
   await card.refresh();

@@ -33,7 +33,15 @@ export async function runsView(place, signal) {
   const draw = (runs) => show(card, element("p", { class: "controls" }, element("span", { class: "soft" }, "Choose two runs or more to compare them."), compare), runs.length ? runTable(runs, { chosen, choose, only: tag.choose }) : element("p", { class: "soft" }, "No run found."));
   const search = element("input", { id: "search", type: "search", autocomplete: "off", placeholder: "name, base, notes" });
   const tag = tagChoice(() => load());
-  const load = async () => draw((await ask(`v1/runs?${new URLSearchParams({ ...(search.value ? { search: search.value } : {}), ...(tag.value ? { tag: tag.value } : {}) })}`, signal)).items);
+  let asked = 0;
+  const load = async () => {
+    const turn = ++asked;
+    const only = new URLSearchParams({ ...(search.value ? { search: search.value } : {}), ...(tag.value ? { tag: tag.value } : {}) });
+    const found = await ask(`v1/runs?${only}`, signal).catch((error) => ({ error }));
+    if (turn !== asked || signal.aborted) return;
+    if (found.error) show(card, element("p", { class: "notice", role: "status" }, found.error.message));
+    else draw(found.items);
+  };
   search.addEventListener("input", load);
   draw(items);
   show(place, element("h1", {}, "Runs"), element("div", { class: "controls" }, element("label", { for: "search" }, "Search", search), tag.place), card);
