@@ -164,7 +164,7 @@ class Hardware:
     fsdp: bool = False
     """Shard parameters and optimizer state over the processes (FSDP2). Without it each process keeps a copy."""
     fuse: bool = False
-    """Compile the element-wise parts of time mixing. Each new shape of a batch costs seconds; steps are faster. Lengths
+    """Compile the element-wise parts of layers. Each new shape of a batch costs seconds; steps are faster. Lengths
     are rounded up, so that there are few."""
     workers: int = 1
     """Processes that read and decode shards, or tokenize conversations. 0: the training process does."""

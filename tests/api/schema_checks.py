@@ -17,5 +17,12 @@ def busy_answer_says_when_to_ask_again(
 @schemathesis.hook
 def before_call(_ctx: schemathesis.HookContext, case: schemathesis.Case, _kwargs: dict[str, object]) -> None:
     """Events are asked for as they are now: those to come would be waited for until the request's time is up."""
-    if case.path == "/v1/events" and str(case.query.get("follow", True)).lower() in ("true", "t", "yes", "y", "on", "1"):
+    if case.path == "/v1/events" and str(case.query.get("follow", True)).lower() in (
+        "true",
+        "t",
+        "yes",
+        "y",
+        "on",
+        "1",
+    ):
         case.query["follow"] = "false"

@@ -96,7 +96,7 @@ def test_two_sharded_processes_distill_as_one(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batches", [1, 2])
-@pytest.mark.parametrize("flags", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize("flags", [(), ("--fsdp",), ("--fsdp", "--fuse")], ids=["ddp", "fsdp", "fsdp-fused"])
 def test_two_processes_train_as_one(
     flags: tuple[str, ...], batches: int, tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:

@@ -1,12 +1,17 @@
 """Fused and eager element-wise parts of a time mixer."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_bases import tiny_base
 from torch._dynamo.testing import CompileCounter
 
+from arwkv_student.bases.checkpoint import open_base
+from arwkv_student.bases.convert import convert, student_config
 from arwkv_student.model import elementwise
+from arwkv_student.model.decoder_layer import ArwkvDecoderLayer
 from arwkv_student.model.time_mix import TimeMix, TimeMixContext
 from arwkv_student.model.time_mix_options import BaseShape, preset_options
 
@@ -35,6 +40,28 @@ def test_fused_parts_give_the_same_output_and_gradients(preset: str) -> None:
         results.append((y_BTC, *torch.autograd.grad(y_BTC.square().sum(), [x_BTC, *mixer.parameters()])))
     for eager, fused in zip(*results, strict=True):
         torch.testing.assert_close(fused, eager, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow  # as above
+@pytest.mark.filterwarnings("ignore:.*jit.script_method:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("family", ["qwen2", "olmo2", "qwen3_moe"])
+def test_fused_layers_give_the_same_losses_and_gradients(family: str, tiny_teacher: Path, tmp_path: Path) -> None:
+    base = open_base(str(tiny_base(family, tiny_teacher, tmp_path / family)))
+    model = convert(base, student_config(base, "arwkv", {"head_dim": 16}, layers=(0,))).model
+    for mixer in (module for module in model.modules() if isinstance(module, TimeMix)):
+        torch.nn.init.normal_(mixer.output.weight, std=0.1)
+    ids_BT = torch.arange(18).view(2, 9) + 5
+    results = []
+    for fuse in (False, True):
+        for part in (module for module in model.modules() if isinstance(module, TimeMix | ArwkvDecoderLayer)):
+            part.fuse = fuse
+        loss = model(input_ids=ids_BT, labels=ids_BT).loss
+        results.append((loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)))
+    for eager, fused in zip(*results, strict=True):
+        assert (eager is None) == (fused is None)
+        if eager is not None:
+            torch.testing.assert_close(fused, eager, rtol=1e-3, atol=1e-5)
 
 
 def test_shapes_beyond_the_most_run_eagerly_and_are_named_once(

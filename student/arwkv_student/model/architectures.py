@@ -65,10 +65,13 @@ class Architecture:
         """The family's attention block."""
         return self._class("Attention")(config, layer)
 
+    def is_sparse(self, config: Any, layer: int) -> bool:
+        """Whether the layer's MLP is a mixture of experts."""
+        return self.experts is not None and self.experts(config, layer)
+
     def mlp(self, config: Any, layer: int) -> Any:
         """The family's MLP, of experts where the layer has them."""
-        sparse = self.experts is not None and self.experts(config, layer)
-        return self._class("SparseMoeBlock" if sparse else "MLP")(config)
+        return self._class("SparseMoeBlock" if self.is_sparse(config, layer) else "MLP")(config)
 
     def norm(self, config: Any) -> Any:
         """The family's norm of the residual stream."""

@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from arwkv_student.model.cache import ArwkvCache
 from arwkv_student.model.configuration import TIME_MIX, ArwkvConfig
+from arwkv_student.model.elementwise import fused
 from arwkv_student.model.stage_one import AttentionTargets, with_gradient_at_once
 from arwkv_student.model.time_mix import TimeMix, TimeMixContext
 
@@ -33,6 +34,9 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
         architecture = config.architecture
         self.layer, self.kind, self.norms = layer, config.layer_types[layer], architecture.norms
         self.mixes_time = self.kind == TIME_MIX
+        self.is_sparse = architecture.is_sparse(config, layer)
+        self.fuse = False
+        """Whether what follows the mixer is compiled. Experts are not: the tokens of each change with the batch."""
         if self.mixes_time:
             is_first = layer == min(config.time_mix_layers)
             self.time_mix = TimeMix(
@@ -115,12 +119,16 @@ class ArwkvDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc] # tra
 
     def rest(self, hidden_BTC: Tensor, mixed_BTC: Tensor) -> Tensor:
         """The residual stream after the layer, from the mixer's output."""
-        hidden_BTC = hidden_BTC + self.normed(self.norms.after_mixer, mixed_BTC)
-        y_BTC = self.mlp(self.normed(self.norms.before_mlp, hidden_BTC))
-        return hidden_BTC + self.normed(self.norms.after_mlp, y_BTC)
+        return (fused(_rest) if self.fuse and not self.is_sparse else _rest)(self, hidden_BTC, mixed_BTC)
 
     def normed(self, norm: str | None, x_BTC: Tensor) -> Tensor:
         if norm is None:
             return x_BTC
         normed_BTC: Tensor = getattr(self, norm)(x_BTC)
         return normed_BTC
+
+
+def _rest(layer: ArwkvDecoderLayer, hidden_BTC: Tensor, mixed_BTC: Tensor) -> Tensor:
+    hidden_BTC = hidden_BTC + layer.normed(layer.norms.after_mixer, mixed_BTC)
+    y_BTC = layer.mlp(layer.normed(layer.norms.before_mlp, hidden_BTC))
+    return hidden_BTC + layer.normed(layer.norms.after_mlp, y_BTC)

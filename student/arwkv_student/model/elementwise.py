@@ -3,7 +3,7 @@
 Memory bandwidth limits these operations, and each eager operation reads and writes its tensors again. `fused` compiles
 them with torch.compile into one kernel for each direction; `benchmarks/kernels.py` measures the gain on a machine.
 
-Shape legend: B batch, T time, H receptance heads, G key-value heads, D head size, W = H·D, U = G·D.
+Shape legend: B batch, T time, C model width, H receptance heads, G key-value heads, D head size, W = H·D, U = G·D.
 """
 
 import functools
@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,14 @@ log = logging.getLogger(__name__)
 MOST_VARIANTS = 64
 """Shapes (and types) of one function's arguments that are compiled; each takes seconds."""
 LOWEST_LOG_DECAY = -math.exp(-0.5)
+
+
+def shifted(x_BTC: Tensor, previous_BTC: Tensor, shift_mix_6C: Tensor) -> tuple[Tensor, ...]:
+    """The six inputs x + (x₋₁ − x)⊙μ [B, T, C] for r, w, k, v, a, g."""
+    difference = previous_BTC - x_BTC
+    if not torch.is_grad_enabled():  # one call for all; with a gradient, six calls take less time and memory
+        return tuple(torch.addcmul(x_BTC, difference, shift_mix_6C.to(x_BTC.dtype)[:, None, None]))
+    return tuple(torch.addcmul(x_BTC, difference, mix_C.to(x_BTC.dtype)) for mix_C in shift_mix_6C)
 
 
 def recurrence_inputs(
@@ -92,9 +100,10 @@ def mixed_output(
 
 @functools.cache
 def fused(function: Any) -> Any:
-    """One of these functions through torch.compile, once per shape: kernels for all shapes are slower than eager.
+    """A function through torch.compile, once per shape: kernels for all shapes are slower than eager.
 
-    After MOST_VARIANTS variants, others run eagerly, and a warning says so once.
+    Modules among its arguments share what was compiled where their parameters are alike. After MOST_VARIANTS variants,
+    others run eagerly, and a warning says so once.
     """
     # torch.compile's own limit is 8, after which it runs everything new eagerly and says nothing.
     dynamo = torch._dynamo.config
@@ -125,6 +134,8 @@ def _say_once(name: str) -> None:
 
 def _kind(argument: Any) -> Any:
     """What torch.compile compiles anew for."""
+    if isinstance(argument, nn.Module):
+        argument = tuple(argument.parameters())
     if isinstance(argument, tuple):
         return tuple(map(_kind, argument))
     return (argument.shape, argument.dtype, argument.requires_grad) if isinstance(argument, Tensor) else argument

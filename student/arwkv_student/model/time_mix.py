@@ -15,7 +15,7 @@ from transformers import initialization as init
 
 from arwkv_kernels import wkv7, wkv7_step
 from arwkv_student.model.cpu_step import can_step, step
-from arwkv_student.model.elementwise import fused, mixed_output, recurrence_inputs
+from arwkv_student.model.elementwise import fused, mixed_output, recurrence_inputs, shifted
 from arwkv_student.model.initial_values import decay_bias, iclr_bias, shift_mixes
 from arwkv_student.model.low_rank import LowRank
 from arwkv_student.model.time_mix_options import TimeMixOptions
@@ -164,13 +164,8 @@ class TimeMix(nn.Module):
         return self.shifted(x_BTC, previous)
 
     def shifted(self, x_BTC: Tensor, previous_BTC: Tensor | None) -> tuple[Tensor, ...]:
-        """The six inputs x + (x₋₁ − x)⊙μ for r, w, k, v, a, g; without token shift (and so x₋₁), x itself."""
-        if previous_BTC is None:
-            return (x_BTC,) * 6
-        difference = previous_BTC - x_BTC
-        if not torch.is_grad_enabled():  # one call for all; with a gradient, six calls take less time and memory
-            return tuple(torch.addcmul(x_BTC, difference, self.shift_mix.to(x_BTC.dtype)[:, None, None]))
-        return tuple(torch.addcmul(x_BTC, difference, mix_C.to(x_BTC.dtype)) for mix_C in self.shift_mix)
+        """The inputs [B, T, C] for r, w, k, v, a, g: shifted, or without token shift (and so x₋₁) x itself."""
+        return (x_BTC,) * 6 if previous_BTC is None else self._run(shifted, x_BTC, previous_BTC, self.shift_mix)
 
     def project(self, inputs: tuple[Tensor, ...], *, is_first: bool) -> Projected:
         """What the recurrence and the gate need of the six inputs [B, T, C]. `is_first`: of the first mixer."""

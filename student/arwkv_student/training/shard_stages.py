@@ -34,6 +34,7 @@ from arwkv_student.data.shards import (
     require_same_tokenizer,
 )
 from arwkv_student.evaluation.held_out import HeldOutShards
+from arwkv_student.model.decoder_layer import ArwkvDecoderLayer
 from arwkv_student.model.loading import (
     accelerator,
     checkpoint_hash,
@@ -93,8 +94,8 @@ class ShardStages:
         """The stage's trainer, over its starting student and its shards."""
         settings, read = self.settings, partial(self._starting_student, stage, run)
         model = read_in_process_0(read) if settings.fsdp else read()
-        for mixer in (module for module in model.modules() if isinstance(module, TimeMix)):
-            mixer.fuse = settings.fuse
+        for part in (module for module in model.modules() if isinstance(module, TimeMix | ArwkvDecoderLayer)):
+            part.fuse = settings.fuse
         datasets, weights = self._open(stage, time_mix_layers(model))
         plan = plan_stage(stage, settings, datasets, weights)
         return make_trainer(model, datasets, run, plan, settings, self.base, self.held_out)
