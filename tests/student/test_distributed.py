@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from teacher_shards import make_shards
 from tiny_bases import tiny_base
-from transformers import AutoTokenizer
+from torch.distributed.checkpoint import FileSystemReader
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from arwkv_student import cli
 from arwkv_student.settings import TrainSettings
@@ -95,8 +98,11 @@ def test_two_sharded_processes_distill_as_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batches", [1, 2])
-@pytest.mark.parametrize("flags", [(), ("--fsdp",), ("--fsdp", "--fuse")], ids=["ddp", "fsdp", "fsdp-fused"])
+@pytest.mark.parametrize(
+    ("flags", "batches"),
+    [((), 1), ((), 2), (("--fsdp",), 1), (("--fsdp",), 2), (("--fsdp", "--fuse"), 1)],
+    ids=["ddp-1", "ddp-2", "fsdp-1", "fsdp-2", "fsdp-fused"],
+)
 def test_two_processes_train_as_one(
     flags: tuple[str, ...], batches: int, tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
@@ -184,3 +190,24 @@ def test_sharded_students_align_as_whole_ones(
     train(folder, tiny_teacher, tmp_path / "one", 1, *flags)
     train(folder, tiny_teacher, tmp_path / "two", 2, *flags, "--fsdp", "--packing")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["align", "distill"])
+def test_shares_of_frozen_weights_are_of_bf16(stage: str, tiny_teacher: Path, tmp_path: Path) -> None:
+    """As they are unsharded; what is saved of a student is fp32 all the same."""
+    base = shutil.copytree(tiny_teacher, tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    texts = ["one text to learn from, and more of it", "another text, which is a little longer than the first"]
+    shards, flags = tmp_path / "shards", ("--stage", stage, "--dtype", "bf16")
+    make_shards(base, texts * 4, shards, max_length=24, hidden="none")
+    train(shards, base, tmp_path / "one", 1, *flags)
+    train(shards, base, tmp_path / "two", 2, *flags, "--fsdp", stop_after=5)
+    name = "model.layers.0.mlp.up_proj.weight"
+    shares = FileSystemReader(tmp_path / "two" / stage / "checkpoint-2" / "shares").read_metadata()
+    train(shards, base, tmp_path / "two", 2, *flags, "--fsdp")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-2)
+    assert shares.state_dict_metadata[f"model.{name}"].properties.dtype == torch.bfloat16
+    student = load_file(tmp_path / "two" / "model.safetensors")
+    assert {value.dtype for value in student.values()} == {torch.float32}
+    assert torch.equal(student[name], load_file(base / "model.safetensors")[name].float())

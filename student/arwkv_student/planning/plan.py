@@ -109,7 +109,7 @@ def _stage(
     """One stage's row: fp32 weights (bf16 of frozen layers), gradients, AdamW's moments; `activations` of a token."""
     shares = settings.processes if settings.fsdp else 1
     parts = size.parameters
-    in_bf16 = 0 if settings.fsdp or settings.dtype == "fp32" else min(parts["all"] - trained, size.dense_weights)
+    in_bf16 = 0 if settings.dtype == "fp32" else min(parts["all"] - trained, size.dense_weights)
     memory = {
         "weights": (4 * parts["all"] - 2 * in_bf16) / shares,
         "gradients": 4 * trained / shares,

@@ -24,8 +24,8 @@ def shard(model: PreTrainedModel, device: torch.device) -> None:
     """Shard a model on the CPU over the processes: each layer's MLP, the rest of the layer, an embedding of its own.
 
     The last norm and the head (with an embedding that shares its weight) go with the root. No device holds more than
-    its share, one layer, and the root. Parameters are gathered in fp32: in bf16 the decay would lose precision. Raises
-    UsageError without torchrun.
+    its share, one layer, and the root. Parameters are gathered in their own types: in bf16 the decay would lose
+    precision. Raises UsageError without torchrun.
     """
     require_processes()
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))

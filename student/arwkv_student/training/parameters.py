@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from arwkv_store.errors import UsageError
@@ -38,13 +39,21 @@ def hold_frozen_in_bf16(model: PreTrainedModel) -> None:
     """Keep the layers' frozen weights of matrix products in bf16, where that rounds none of their values.
 
     Autocast would cast them to bf16 in every pass, with the same result. Weights of a base that was saved in bf16 take
-    half of the memory so.
+    half of the memory so, and half of what a sharded student gathers. Process 0 decides: the others may have no values.
     """
-    for name, module in model.named_modules():
-        if ".layers." in name and type(module) is torch.nn.Linear and not module.weight.requires_grad:
-            held = module.weight.detach().to(torch.bfloat16)
-            if torch.equal(held.float(), module.weight):
-                module.weight = torch.nn.Parameter(held, requires_grad=False)
+    frozen = {
+        name: module
+        for name, module in model.named_modules()
+        if ".layers." in name and type(module) is torch.nn.Linear and not module.weight.requires_grad
+    }
+    exact = [name for name, module in frozen.items() if not module.weight.is_meta and _is_exact(module.weight)]
+    for name in broadcast_object_list([exact])[0]:
+        held = frozen[name].weight.detach().to(torch.bfloat16)
+        frozen[name].weight = torch.nn.Parameter(held, requires_grad=False)
+
+
+def _is_exact(weight: torch.Tensor) -> bool:
+    return torch.equal(weight.to(torch.bfloat16).float(), weight)
 
 
 def parameter_groups(

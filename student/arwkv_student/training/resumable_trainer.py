@@ -113,11 +113,14 @@ class ResumableTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
             self.model.config.save_pretrained(output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        in_fp32 = isinstance(self.model, ArwkvForCausalLM) and self.model.dtype == torch.float32
         if is_sharded(self.model):
             state_dict = full_state_dict(self.model)
-        elif self.args.should_save and isinstance(self.model, ArwkvForCausalLM) and self.model.dtype == torch.float32:
+        elif self.args.should_save and in_fp32:
+            state_dict = self.model.state_dict()
+        if state_dict is not None and in_fp32:
             # All of one type: frozen weights may be held in bf16 (see `hold_frozen_in_bf16`).
-            state_dict = {name: value.float() for name, value in self.model.state_dict().items()}
+            state_dict = {name: value.float() for name, value in state_dict.items()}
         if self.args.should_save:
             super()._save(output_dir, state_dict)
 

@@ -308,7 +308,7 @@ def make_trainer(
     common = (model, ShardSamples(*datasets), run, plan, settings, bf16, held_out)
     infos = [dataset.info for dataset in datasets]
     choose_trained(model, "time-mix" if plan.name == "align" else settings.trained)
-    if bf16 and not settings.fsdp:  # FSDP2 shards a layer's parameters together, of one type
+    if bf16:
         hold_frozen_in_bf16(model)
     if plan.name == "align":
         aligner = AlignTrainer(*common)
