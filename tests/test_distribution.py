@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A wheel and a source distribution of what git tracks."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     subprocess.run(["git", "checkout-index", "--all", f"--prefix={source}/"], cwd=ROOT, check=True)
-    subprocess.run(["python", "-m", "build", "--outdir", out, source], cwd=out, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "build", "--outdir", out, source], cwd=out, check=True, capture_output=True)
     (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
     return [wheel, sdist]
 

@@ -68,7 +68,7 @@ def test_dataset_that_grows_has_as_many_parts_as_are_committed(client: TestClien
 
 def test_empty_dataset_has_empty_statistics(client: TestClient, root: Path) -> None:
     write_example_dataset(root / "fresh", parts=[])
-    eventually(lambda: client.get("/v1/datasets/fresh").status_code == 200)
+    eventually(lambda: client.get("/v1/datasets/fresh/stats").status_code == 200)
     stats = client.get("/v1/datasets/fresh/stats").json()
     assert (stats["samples"], stats["shards"], stats["parts"]) == (0, 0, 3)
 

@@ -54,16 +54,13 @@ def _lasting(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_bucket_is_indexed_shown_and_verified_like_a_folder(
-    bucket: str, root: Path, settings: Settings, open_client: Open
+    bucket: str, root: Path, settings: Settings, open_client: Open, tmp_path: Path
 ) -> None:
     for name in ("train", "heldout"):
         list(copy_dataset(str(root / name), f"{bucket}/sets/{name}"))
-    local, remote = (
-        open_client(replace(settings, roots=(place,), database=f"{settings.database}-{number}", **often))
-        for number, (place, often) in enumerate(
-            ((str(root), {}), (f"{bucket}/sets", {"store_scan_interval_s": 0.5, "sample_requests_per_day": 10**6}))
-        )
-    )
+    local = open_client(replace(settings, database=f"sqlite:///{tmp_path}/local.sqlite"))
+    often = {"store_scan_interval_s": 0.5, "sample_requests_per_day": 10**9}
+    remote = open_client(replace(settings, roots=(f"{bucket}/sets",), **often))
     for path in ("", "/train", "/train/stats", "/train/shards", "/train/samples/7", "/train/corpus"):
         here, there = (client.get(f"/v1/datasets{path}") for client in (local, remote))
         assert there.status_code == here.status_code == 200, path

@@ -171,7 +171,7 @@ def test_dataset_that_comes_while_others_are_verified_is_seen(
 ) -> None:
     monkeypatch.setattr("arwkv_api.index.scrub.BATCH_S", 0.1)  # verdicts come more often than looks at roots
     many_shards(root / "many", 400)
-    client = open_client(replace(settings, scan_interval_s=0.5, verify_mb_per_s=2.0))
+    client = open_client(replace(settings, scan_interval_s=0.5, verify_mb_per_s=0.2))
     write_example_dataset(root / "later")
     eventually(lambda: client.get("/v1/datasets/later").status_code == 200)
     assert client.get("/v1/datasets/many").json()["verified_shards"] < 400  # verification was still under way

@@ -42,9 +42,8 @@ def tune(stage: str, student: Path, data: Path, out: Path, processes: int, *flag
         if processes > 1:
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in started:
-        stderr = process.communicate()[1]
-        assert process.returncode == 0, stderr
+    ended = [(process.communicate()[1], process.returncode) for process in started]
+    assert all(code == 0 for _, code in ended), "\n".join(stderr for stderr, _ in ended)
 
 
 def losses(run: Path) -> list[float]:

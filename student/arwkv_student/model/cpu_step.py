@@ -26,8 +26,8 @@ def can_step(x_BTC: Tensor) -> bool:
         and x_BTC.device.type == "cpu"
         and x_BTC.dtype in (torch.float32, torch.bfloat16)
         and not torch.is_grad_enabled()
-        and can_compile()
         and not torch.compiler.is_compiling()  # it cannot trace numba's loop
+        and can_compile()
     )
 
 

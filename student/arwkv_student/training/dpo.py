@@ -17,10 +17,14 @@ from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from trl import DPOConfig, DPOTrainer
+from trl.trainer import dpo_trainer
 
 from arwkv_store.errors import CorruptShard, UsageError
 from arwkv_student.run.durable import put_in_place
+from arwkv_student.sharding.fsdp import is_sharded
+from arwkv_student.sharding.start import share_out
 from arwkv_student.training.tuned_trainer import TunedTrainer
 
 CONFIG = DPOConfig
@@ -102,7 +106,12 @@ class PreferenceTrainer(TunedTrainer, DPOTrainer):  # type: ignore[misc] # TRL i
 
     def __init__(self, references: ReferenceFolder, **options: Any) -> None:
         self.references = references
-        super().__init__(**options)
+        # TRL hashes every weight for a cache whose place `references` takes; with --fsdp only process 0 has weights.
+        hash_module, dpo_trainer.hash_module = dpo_trainer.hash_module, lambda _: ""
+        try:
+            super().__init__(**options)
+        finally:
+            dpo_trainer.hash_module = hash_module
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
@@ -121,11 +130,17 @@ class PreferenceTrainer(TunedTrainer, DPOTrainer):  # type: ignore[misc] # TRL i
         """The starting student's log-probabilities of all replies; every process computes its share."""
         by_length = sorted(range(len(dataset)), key=lambda row: -sum(len(dataset[row][name]) for name in COLUMNS))
         batches = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
+        if self.args.spread and not is_sharded(self.model):
+            share_out(self.model, self.args.device)  # until then, process 0 alone has weights
         model, own = self.ref_model or self.model, []
-        for rows in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
+        for first in range(0, len(batches), self.accelerator.num_processes):
+            # As many batches in each process, which together gather a sharded student's layers.
+            rows = batches[min(first + self.accelerator.process_index, len(batches) - 1)]
             batch = self._prepare_inputs(self.data_collator([dataset[row] for row in rows]))
             chosen_B, rejected_B = self.compute_ref_log_probs(model, batch)
             own += list(zip(rows, chosen_B.tolist(), rejected_B.tolist(), strict=True))
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()  # without a backward pass the root stays gathered, and the optimizer is to have shares
         chosen_N, rejected_N = torch.empty(len(dataset)), torch.empty(len(dataset))
         for row, chosen, rejected in gather_object(own):
             chosen_N[row], rejected_N[row] = chosen, rejected
