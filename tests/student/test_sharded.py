@@ -1,5 +1,8 @@
 """Spreading a student over processes never puts the whole of it on one device."""
 
+import threading
+import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from torch import nn
 from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.bases.convert import convert, student_config
 from arwkv_student.sharding import fsdp as sharded
+from arwkv_student.sharding.distributed_checkpoint import BackgroundCheckpoints
 
 
 def test_layers_go_to_the_device_one_by_one(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,3 +58,14 @@ def test_trainer_leaves_placement_to_shard(
     model = untrained_student(base, settings, 0)
     make_trainer(model, datasets, RunFolder(tmp_path), plan_stage("distill", settings, datasets), settings, base)
     assert moved == ([] if fsdp else [model])
+
+
+def test_checkpoint_is_waited_for_until_it_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A future wakes who waits for it before it calls back."""
+    monkeypatch.setattr(torch.distributed, "new_group", lambda backend: None)
+    checkpoints, saved, marks = BackgroundCheckpoints(), Future[None](), list[str]()
+    checkpoints._pending = saved
+    checkpoints.when_written(lambda: (time.sleep(0.2), marks.append("whole"))[-1])
+    threading.Timer(0.05, saved.set_result, [None]).start()
+    checkpoints.wait()
+    assert marks == ["whole"]

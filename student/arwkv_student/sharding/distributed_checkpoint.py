@@ -1,5 +1,6 @@
 """Checkpoints of sharded students by torch's DCP: every process writes its own share, while training goes on."""
 
+import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -31,6 +32,8 @@ class BackgroundCheckpoints:
         # Of its own, because training exchanges gradients meanwhile, and on CPUs, where the copies are.
         self._group = torch.distributed.new_group(backend="gloo")
         self._pending: Future[Any] | None = None
+        self._marked = threading.Event()
+        self._marked.set()  # nothing is to be marked yet
 
     def write(self, checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Copy the shares to main memory, and begin to write them; all processes must call it."""
@@ -44,16 +47,21 @@ class BackgroundCheckpoints:
         """Call `mark` once every process has written its share; at once if they have."""
 
         def written(save: Future[Any]) -> None:
-            if save.exception() is None:
-                mark()
+            try:
+                if save.exception() is None:
+                    mark()
+            finally:
+                self._marked.set()
 
         assert self._pending is not None, "a checkpoint is being written"
+        self._marked.clear()
         self._pending.add_done_callback(written)
 
     def wait(self) -> None:
-        """Until the last checkpoint is written. Raises what stopped it."""
+        """Until the last checkpoint is written and marked. Raises what stopped it."""
         if self._pending is not None:
             self._pending.result()
+            self._marked.wait()  # who waits for a result hears of it before those who are called back
             self._pending = None
 
 
