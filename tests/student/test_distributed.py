@@ -159,8 +159,10 @@ def test_shares_are_continued_by_one_process_and_by_two_again(
         for folder in (tmp_path / "whole", tmp_path / "steady" / "distill" / "checkpoint-2")
     )
     assert exported.keys() == expected.keys()
-    # AdamW moves a weight by up to its rate however small the gradient is, and rounding decides on the smallest ones.
     assert all(torch.allclose(exported[name], value, rtol=1e-3, atol=1e-4) for name, value in expected.items())
+    # AdamW moves a weight by up to its rate however small the gradient is, and rounding decides on the smallest ones.
+    far = [~torch.isclose(exported[name], value, rtol=1e-3, atol=1e-5) for name, value in expected.items()]
+    assert sum(int(one.sum()) for one in far) < sum(one.numel() for one in far) / 1000
     AutoTokenizer.from_pretrained(tmp_path / "whole")
     train_here(steady)
     train_until(replace(steady, out=out), 5)

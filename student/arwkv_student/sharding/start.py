@@ -8,7 +8,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from transformers import PreTrainedModel
 
 from arwkv_student.model.loading import empty_student
-from arwkv_student.sharding.fsdp import require_processes, shard
+from arwkv_student.sharding.fsdp import is_sharded, require_processes, shard
 
 
 def read_in_process_0(read: Callable[[], PreTrainedModel]) -> PreTrainedModel:
@@ -20,7 +20,12 @@ def read_in_process_0(read: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 
 
 def share_out(model: PreTrainedModel, device: torch.device) -> None:
-    """Shard a student from `read_in_process_0`, and hand each process its shares of the weights, one after another."""
+    """Shard a student from `read_in_process_0`, and hand each process its shares of the weights, one after another.
+
+    A student that is sharded already stays as it is.
+    """
+    if is_sharded(model):
+        return
     weights = model.state_dict() if torch.distributed.get_rank() == 0 else {}
     shard(model, device)
     model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))

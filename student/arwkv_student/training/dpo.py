@@ -17,7 +17,6 @@ from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
 
@@ -130,7 +129,7 @@ class PreferenceTrainer(TunedTrainer, DPOTrainer):  # type: ignore[misc] # TRL i
         """The starting student's log-probabilities of all replies; every process computes its share."""
         by_length = sorted(range(len(dataset)), key=lambda row: -sum(len(dataset[row][name]) for name in COLUMNS))
         batches = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
-        if self.args.spread and not is_sharded(self.model):
+        if self.args.spread:
             share_out(self.model, self.args.device)  # until then, process 0 alone has weights
         model, own = self.ref_model or self.model, []
         for first in range(0, len(batches), self.accelerator.num_processes):
@@ -139,7 +138,7 @@ class PreferenceTrainer(TunedTrainer, DPOTrainer):  # type: ignore[misc] # TRL i
             batch = self._prepare_inputs(self.data_collator([dataset[row] for row in rows]))
             chosen_B, rejected_B = self.compute_ref_log_probs(model, batch)
             own += list(zip(rows, chosen_B.tolist(), rejected_B.tolist(), strict=True))
-        if isinstance(self.model, FSDPModule):
+        if is_sharded(self.model):
             self.model.reshard()  # without a backward pass the root stays gathered, and the optimizer is to have shares
         chosen_N, rejected_N = torch.empty(len(dataset)), torch.empty(len(dataset))
         for row, chosen, rejected in gather_object(own):

@@ -22,7 +22,6 @@ from arwkv_student.run.end_of_turn import add_end_token, end_of_turn
 from arwkv_student.run.provenance import origin
 from arwkv_student.run.run_folder import RunFolder
 from arwkv_student.settings import ONLY_TUNING, TrainSettings
-from arwkv_student.sharding.fsdp import is_sharded
 from arwkv_student.sharding.start import read_in_process_0, share_out
 from arwkv_student.suppressed_rows import suppress_padding_rows
 from arwkv_student.training.lora import lora_config
@@ -167,8 +166,7 @@ def make_tuner(
         hold_frozen_in_bf16(trainer.model)
     trainer.remove_callback(PrinterCallback)
     if settings.fsdp:
-        if not is_sharded(model):
-            share_out(model, trainer.args.device)
+        share_out(model, trainer.args.device)
         trainer.is_distributed_loading_by_transformers = True
     return trainer
 
