@@ -58,12 +58,18 @@ def test_statistics_are_the_stores_own(client: TestClient, root: Path) -> None:
 def test_dataset_that_grows_has_as_many_parts_as_are_committed(client: TestClient, root: Path) -> None:
     for shards in (1, 2):
         write_tokens(root / "tokens", parts=range(shards))
-        eventually(lambda shards=shards: client.get("/v1/datasets/tokens").json().get("shards") == shards)
+        eventually(lambda shards=shards: is_ready(client, "tokens", shards))
         answer, stats = client.get("/v1/datasets/tokens").json(), client.get("/v1/datasets/tokens/stats").json()
         assert (answer["parts"], stats["parts"], stats["positions"]) == (shards, shards, 0)
         assert stats["bytes_by_column"].keys() == {"rows"}
     preview = client.get("/v1/datasets/tokens/samples/3").json()
     assert preview["tokens"][1]["alternatives"] == []
+
+
+def is_ready(client: TestClient, name: str, shards: int) -> bool:
+    """Whether the dataset is served with so many shards."""
+    dataset = client.get(f"/v1/datasets/{name}").json()
+    return (dataset.get("state"), dataset.get("shards")) == ("ready", shards)
 
 
 def test_empty_dataset_has_empty_statistics(client: TestClient, root: Path) -> None:
@@ -149,7 +155,7 @@ def test_text_with_a_nul_is_indexed_and_found(client: TestClient, root: Path) ->
 def test_folder_replaced_by_another_dataset_forgets_the_old_shards(client: TestClient, root: Path) -> None:
     shutil.rmtree(root / "heldout")
     write_example_dataset(root / "heldout", info=example_dataset_info(samples=4, top_k=3))
-    eventually(lambda: client.get("/v1/datasets/heldout").json()["shards"] == 1)
+    eventually(lambda: is_ready(client, "heldout", 1))
     assert [item["part"] for item in client.get("/v1/datasets/heldout/shards").json()["items"]] == [0]
     assert client.get("/v1/datasets/heldout/stats").json()["samples"] == 4
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from arwkv_producer.check.rescored_logits import entries, surprise
-from arwkv_producer.check.verify import verify
+from arwkv_producer.check.verify import Findings, check_sample, verify
 from arwkv_producer.config import VerifyConfig
+from arwkv_producer.teacher.teacher import find_teacher
+from arwkv_producer.teacher.transformers_engine import TransformersTeacher
 from arwkv_store import DatasetInfo, Sample, SparseLogits, create_dataset
 from arwkv_store.errors import CorruptShard, UsageError
 from arwkv_store.format.schema import CaptureInfo
@@ -45,6 +47,24 @@ def test_what_was_captured_fits(captures: Captures, tiny_teacher: Path, name: st
     largest = document["largest_differences"]
     assert largest.pop("drawn", 0.0) < 0.5, "draws are random"
     assert all(difference < (0.126 if name == "hybrid" else 0.01) for difference in largest.values())
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "moved", "refused"),
+    [("bfloat16", slice(3, 4), False), ("float32", slice(3, 4), True), ("bfloat16", slice(None), True)],
+)
+def test_coarse_arithmetic_may_move_a_few_values_but_not_all(
+    captures: Captures, tiny_teacher: Path, arithmetic: str, moved: slice, refused: bool
+) -> None:
+    """A pretrained teacher in bf16 may be several nats from itself in fp32 at some positions."""
+    base, findings = captures.open("base"), Findings()
+    sample = max((base[index] for index in range(8)), key=lambda one: len(one.tokens))
+    logits_TV, states = TransformersTeacher(find_teacher(str(tiny_teacher)), "float32").run(sample.tokens)
+    noise_TV = torch.randn(logits_TV.shape, generator=torch.Generator().manual_seed(0))
+    logits_TV = logits_TV.clone()
+    logits_TV[moved] += 0.7 * noise_TV[moved]
+    check_sample(base.info, sample, logits_TV, states, arithmetic, findings)
+    assert bool(findings.problems) == refused, findings
 
 
 def test_a_dataset_without_samples_is_not_called_verified(

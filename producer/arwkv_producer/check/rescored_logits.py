@@ -61,27 +61,27 @@ def outside_head(full_TV: Tensor, stored: Entries) -> Tensor:
     return full_TV.scatter(1, torch.where(stored.head_TN, stored.ids_TN, stored.ids_TN[:, :1]), -torch.inf)
 
 
-def differences(full_TV: Tensor, stored: Entries, least_mass: float) -> dict[str, float]:
-    """The largest difference of each stored quantity from the true log-probabilities, in nats.
+def differences(full_TV: Tensor, stored: Entries, least_mass: float) -> dict[str, Tensor]:
+    """The differences of each stored quantity from the true log-probabilities, in nats; one-dimensional each.
 
     `logprobs`: those of the head's tokens. `top k`: the head compared with the largest values, rank by rank, so that
     equal ones may be in either order. `tail_logprob`: the mass outside the head, stored as such or spread over drawn
     entries; masses that differ by less than `least_mass` count as equal. `mass`: the total mass with the tail, compared
     with one.
     """
-    found: dict[str, float] = {}
+    found: dict[str, Tensor] = {}
     head_TN, drawn_TN = stored.head_TN, stored.drawn_TN
     tail_T = torch.logaddexp(stored.tail_logprob_T, _masked(stored.logprobs_TN, drawn_TN).logsumexp(1))
     if head_TN.any():
         own_TN = full_TV.gather(1, stored.ids_TN) - stored.logprobs_TN
-        found["logprobs"] = _largest(own_TN[head_TN])
+        found["logprobs"] = own_TN[head_TN]
         width = int(head_TN.sum(1).max())
         best_TK = full_TV.topk(width).values - stored.logprobs_TN[:, :width]
-        found["top k"] = _largest(best_TK[head_TN[:, :width]])
+        found["top k"] = best_TK[head_TN[:, :width]]
         true_T = outside_head(full_TV, stored).logsumexp(1)
         differing_T = (true_T.exp() - tail_T.exp()).abs() > least_mass
-        found["tail_logprob"] = _largest((true_T - tail_T)[differing_T])
-    found["mass"] = _largest(torch.logaddexp(tail_T, _masked(stored.logprobs_TN, head_TN).logsumexp(1)))
+        found["tail_logprob"] = torch.where(differing_T, true_T - tail_T, 0.0)
+    found["mass"] = torch.logaddexp(tail_T, _masked(stored.logprobs_TN, head_TN).logsumexp(1))
     return found
 
 
@@ -110,7 +110,3 @@ def surprise(full_TV: Tensor, stored: Entries, draws: int) -> tuple[Tensor, Tens
 
 def _masked(logprobs_TN: Tensor, kept_TN: Tensor) -> Tensor:
     return logprobs_TN.masked_fill(~kept_TN, -torch.inf)
-
-
-def _largest(difference: Tensor) -> float:
-    return float(difference.abs().max()) if difference.numel() else 0.0
