@@ -9,6 +9,7 @@ import torch
 from arwkv_store.errors import UsageError
 from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.bases.convert import config_of, convert, student_config
+from arwkv_student.model.attention import attend_by_blocks
 from arwkv_student.model.loading import load_student
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.settings import TrainSettings
@@ -70,3 +71,39 @@ def test_flags_of_the_command_say_so(tiny_teacher: Path) -> None:
     assert (plain.kept_rope, plain.sliding_window) == (True, None)
     with pytest.raises(UsageError, match="--kept-window 0: give at least 1"):
         TrainSettings(kept_window=0)
+
+
+def test_attention_by_blocks_is_torchs_but_for_rounding(tiny_teacher: Path, tmp_path: Path) -> None:
+    """In bf16 on a CPU, forward and backward; in fp32 it is torch's own, and no file names it."""
+    results = []
+    for blocks in (False, True):
+        model = student(tiny_teacher, (0,))
+        if blocks:
+            attend_by_blocks(model)
+        exact = last_logits(model, TOKENS)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(TOKENS, labels=TOKENS, use_cache=False).loss
+        loss.backward()
+        gradient = model.model.layers[1].self_attn.q_proj.weight.grad
+        assert gradient is not None
+        results.append((exact, loss.detach(), gradient))
+    (exact, loss, gradient), (exact_by_blocks, loss_by_blocks, gradient_by_blocks) = results
+    assert torch.equal(exact, exact_by_blocks)
+    torch.testing.assert_close(loss_by_blocks, loss, rtol=1e-3, atol=0)
+    assert not torch.equal(loss_by_blocks, loss)
+    assert (gradient_by_blocks - gradient).norm() < 0.02 * gradient.norm()
+    model.save_pretrained(tmp_path)
+    assert "attn_implementation" not in (tmp_path / "config.json").read_text()
+    assert load_student(tmp_path).config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("kept", [{}, {"kept_window": 5}])
+def test_padding_on_the_right_changes_nothing(kept: dict[str, Any], tiny_teacher: Path) -> None:
+    model = student(tiny_teacher, (0,), **kept)
+    mask = torch.ones_like(TOKENS)
+    mask[1, 9:] = 0
+    with torch.no_grad():
+        padded = model(TOKENS, attention_mask=mask, use_cache=False).logits
+        alone = model(TOKENS[1:, :9], use_cache=False).logits
+    torch.testing.assert_close(padded[1:, :9], alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(padded[:1], model(TOKENS[:1], use_cache=False).logits, rtol=1e-4, atol=1e-4)

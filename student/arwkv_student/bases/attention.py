@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from arwkv_student.bases.checkpoint import BaseCheckpoint
 from arwkv_student.model.architectures import attention_windows
+from arwkv_student.model.attention import NAME
 
 
 class BaseAttention(nn.Module):
@@ -22,7 +23,7 @@ class BaseAttention(nn.Module):
         """`dtype`: of the projections' weights; bf16 saves half of them where autocast would round them anyway."""
         super().__init__()
         architecture, config = base.architecture, copy.deepcopy(base.family_config)
-        config._attn_implementation = "sdpa"
+        config._attn_implementation = NAME
         self.windows = attention_windows(config)
         self.rotary_emb = architecture.rotary_embedding(config)
         norm = architecture.norms.before_mixer

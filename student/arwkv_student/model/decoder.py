@@ -137,6 +137,8 @@ class ArwkvModel(ArwkvPreTrainedModel):
             mask_BT1 = attention_mask[:, -length:, None]
         if self.rotary_emb is None and self.time_mix_rotary_emb is None:
             return TimeMixContext(None, mask_BT1, cu_seqlens), None
+        if cache is None and mask_BT1 is not None and bool((mask_BT1[:, 1:] <= mask_BT1[:, :-1]).all()):
+            attention_mask = None  # what pads is to the right, where no token that counts sees it
         past = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             position_ids = positions(length, past, attention_mask, cu_seqlens, hidden_BTC.device)

@@ -34,6 +34,7 @@ from arwkv_student.data.shards import (
     require_same_tokenizer,
 )
 from arwkv_student.evaluation.held_out import HeldOutShards
+from arwkv_student.model.attention import attend_by_blocks
 from arwkv_student.model.decoder_layer import ArwkvDecoderLayer
 from arwkv_student.model.loading import (
     accelerator,
@@ -307,6 +308,7 @@ def make_trainer(
     bf16 = computes_in_bf16(settings.dtype)
     common = (model, ShardSamples(*datasets), run, plan, settings, bf16, held_out)
     infos = [dataset.info for dataset in datasets]
+    attend_by_blocks(model)
     choose_trained(model, "time-mix" if plan.name == "align" else settings.trained)
     if bf16:
         hold_frozen_in_bf16(model)

@@ -16,6 +16,7 @@ from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.file_hash import sha256_of_file
 from arwkv_student.bases.tokenizer import copy_tokenizer, open_tokenizer
 from arwkv_student.data.conversation_rows import read_rows
+from arwkv_student.model.attention import attend_by_blocks
 from arwkv_student.model.loading import checkpoint_hash, computes_in_bf16, load_any_student, model_type
 from arwkv_student.run.durable import replace_text
 from arwkv_student.run.end_of_turn import add_end_token, end_of_turn
@@ -131,6 +132,7 @@ def make_tuner(
     plan = _plan(settings, rows)
     read = partial(load_any_student, start.folder)
     model = read_in_process_0(read) if settings.fsdp else read()
+    attend_by_blocks(model)
     choose_trained(model, "all" if settings.trained == "preset" else settings.trained)
     bf16 = computes_in_bf16(settings.dtype)
     log = RunLog(run, plan, None, None)

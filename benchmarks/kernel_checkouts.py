@@ -1,0 +1,125 @@
+"""The compiled recurrence of this checkout and of another, as a training step on a CPU runs it, in turns.
+
+    git worktree add --detach OTHER COMMIT
+    OMP_NUM_THREADS=1 python benchmarks/kernel_checkouts.py --other OTHER [--lengths 1024 8192] [--rounds 9]
+
+Each checkout has a process of its own that stays: inputs of B=1, H heads of 64, fp32, forward and backward. A process
+keeps the memory of freed tensors where its checkout's `student train` does. Ratios are medians of those within a round.
+"""
+
+import contextlib
+import dataclasses
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from arwkv_kernels.precision import machine
+from arwkv_store.commands.command_line import main
+from figures import print_table, write_json
+
+HERE = Path(__file__).parent.parent
+WORKER = """
+import sys, time
+import torch
+from arwkv_kernels import wkv7
+try:
+    from arwkv_kernels.memory import keep_freed_memory
+except ImportError:
+    pass
+else:
+    keep_freed_memory()
+torch.set_num_threads(1)
+for line in sys.stdin:
+    T, H, D = map(int, line.split())
+    torch.manual_seed(0)
+    r, k, v, a = (torch.randn(1, T, H, D) for _ in range(4))
+    kk = torch.nn.functional.normalize(k, dim=-1)
+    w, rate = -0.6 * torch.sigmoid(torch.randn(1, T, H, D)), torch.sigmoid(a)
+    inputs = [x.clone().requires_grad_() for x in (r, w, k, v, -kk, kk * rate)]
+    for _ in range(3):
+        forward = time.perf_counter()
+        o, _ = wkv7(*inputs)
+        backward = time.perf_counter()
+        o.backward(o.detach())
+        end = time.perf_counter()
+        for x in inputs:
+            x.grad = None
+    print(backward - forward, end - backward, flush=True)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckoutsConfig:
+    """Time the compiled recurrence of two checkouts in turns."""
+
+    other: Path
+    """The other checkout's folder."""
+    lengths: tuple[int, ...] = (1024, 8192)
+    """Tokens of a sequence."""
+    heads: int = 4
+    """Heads of 64."""
+    rounds: int = 9
+    """Rounds in which the two take turns; three passes in each, of which the last counts."""
+    json_out: Path | None = None
+    """Write the figures to this file."""
+    json: bool = False
+    """Print the figures as one JSON document."""
+
+
+def measure(config: CheckoutsConfig) -> dict[str, Any]:
+    """One row a length and checkout, in ns per token and head."""
+    rows = []
+    with _worker(config.other.resolve()) as other, _worker(HERE) as here:
+        for length in config.lengths:
+            times: dict[str, list[tuple[float, float]]] = {"other": [], "here": []}
+            for _ in range(config.rounds):
+                for name, process in (("other", other), ("here", here)):
+                    times[name].append(_pass(process, length, config.heads))
+            for name, found in times.items():
+                pairs = zip(times["other"], found, strict=True)
+                scale = 1e9 / (length * config.heads)
+                rows.append(
+                    {
+                        "tokens": length,
+                        "checkout": name,
+                        "forward": round(scale * statistics.median(one for one, _ in found)),
+                        "backward": round(scale * statistics.median(one for _, one in found)),
+                        "together": round(scale * statistics.median(map(sum, found))),
+                        "speed-up": round(statistics.median(sum(theirs) / sum(own) for theirs, own in pairs), 2),
+                    }
+                )
+    print_table(f"compiled wkv7, H={config.heads} D=64 fp32, ns per token and head", rows)
+    results = {"machine": machine(), "rows": rows}
+    write_json(config.json_out, results)
+    return results
+
+
+@contextlib.contextmanager
+def _worker(checkout: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that times what it is asked for with the checkout's kernels."""
+    environment = {**os.environ, "PYTHONPATH": str(checkout / "kernels"), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", WORKER]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, cwd="/"
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def _pass(process: subprocess.Popen[str], length: int, heads: int) -> tuple[float, float]:
+    """Seconds of one forward and one backward pass."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{length} {heads} 64\n")
+    process.stdin.flush()
+    forward, backward = map(float, process.stdout.readline().split())
+    return forward, backward
+
+
+if __name__ == "__main__":
+    main("kernel_checkouts.py", "The compiled recurrence of two checkouts, in turns.", measure)
