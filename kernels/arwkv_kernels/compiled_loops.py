@@ -69,6 +69,7 @@ def forward_loop(head_size: int) -> Loop:
         S = numba.carray(space, (D, D))
         state = numba.carray(space, (square,))
         u = numba.carray(stack_space(D, r), (D,))
+        u_odd = numba.carray(stack_space(D, r), (D,))
         v_now = numba.carray(stack_space(D, r), (D,))
         o_now = numba.carray(stack_space(D, r), (D,))
         for pair in range(first, last):
@@ -83,12 +84,16 @@ def forward_loop(head_size: int) -> Loop:
                         checkpoints[row, h, entry] = state[entry]
                 for j in range(D):
                     u[j] = 0
+                    u_odd[j] = 0
                     o_now[j] = 0
                     v_now[j] = v[t, h, j]
                 for i in range(0, D, 2):
                     a0, a1 = a[t, h, i], a[t, h, i + 1]
                     for j in range(D):
-                        u[j] += a0 * S[i, j] + a1 * S[i + 1, j]
+                        u[j] += a0 * S[i, j]
+                        u_odd[j] += a1 * S[i + 1, j]
+                for j in range(D):
+                    u[j] += u_odd[j]
                 for i in range(0, D, 2):
                     w0, b0, k0, r0 = w[t, h, i], b[t, h, i], k[t, h, i], r[t, h, i]
                     w1, b1, k1, r1 = w[t, h, i + 1], b[t, h, i + 1], k[t, h, i + 1], r[t, h, i + 1]
@@ -169,6 +174,7 @@ def backward_loop(head_size: int) -> Loop:
         d_state = numba.carray(space, (square,))
         us = numba.carray(stack_space(replayed, r), (STEPS_PER_CHECKPOINT, D))
         u = numba.carray(stack_space(D, r), (D,))
+        u_odd = numba.carray(stack_space(D, r), (D,))
         du = numba.carray(stack_space(D, r), (D,))
         v_now = numba.carray(stack_space(D, r), (D,))
         dv_now = numba.carray(stack_space(D, r), (D,))
@@ -187,13 +193,16 @@ def backward_loop(head_size: int) -> Loop:
                     t = start + step
                     for j in range(D):
                         u[j] = 0
+                        u_odd[j] = 0
                         v_now[j] = v[t, h, j]
                         do_now[j] = d_o[t, h, j]
                     for i in range(0, D, 2):
                         a0, a1 = a[t, h, i], a[t, h, i + 1]
                         for j in range(D):
-                            u[j] += a0 * history[step, i, j] + a1 * history[step, i + 1, j]
+                            u[j] += a0 * history[step, i, j]
+                            u_odd[j] += a1 * history[step, i + 1, j]
                     for j in range(D):
+                        u[j] += u_odd[j]
                         us[step, j] = u[j]
                     for i in range(0, D, 2):
                         w0, b0, k0, dr0 = w[t, h, i], b[t, h, i], k[t, h, i], zero
