@@ -5,7 +5,8 @@ Example: python benchmarks/tokenise.py --tokens 20000000 100000000
 Documents are made of lines of the Python standard library's sources, about 2,000 characters each. Without --teacher
 a byte-level BPE of 32,768 tokens is trained on them. Speed is tokens over the processor time of all processes, so that
 other work on the machine changes it less, also without the processor time of a second start, which finds all done.
-Memory is the largest sum of the processes' shares (PSS).
+Memory is the largest sum of the processes' shares (PSS). Ranks then read the dataset as `producer generate` does, all
+at once, each parts of its own: what they read, what of it came from the disk, and their memory without the imports.
 """
 
 import argparse
@@ -28,6 +29,23 @@ DOCUMENT_CHARACTERS = 2000
 CHARACTERS_PER_TOKEN = 3.4
 """Of this text, about."""
 LOOK_EVERY_S = 0.25
+RANKS, PARTS_OF_A_RANK = 8, 2
+RANK = """
+import json, os, sys
+from arwkv_producer.tokens.stored import stored_corpus
+def said(file, name):
+    return next(int(line.split()[1]) for line in open(f"/proc/self/{file}") if line.startswith(name + ":"))
+memory, read, disk = said("status", "VmRSS"), said("io", "rchar"), said("io", "read_bytes")
+data, rank, ranks, parts = sys.argv[1], *map(int, sys.argv[2:])
+corpus = stored_corpus([data])
+rows = corpus.dataset.shard_rows
+tokens = 0
+for part in list(range(rank, len(rows), ranks))[:parts]:
+    first = sum(rows[:part])
+    tokens += sum(len(corpus[sample].tokens) for sample in range(first, first + rows[part]))
+found = {"tokens": tokens, "read": said("io", "rchar") - read, "from disk": said("io", "read_bytes") - disk}
+print(json.dumps(found | {"memory": 1024 * (said("status", "VmHWM") - memory)}))
+"""
 
 
 def lines_of_sources() -> list[str]:
@@ -104,6 +122,16 @@ def share_bytes(process: int) -> int:
     return int(rollup.split("Pss:")[1].split()[0]) * 1024 if "Pss:" in rollup else 0
 
 
+def read_by_ranks(out: Path) -> dict[str, int]:
+    """Sums over all ranks, which run at once; the largest memory."""
+    words = [sys.executable, "-c", RANK, str(out)]
+    rank_words = [[*words, str(rank), str(RANKS), str(PARTS_OF_A_RANK)] for rank in range(RANKS)]
+    ranks = [subprocess.Popen(rank, stdout=subprocess.PIPE, text=True) for rank in rank_words]
+    found = [json.loads(rank.communicate()[0]) for rank in ranks]
+    sums = {name: sum(one[name] for one in found) for name in ("tokens", "read", "from disk")}
+    return sums | {"memory": max(one["memory"] for one in found)}
+
+
 def library_speed(teacher: Path, corpus: Path) -> float:
     """Tokens per second of processor time of `tokenizers` alone, on the corpus's beginning."""
     from tokenizers import Tokenizer
@@ -127,6 +155,7 @@ def row(folder: Path, teacher: Path, lines: list[str], tokens: int, workers: int
     first, again = measured(command), measured(command)
     assert again["shards"] == 0
     print(json.dumps({"first": first, "again": again}), file=sys.stderr)
+    ranks = read_by_ranks(out)
     stored = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     journal = (out / "tokenise.sqlite").stat().st_size
     return {
@@ -141,6 +170,9 @@ def row(folder: Path, teacher: Path, lines: list[str], tokens: int, workers: int
         "stored bytes/token": stored / first["tokens"],
         "of them the journal's": journal / first["tokens"],
         "second start": f"{again['wall_s']:.1f} s ({again['processor_s']:.1f} s of processor time)",
+        f"{RANKS} ranks read": f"{ranks['read'] / 2**20:,.0f} MiB, {ranks['tokens']:,} tokens",
+        "of it from the disk": f"{ranks['from disk'] / 2**20:,.0f} MiB",
+        "memory of a rank": f"{ranks['memory'] / 2**20:,.0f} MiB",
     }
 
 
