@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from arwkv_kernels import linear_sparse_kl, wkv7, wkv7_step
+from arwkv_kernels.blocked_attention import blocked_attention
 from figures import Rows, print_table, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -218,6 +220,45 @@ def naive_sparse_kl(hidden: Tensor, weight: Tensor, ids: Tensor, logprobs: Tenso
     return kl.mean()
 
 
+def attention() -> Rows:
+    """Attention of layers that keep it, in bf16: torch's, the whole matrix of scores, and by blocks of queries."""
+    rows = []
+    for B, H, K, T, D in ((32, 6, 2, 128, 32), (2, 9, 3, 256, 64), (4, 8, 2, 512, 64), (1, 14, 2, 2048, 64)):
+        generator = torch.Generator().manual_seed(0)
+        drawn = [torch.randn(B, T, heads, D, generator=generator) for heads in (H, K, K)]
+        inputs = [x.transpose(1, 2).bfloat16().requires_grad_() for x in drawn]
+        upper = torch.randn(B, T, H * D, generator=generator).bfloat16()
+
+        def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+        def eager(q: Tensor, k: Tensor, v: Tensor, G: int = H // K) -> Tensor:
+            scores = q @ k.repeat_interleave(G, 1).mT * q.shape[-1] ** -0.5
+            later = torch.full(scores.shape[-2:], -torch.inf, dtype=scores.dtype).triu_(1)
+            p = (scores + later).softmax(-1, dtype=torch.float32).to(q.dtype)
+            return p @ v.repeat_interleave(G, 1)
+
+        def blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return blocked_attention(q, k, v, q.shape[-1] ** -0.5)
+
+        def trained(attend: Callable[..., Tensor], inputs: list[Tensor] = inputs, upper: Tensor = upper) -> None:
+            torch.autograd.grad(attend(*inputs).transpose(1, 2).reshape(upper.shape), inputs, upper)
+
+        ways = {"torch's": fused, "all scores at once": eager, "by blocks": blocks}
+        forward = race({name: partial(way, *inputs) for name, way in ways.items()})
+        both = race({name: partial(trained, way) for name, way in ways.items()})
+        for name in forward:
+            rows.append(
+                {
+                    "attention": f"{name}, B={B} T={T}, {H} and {K} heads of {D}",
+                    "forward, ms": 1e3 * statistics.median(forward[name]),
+                    "forward + backward, ms": 1e3 * statistics.median(both[name]),
+                    "speed-up": ratio(both["torch's"], both[name]),
+                }
+            )
+    return rows
+
+
 def sparse_kl() -> Rows:
     tokens, vocabulary, width = 1024, 32_000, 256
     ids, logprobs, counts, tail = teacher_of(tokens, vocabulary, 64)
@@ -285,6 +326,7 @@ CPU_TABLES: dict[str, Callable[[], Rows]] = {
     "wkv7_step of some of 64 states, D=64": step_in_place,
     "time mixer, B=4 T=512 C=512, bf16, forward + backward": element_wise,
     "time mixer, C=256, rows of 257 to 512 tokens": changing_lengths,
+    "attention, bf16": attention,
     "linear_sparse_kl, T=1024 V=32,000 C=256 k=64, forward + backward": sparse_kl,
 }
 
