@@ -40,8 +40,6 @@ class RecallConfig:
     """Layers that keep attention, where any do."""
     preset: Literal["arwkv", "rad-rwkv7"] = "rad-rwkv7"
     """The kind of time mixer."""
-    init: Literal["preset", "calibrated"] = "calibrated"
-    """Where the time mixers start."""
     context: int = 256
     """Tokens of a sample."""
     lengths: tuple[int, ...] = (256, 1024)
@@ -108,17 +106,22 @@ def make_shards(config: RecallConfig) -> None:
 
 
 def _arm(config: RecallConfig, arm: str) -> list[dict[str, Any]]:
-    run = config.out / f"{arm}-{config.init}".replace(" ", "-")
+    run = config.out / arm.replace(" ", "-")
     shards = config.out / "shards"
+    common = [
+        "--base", str(config.base), "--shards", str(shards / "text"), "--shards", str(shards / "facts"),
+        "--shard-weights", str(1 - config.facts_share), str(config.facts_share), "--batch-size", "2", "--workers", "0",
+    ]  # fmt: skip
+    aligned = run.with_name(f"{run.name}-aligned")
+    command(
+        "student", "train", "--stage", "align", *common, "--preset", config.preset, *_layers(config, arm),
+        "--init", "calibrated", "--calibration-tokens", "10000",
+        "--align-tokens", str(config.align_tokens), "--align-lr", "2e-3", "--out", str(aligned),
+    )  # fmt: skip
     done = command(
-        "student", "train", "--base", str(config.base), "--preset", config.preset, "--stage", "auto",
-        "--shards", str(shards / "text"), "--shards", str(shards / "facts"),
-        "--shard-weights", str(1 - config.facts_share), str(config.facts_share),
-        "--init", config.init, *(["--calibration-tokens", "10000"] if config.init == "calibrated" else []),
-        "--batch-size", "2", "--workers", "0",
-        "--align-tokens", str(config.align_tokens), "--distill-tokens", str(config.distill_tokens),
-        "--align-lr", "2e-3", "--distill-lr", "4e-4", "--rest-lr", "4e-5",
-        "--eval-shards", str(shards / "heldout"), "--out", str(run), *_layers(config, arm),
+        "student", "train", "--stage", "distill", *common, "--start-from", str(aligned),
+        "--distill-tokens", str(config.distill_tokens), "--distill-lr", "4e-4", "--rest-lr", "4e-5",
+        "--eval-shards", str(shards / "heldout"), "--out", str(run),
     )  # fmt: skip
     kl = done["stages"]["distill"]["eval"]["kl"]
     rows = [{"kept": arm, "stage": f"distill, KL {kl:.3f}", **_recall(config, run)}]

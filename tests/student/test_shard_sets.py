@@ -165,6 +165,9 @@ def test_sets_that_do_not_go_together_are_refused(
         train(replace(asked(both, tiny_teacher, tmp_path / "run"), shard_weights=(1.0,)))
     with pytest.raises(UsageError, match="stage align reads nothing from it"):
         train(replace(asked(both, tiny_teacher, tmp_path / "run"), stage="align"))
+    logits = asked((wide_shards["logits"],), tiny_teacher, tmp_path / "run")
+    with pytest.raises(UsageError, match=r"--align-tokens 100: --stage auto runs .* not align; run --stage align"):
+        train(replace(logits, stage="auto", align_tokens=100))
     assert not (tmp_path / "run").exists()
 
 

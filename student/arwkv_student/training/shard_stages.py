@@ -221,6 +221,13 @@ def _names(
                 "leave it out"
             )
     stages = possible if settings.stage == "auto" else [str(settings.stage)]
+    for stage in ("align", "distill") if settings.stage == "auto" else ():
+        tokens = getattr(settings, f"{stage}_tokens")
+        if tokens is not None and stage not in stages:
+            raise UsageError(
+                f"--{stage}-tokens {tokens}: --stage auto runs what the shards are made for, which is not {stage}; run "
+                f"--stage {stage} by itself, or leave it out"
+            )
     read = stages if settings.init == "preset" or "align" in stages else ["align", *stages]
     used: set[str] = set()
     for stage in read or ["distill"]:
