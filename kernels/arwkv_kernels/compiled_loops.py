@@ -1,9 +1,9 @@
 """The recurrence and its gradient as loops that numba compiles; one call handles a range of (sequence, head) pairs.
 
 A state row i (a key) is contiguous over the values j, so every inner loop is a vector operation; two rows are processed
-at a time to halve the traffic of the sums over i. Forward keeps the state before every 16th token; backward recomputes
-16 tokens from it, then processes them in reverse with dS, the gradient of the state after the token (S before it, u =
-Sᵀ a):
+at a time to halve the traffic of the sums over i, and Sᵀ a is summed in two chains, which wait less for one another.
+Forward keeps the state before every 16th token; backward recomputes 16 tokens from it, then processes them in reverse
+with dS, the gradient of the state after the token (S before it, u = Sᵀ a):
 
     dS += r doᵀ;  dr = S_after do;  dk = dS v;  dv = dSᵀ k;  db = dS u;  dw = exp w ⊙ rowsum(dS ⊙ S);  du = dSᵀ b
     da = S du;    dS = diag(exp w) dS + a duᵀ

@@ -34,8 +34,9 @@ def attend(
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q_BHTD.dtype
     on_cpu_in_bf16 = q_BHTD.device.type == "cpu" and dtype == torch.bfloat16
-    is_causal = attention_mask is None and q_BHTD.shape[2] == k_BKSD.shape[2] and getattr(module, "is_causal", True)
-    if not (on_cpu_in_bf16 and is_causal and dropout == 0.0):
+    is_causal = further.get("is_causal", getattr(module, "is_causal", True)) is not False
+    sees_all_before = attention_mask is None and is_causal and q_BHTD.shape[2] == k_BKSD.shape[2]
+    if not (on_cpu_in_bf16 and sees_all_before and dropout == 0.0):
         return sdpa_attention_forward(  # type: ignore[no-any-return] # transformers is untyped
             module, q_BHTD, k_BKSD, v_BKSD, attention_mask, dropout=dropout, scaling=scaling, **further
         )
