@@ -63,6 +63,17 @@ def short_corpus(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
+def size_at_96(tiny_teacher: Path, tiny_corpus: Path) -> tuple[int, int]:
+    """Tokens of the corpus, and its samples of at most 96 of them; another Python has another standard library."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
+    documents = [json.loads(line)["text"] for line in tiny_corpus.read_text().splitlines()]
+    lengths = [len(ids) for ids in tokenizer(documents)["input_ids"]]
+    return sum(lengths), sum(-(-length // 96) for length in lengths)
+
+
+@pytest.fixture(scope="session")
 def family_teachers(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Teachers of other families, by model type."""
     folder = tmp_path_factory.mktemp("family-teachers")

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from arwkv_store.errors import UsageError
+from arwkv_student.bases.attention_function import attend_by_blocks
 from arwkv_student.bases.checkpoint import open_base
 from arwkv_student.bases.convert import config_of, convert, student_config
-from arwkv_student.model.attention import attend_by_blocks
 from arwkv_student.model.loading import load_student
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.settings import TrainSettings

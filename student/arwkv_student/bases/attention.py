@@ -11,9 +11,9 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from arwkv_student.bases.attention_function import NAME
 from arwkv_student.bases.checkpoint import BaseCheckpoint
 from arwkv_student.model.architectures import attention_windows
-from arwkv_student.model.attention import NAME
 
 
 class BaseAttention(nn.Module):

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from arwkv_store import Dataset
 from arwkv_store.errors import UsageError
 from arwkv_student.bases.attention import BaseAttention
+from arwkv_student.bases.attention_function import attend_by_blocks
 from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
 from arwkv_student.bases.convert import config_of, untrained_student
 from arwkv_student.bases.layers import chosen_layers
@@ -34,7 +35,6 @@ from arwkv_student.data.shards import (
     require_same_tokenizer,
 )
 from arwkv_student.evaluation.held_out import HeldOutShards
-from arwkv_student.model.attention import attend_by_blocks
 from arwkv_student.model.decoder_layer import ArwkvDecoderLayer
 from arwkv_student.model.loading import (
     accelerator,

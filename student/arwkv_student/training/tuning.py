@@ -14,9 +14,9 @@ from transformers import PrinterCallback
 
 from arwkv_store.errors import NotFound, UsageError
 from arwkv_store.format.file_hash import sha256_of_file
+from arwkv_student.bases.attention_function import attend_by_blocks
 from arwkv_student.bases.tokenizer import copy_tokenizer, open_tokenizer
 from arwkv_student.data.conversation_rows import read_rows
-from arwkv_student.model.attention import attend_by_blocks
 from arwkv_student.model.loading import checkpoint_hash, computes_in_bf16, load_any_student, model_type
 from arwkv_student.run.durable import replace_text
 from arwkv_student.run.end_of_turn import add_end_token, end_of_turn
