@@ -75,12 +75,8 @@ def test_gradients_end_where_the_state_is_passed_on(tiny_teacher: Path, batch: d
     assert not any(state.requires_grad for state in passed)
 
 
-def metrics(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
 def losses(out: Path) -> list[float]:
-    return [line["loss"] for line in metrics(out)]
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_run_in_segments_trains_and_begins_with_the_same_loss(
@@ -89,7 +85,7 @@ def test_run_in_segments_trains_and_begins_with_the_same_loss(
     def run(name: str, **more: Any) -> Path:
         train(
             TrainSettings(
-                shards=(str(tiny_shards),), base=str(tiny_teacher), out=tmp_path / name, stage="distill", steps=3,
+                shards=(str(tiny_shards),), base=str(tiny_teacher), out=tmp_path / name, stage="distill", steps=6,
                 head_dim=16, batch_size=6, dtype="fp32", workers=0, log_every=1, distill_lr=3e-3, **more,
             )
         )  # fmt: skip
@@ -98,7 +94,7 @@ def test_run_in_segments_trains_and_begins_with_the_same_loss(
     whole, one, several = run("whole"), run("one", segment=64), run("several", segment=13)
     assert losses(one) == pytest.approx(losses(whole), rel=1e-4)
     assert losses(several)[0] == pytest.approx(losses(whole)[0], rel=1e-5)
-    assert all(line["grad_norm"] > 0 for line in metrics(several))
+    assert losses(several)[-1] < losses(several)[0]
     assert losses(several)[-1] != pytest.approx(losses(whole)[-1], rel=1e-6)
 
 

@@ -22,7 +22,7 @@ from arwkv_student.training.pipeline import train
 from student_faults import swap_two_tokens, train_until
 
 TOKENS = torch.arange(40).view(2, 20) * 7 % 500
-STEPS = 6
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def finished(tiny_shards: Path, small: Path, tmp_path_factory: pytest.TempPathFa
 
 def test_distill_alone_runs_and_leaves_an_ordinary_checkpoint(finished: Path, small: Path) -> None:
     assert len(losses(finished)) == STEPS
-    assert losses(finished)[-1] < 0.95 * losses(finished)[0]
+    assert losses(finished)[-1] < 0.9 * losses(finished)[0]
     assert not (finished / "align").exists()
     config = json.loads((finished / "config.json").read_text())
     before = json.loads((small / "config.json").read_text())
