@@ -97,8 +97,7 @@ def make_shards(config: RecallConfig) -> None:
         "chat": list(within(CHAT_TOKENS, shuffled(list(conversations(corpus.train))), tokenizer)),
     }
     for name, documents in texts.items():
-        if not (config.out / f"{name}.jsonl").exists():
-            write_jsonl(config.out / f"{name}.jsonl", documents)
+        write_jsonl(config.out / f"{name}.jsonl", documents)
         if name != "chat":
             words = ["--data", str(config.out / f"{name}.jsonl"), "--out", str(config.out / "shards" / name)]
             length = ["--top-k", "64", "--max-length", str(config.context)]

@@ -31,7 +31,7 @@ CHARACTERS_PER_TOKEN = 3.4
 LOOK_EVERY_S = 0.25
 RANKS, PARTS_OF_A_RANK = 8, 2
 RANK = """
-import json, os, sys
+import json, sys
 from arwkv_producer.tokens.stored import stored_corpus
 def said(file, name):
     return next(int(line.split()[1]) for line in open(f"/proc/self/{file}") if line.startswith(name + ":"))
@@ -124,9 +124,10 @@ def share_bytes(process: int) -> int:
 
 def read_by_ranks(out: Path) -> dict[str, int]:
     """Sums over all ranks, which run at once; the largest memory."""
-    words = [sys.executable, "-c", RANK, str(out)]
-    rank_words = [[*words, str(rank), str(RANKS), str(PARTS_OF_A_RANK)] for rank in range(RANKS)]
-    ranks = [subprocess.Popen(rank, stdout=subprocess.PIPE, text=True) for rank in rank_words]
+    words, how_many = [sys.executable, "-c", RANK, str(out)], [str(RANKS), str(PARTS_OF_A_RANK)]
+    ranks = [
+        subprocess.Popen([*words, str(rank), *how_many], stdout=subprocess.PIPE, text=True) for rank in range(RANKS)
+    ]
     found = [json.loads(rank.communicate()[0]) for rank in ranks]
     sums = {name: sum(one[name] for one in found) for name in ("tokens", "read", "from disk")}
     return sums | {"memory": max(one["memory"] for one in found)}
