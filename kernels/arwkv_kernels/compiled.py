@@ -21,10 +21,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from arwkv_kernels.arguments import WkvInputs, wants_gradient
-from arwkv_kernels.compiled_loops import ROWS_AT_ONCE, STEPS_PER_CHECKPOINT, backward_loop, forward_loop, step_loop
+from arwkv_kernels.compiled_loops import CHUNK, ROWS_AT_ONCE, backward_loop, forward_loop, step_loop
 
 # More parts than threads, so that sequences of different lengths are distributed evenly.
 PARTS_PER_THREAD = 4
+
+# Below it the backward pass keeps one state per token, because the gradient of such decays would lose precision.
+LOWEST_LOG_DECAY_OF_CHUNKS = -2.0
 
 # With fewer state entries, a step ends before another thread has started.
 ENTRIES_PER_THREAD = 1 << 18
@@ -33,16 +36,18 @@ __all__ = ["ROWS_AT_ONCE", "wkv7_compiled", "wkv7_step_compiled", "wkv7_step_com
 
 
 def wkv7_compiled(
-    inputs: WkvInputs, state_NHKV: Tensor, offsets: list[int] | None, scale: float
+    inputs: WkvInputs, state_NHKV: Tensor, offsets: list[int] | None, scale: float, lowest_w: float
 ) -> tuple[Tensor, Tensor]:
     """Inputs [B, T, H, D] of any float dtype, state fp32 or fp64; correct for every log decay.
 
-    D must be a multiple of ROWS_AT_ONCE. Returns (o in the state's dtype, final state).
+    `lowest_w`: the lowest of them. D must be a multiple of ROWS_AT_ONCE. Returns (o in the state's dtype, final state).
     """
     batch, length = inputs.r.shape[:2]
     bounds = [n * length for n in range(batch + 1)] if offsets is None else offsets
-    keep = wants_gradient(*inputs, state_NHKV)
-    o, final = _Compiled.apply(*inputs, state_NHKV, bounds, scale, keep)  # type: ignore[no-untyped-call]  # torch
+    chunk = 0
+    if wants_gradient(*inputs, state_NHKV):
+        chunk = CHUNK if lowest_w >= LOWEST_LOG_DECAY_OF_CHUNKS else 1
+    o, final = _Compiled.apply(*inputs, state_NHKV, bounds, scale, chunk)  # type: ignore[no-untyped-call]  # torch
     return o, final
 
 
@@ -55,8 +60,8 @@ def wkv7_step_compiled(inputs: WkvInputs, state_BHKV: Tensor, scale: float) -> t
     raised = WkvInputs(*(x.detach().to(state_BHKV.dtype) for x in inputs))
     raised = raised._replace(w=raised.w.exp(), r=raised.r if scale == 1.0 else raised.r * scale)
     o, final = (torch.empty(x.shape, dtype=x.dtype) for x in (raised.v, state_BHKV))
-    none = _states(final[:0])
-    arrays = [*map(_array, raised), _states(state_BHKV), _states(final), o.numpy(), none, False, *_single_tokens(batch)]
+    kept = (_states(final[:0]), _array(o[:0]), 0)
+    arrays = [*map(_array, raised), _states(state_BHKV), _states(final), o.numpy(), *kept, *_single_tokens(batch)]
     loop = forward_loop(size)
     step_pairs(lambda first, last: loop(*arrays, first, last), batch * heads, size)
     return o, final
@@ -107,52 +112,55 @@ class _Layout(NamedTuple):
     checkpoints: int
 
     @classmethod
-    def of(cls, offsets: list[int]) -> _Layout:
-        counts = [-(-(stop - start) // STEPS_PER_CHECKPOINT) for start, stop in pairwise(offsets)]
+    def of(cls, offsets: list[int], chunk: int) -> _Layout:
+        counts = [-(-(stop - start) // chunk) if chunk else 0 for start, stop in pairwise(offsets)]
         first = np.cumsum([0, *counts], dtype=np.int64)
         return cls(np.array(offsets, dtype=np.int64), first[:-1], int(first[-1]))
 
 
 class _Compiled(torch.autograd.Function):
     @staticmethod
-    # Any: autograd's context has no public type; arguments: the six inputs, state, offsets, scale, whether to keep.
+    # Any: autograd's context has no public type; arguments: the six inputs, state, offsets, scale, tokens of a chunk (0
+    # where no backward pass follows).
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        inputs, state, offsets, scale, keep = WkvInputs(*arguments[:6]), *arguments[6:]
-        layout = _Layout.of(offsets)
+        inputs, state, offsets, scale, chunk = WkvInputs(*arguments[:6]), *arguments[6:]
+        layout = _Layout.of(offsets, chunk)
         heads, size = inputs.r.shape[2:]
         o = torch.empty(inputs.r.shape, dtype=state.dtype)
         final = torch.empty_like(state, memory_format=torch.contiguous_format)
-        checkpoints = torch.empty(layout.checkpoints if keep else 0, heads, size, size, dtype=state.dtype)
-        tokens = _tokens(inputs, state.dtype, scale)
-        arrays = [*tokens, _states(state), _states(final), _array(o, tokens=True), _states(checkpoints)]
+        checkpoints = torch.empty(layout.checkpoints, heads, size, size, dtype=state.dtype)
+        us = torch.empty_like(o if chunk else o[:0])
+        tokens, kept = _tokens(inputs, state.dtype, scale), (_states(checkpoints), _array(us, tokens=True))
+        arrays = [*tokens, _states(state), _states(final), _array(o, tokens=True), *kept]
         loop = forward_loop(size)
         _spread(
-            lambda first, last: loop(*arrays, keep, layout.offsets, layout.first_checkpoint, first, last),
+            lambda first, last: loop(*arrays, chunk, layout.offsets, layout.first_checkpoint, first, last),
             pairs=state.shape[0] * heads,
         )
-        if keep:
-            ctx.save_for_backward(*inputs, checkpoints)
-            ctx.layout, ctx.scale = layout, scale
+        if chunk:
+            ctx.save_for_backward(*inputs, us, checkpoints)
+            ctx.layout, ctx.scale, ctx.chunk = layout, scale, chunk
         return o, final
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_o: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
-        *saved, checkpoints = ctx.saved_tensors
+        *saved, us, checkpoints = ctx.saved_tensors
         inputs = WkvInputs(*saved)
         heads, size = inputs.r.shape[2:]
         dtype = checkpoints.dtype
         gradients = WkvInputs(*(torch.empty(x.shape, dtype=dtype) for x in inputs))
         d_initial = torch.empty(d_final.shape, dtype=dtype)
-        arrays = [*_tokens(inputs, dtype, ctx.scale), _array(d_o, tokens=True), _states(d_final), _states(checkpoints)]
+        tokens = (*_tokens(inputs, dtype, ctx.scale), _array(us, tokens=True), _array(d_o, tokens=True))
+        arrays = [*tokens, _states(d_final), _states(checkpoints)]
         results = [*(_array(x, tokens=True) for x in gradients), _states(d_initial)]
         loop = backward_loop(size)
-
-        def run(first: int, last: int) -> None:
-            history = np.empty((STEPS_PER_CHECKPOINT + 1, size, size), dtype=arrays[0].dtype)
-            loop(*arrays, history, *results, ctx.layout.offsets, ctx.layout.first_checkpoint, first, last)
-
-        _spread(run, pairs=d_final.shape[0] * heads)
+        _spread(
+            lambda first, last: loop(
+                *arrays, *results, ctx.chunk, ctx.layout.offsets, ctx.layout.first_checkpoint, first, last
+            ),
+            pairs=d_final.shape[0] * heads,
+        )
         if ctx.scale != 1.0:
             gradients.r.mul_(ctx.scale)
         return *(g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)), d_initial, None, None, None

@@ -79,7 +79,7 @@ def _run(
     if backend == "cpu":
         from arwkv_kernels.compiled import wkv7_compiled
 
-        return wkv7_compiled(inputs, state, offsets, scale)
+        return wkv7_compiled(inputs, state, offsets, scale, lowest_w)
     return wkv7_chunked(WkvInputs(*(x.to(state.dtype) for x in inputs)), state, offsets, scale, lowest_w)
 
 
