@@ -62,6 +62,7 @@ def test_try_measures_the_hybrid_that_keeps_the_layer(tries: KeptLayers, tiny_te
     built = hybrid_kl(tries.model, tiny_teacher, tiny_shards, [0], len(tries.lengths))
     assert tries.kl({1}) == pytest.approx(built, abs=1e-4)
     assert tries.kl_with_each([0]).keys() == {1}
+    assert tries.kl_without_each()[0] == pytest.approx(built, abs=1e-4)
 
 
 def test_student_whose_layers_all_attend_is_its_teacher(tries: KeptLayers) -> None:
@@ -70,7 +71,7 @@ def test_student_whose_layers_all_attend_is_its_teacher(tries: KeptLayers) -> No
     assert tries.tokens_read == 2 * sum(tries.lengths)
 
 
-@pytest.mark.parametrize("score", ["error", "kl", "greedy"])
+@pytest.mark.parametrize("score", ["error", "kl", "greedy", "removal"])
 def test_file_says_what_was_chosen_and_what_it_cost(
     score: Any, tiny_teacher: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:
@@ -78,7 +79,10 @@ def test_file_says_what_was_chosen_and_what_it_cost(
     assert json.loads((tmp_path / "layers.json").read_text()) == json.loads(json.dumps(found))
     assert sorted(found["layers"] + found["kept"]) == [0, 1]
     assert set(found["kl"]) == {"none", "evenly_spaced", "kept"}
-    scores = found["relative_errors"] if score == "error" else {k: -v for k, v in found["kl_with_layer"].items()}
+    if score in ("kl", "greedy"):
+        scores = {layer: -kl for layer, kl in found["kl_with_layer"].items()}
+    else:
+        scores = found["relative_errors" if score == "error" else "kl_without_layer"]
     assert found["kept"] == [max(scores, key=scores.__getitem__)]
     assert found["tokens"]["fit"] >= 300
     assert found["tokens"]["comparisons"] >= 200 * (3 if score == "error" else 5)

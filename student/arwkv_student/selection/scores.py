@@ -59,6 +59,11 @@ class KeptLayers:
         layers = self.model.config.time_mix_layers if among is None else among
         return {layer: self.kl({*kept, layer}) for layer in layers if layer not in kept}
 
+    def kl_without_each(self) -> dict[int, float]:
+        """By the layer that mixes time while all others attend."""
+        layers = self.model.config.time_mix_layers
+        return {layer: self.kl({*layers} - {layer}) for layer in layers}
+
 
 @contextlib.contextmanager
 def attending(model: ArwkvForCausalLM, attention: BaseAttention, kept: Collection[int]) -> Iterator[None]:

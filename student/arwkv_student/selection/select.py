@@ -37,8 +37,8 @@ def select(settings: SelectSettings) -> dict[str, Any]:
 
     `layers` mix time, `kept` attend. `relative_errors`: what the fit leaves of each layer's attention. `kl`: of the
     fitted student with no layer kept, evenly spaced ones, and the chosen ones; `kl_with_layer`: of the score's last
-    round, by the layer that was tried. Both are empty for shards without logits. `tokens`: how many the fit and the
-    comparisons read.
+    round, by the layer that was tried (score `removal`: `kl_without_layer`). They are empty for shards without logits.
+    `tokens`: how many the fit and the comparisons read.
     """
     base = open_base(settings.base)
     depth: int = base.family_config.num_hidden_layers
@@ -68,7 +68,7 @@ def select(settings: SelectSettings) -> dict[str, Any]:
         "score": settings.score,
         "relative_errors": {layer: round(error, 4) for layer, error in fit.relative_errors.items()},
         "kl": kl,
-        "kl_with_layer": by_layer,
+        "kl_without_layer" if settings.score == "removal" else "kl_with_layer": by_layer,
         "tokens": {"fit": fit.tokens, "comparisons": compared},
     }
     settings.out.parent.mkdir(parents=True, exist_ok=True)
@@ -112,16 +112,20 @@ def _fitted(settings: SelectSettings, base: BaseCheckpoint) -> tuple[ArwkvForCau
         return model, attention, calibrate(model, base, batches, recomputed)
 
 
-def _worst(errors: dict[int, float], keep: int) -> list[int]:
-    """The layers that the fit leaves farthest from their attention."""
-    return sorted(errors, key=errors.__getitem__, reverse=True)[:keep]
+def _worst(by_layer: dict[int, float], keep: int) -> list[int]:
+    """The layers with the largest errors, of the fit or of the student without their attention."""
+    return sorted(by_layer, key=by_layer.__getitem__, reverse=True)[:keep]
 
 
 def _closest(tries: KeptLayers, settings: SelectSettings) -> tuple[list[int], dict[int, float]]:
     """The layers whose attention brings the student closest to its teacher, and the KL by layer of the last round.
 
-    Rounds after the first try only the layers that were best in it, twice as many as are kept.
+    Or those that it misses most. Rounds after the first try only the layers that were best in it, twice as many as are
+    kept.
     """
+    if settings.score == "removal":
+        by_layer = tries.kl_without_each()
+        return _worst(by_layer, settings.keep), by_layer
     by_layer = tries.kl_with_each()
     best = sorted(by_layer, key=by_layer.__getitem__)
     if settings.score == "kl":

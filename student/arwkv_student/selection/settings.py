@@ -9,7 +9,7 @@ from arwkv_store.errors import UsageError
 from arwkv_student.model.time_mix_options import Preset
 from arwkv_student.settings import AdvancedTimeMixer
 
-Score = Literal["error", "kl", "greedy"]
+Score = Literal["error", "kl", "greedy", "removal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,8 @@ class Selection:
     score: Score = "kl"
     """`error`: keep the layers that the closed-form fit leaves farthest from their attention. `kl`: those whose
     attention, alone, brings the fitted student closest to the teacher. `greedy`: the same, layer after layer,
-    among those that are best alone."""
+    among those that are best alone. `removal`: those without whose attention, all others attending, the student is
+    farthest from the teacher."""
     calibration_tokens: int = 20_000
     """Tokens that the closed-form fit of the time mixers reads."""
     score_tokens: int = 2_000
