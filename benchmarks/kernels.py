@@ -25,6 +25,7 @@ from torch import Tensor
 
 from arwkv_kernels import linear_sparse_kl, wkv7, wkv7_step
 from arwkv_kernels.blocked_attention import blocked_attention
+from arwkv_kernels.memory import keep_freed_memory
 from figures import Rows, print_table, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -300,6 +301,7 @@ def main() -> int:
     parser.add_argument("--json-out", type=Path, help="write the tables' rows there too")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
+    keep_freed_memory()  # as `student` does
     if arguments.gpu:
         from kernels_gpu import gpu_tables
 

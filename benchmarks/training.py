@@ -3,13 +3,15 @@
     OMP_NUM_THREADS=1 python benchmarks/training.py --out /tmp/training [--only align] [--checkout OTHER_CHECKOUT]
 
 Bases are made with random weights in the shape of the demo's teacher and of Qwen2.5-0.5B. Contestants take turns, and
-ratios are medians of those within a round. With `--checkout`, the start of the code there is measured too. A start is a
-process of its own; its peak includes mapped files, but not what the process held before it opened the checkpoint.
+ratios are medians of those within a round. With `--checkout`, the start of the code there and its steps are measured
+too. A step is one of `student train`. A start is a process of its own; its peak includes mapped files, but not what the
+process held before it opened the checkpoint.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from arwkv_kernels.memory import keep_freed_memory
 from arwkv_student.bases.attention import BaseAttention
 from arwkv_student.bases.checkpoint import BaseCheckpoint, open_base
 from arwkv_student.bases.convert import convert, student_config
@@ -56,6 +59,16 @@ ended = time.monotonic()
 found = {"hash, s": hashed - began, "conversion, s": ended - hashed, "peak": peak_bytes() - before}
 print(json.dumps(found | {"weights": sum(parameter.nbytes for parameter in student.parameters())}))
 """
+
+SHARDS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from teacher_shards import documents, make_shards
+base, text, out, samples = sys.argv[2:]
+make_shards(Path(base), documents(Path(text)), Path(out), max_length=512, top_k=64, hidden="none", limit=int(samples))
+"""
+STEPS, UNCOUNTED_STEPS, STEP_BATCH = 14, 6, 4
 
 
 def made_base(folder: Path, shape: Mapping[str, int], layers: int, vocab_size: int = 1024) -> BaseCheckpoint:
@@ -139,9 +152,11 @@ def align_memory(arguments: argparse.Namespace) -> Rows:
 
 def align_time(arguments: argparse.Namespace) -> Rows:
     """Forward and backward pass of a batch that is in memory; the stored outputs' reading is not counted."""
+    keep_freed_memory()  # as `student train` does
     rows = []
     shapes = {
         "the demo's, 4 layers, B=32 T=128": (DEMO, 4, 32, 128),
+        "0.5B's, 2 layers, B=4 T=512": (HALF_B, 2, 4, 512),
         "0.5B's, 2 layers, B=1 T=2048": (HALF_B, 2, 1, 2048),
     }
     for name, (shape, layers, batch, tokens) in shapes.items():
@@ -180,16 +195,57 @@ def starts(arguments: argparse.Namespace) -> Rows:
 
 
 def _start(checkpoint: Path, checkout: Path, cache: Path) -> dict[str, Any]:
-    packages = ("store", "producer", "student", "kernels", "api")
-    paths = os.pathsep.join(str(checkout / package) for package in packages)
-    environment = {**os.environ, "PYTHONPATH": paths, "ARWKV_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", START, str(checkpoint), TESTS]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    figures: dict[str, Any] = json.loads(done.stdout)
+    figures: dict[str, Any] = json.loads(_python(checkout, cache, "-c", START, str(checkpoint), TESTS))
     return figures
 
 
-TABLES = {"align, memory": align_memory, "align, time": align_time, "start": starts}
+def _python(checkout: Path, cache: Path, *words: str) -> str:
+    """What Python prints with the packages of a checkout."""
+    packages = ("store", "producer", "student", "kernels", "api")
+    paths = os.pathsep.join(str(checkout / package) for package in packages)
+    environment = {**os.environ, "PYTHONPATH": paths, "ARWKV_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, *words], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+
+
+def steps(arguments: argparse.Namespace) -> Rows:
+    """Width 512, 6 layers, 4 × 512 tokens a step; the shards are written by the other checkout, if there is one."""
+    own, out, cache = Path(__file__).parents[1], arguments.out / "steps", arguments.out / "cache"
+    other = None if arguments.checkout is None else arguments.checkout.resolve()
+    base, shards = out / "base", out / "shards"
+    if not shards.exists():
+        shape = ("--hidden-size", "512", "--layers", "6", "--steps", "1")
+        _python(own, cache, str(own / "examples" / "teacher.py"), "--out", str(base), *shape)
+        text = out / "text.jsonl"
+        text.write_text(json.dumps({"text": " ".join(path.read_text() for path in sorted(own.rglob("*.py")))}) + "\n")
+        tests, samples = (other or own) / "tests" / "student", str(STEPS * STEP_BATCH)
+        _python(other or own, cache, "-c", SHARDS, str(tests), str(base), str(text), str(shards), samples)
+    checkouts = {"here": own} | ({"there": other} if other else {})
+    speeds: dict[str, list[float]] = {}
+    for round_number in range(arguments.rounds):
+        for place, checkout in checkouts.items():
+            for flags in ([], ["--fuse"]):
+                run = out / f"run-{round_number}-{place}{''.join(flags)}"
+                shutil.rmtree(run, ignore_errors=True)
+                words = ["train", "--stage", "distill", "--shards", str(shards), "--base", str(base), "--out", str(run)]
+                length = ["--steps", str(STEPS), "--batch-size", str(STEP_BATCH), "--log-every", "1", "--workers", "0"]
+                _python(checkout, cache, "-m", "arwkv_student.cli", *words, *length, *flags)
+                lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+                timed = [line["tokens_per_s"] for line in lines if line.get("step", 0) > UNCOUNTED_STEPS]
+                speeds.setdefault(" ".join([place, *flags]), []).append(statistics.median(timed))
+    first = speeds["there" if other else "here"]
+    return [
+        {
+            "student train": name,
+            "tokens/s": statistics.median(found),
+            "speed-up": statistics.median(a / b for a, b in zip(found, first, strict=True)),
+        }
+        for name, found in speeds.items()
+    ]
+
+
+TABLES = {"align, memory": align_memory, "align, time": align_time, "step": steps, "start": starts}
 
 
 def main() -> None:
@@ -197,7 +253,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the bases, 1.3 GB")
     parser.add_argument("--only", default="", help="the tables whose titles contain this")
     parser.add_argument("--rounds", type=int, default=3, help="how often the contestants take turns")
-    parser.add_argument("--checkout", type=Path, help="another checkout whose start is measured too")
+    parser.add_argument("--checkout", type=Path, help="another checkout whose start and steps are measured too")
     parser.add_argument("--json-out", type=Path, help="write the tables' rows there too")
     arguments = parser.parse_args()
     results: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}

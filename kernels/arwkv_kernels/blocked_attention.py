@@ -1,18 +1,21 @@
 """Causal attention on a CPU in bf16, by matrix products over blocks of queries.
 
 torch's fused attention for a CPU runs its bf16 products at a third of the speed of others, and backward slower still.
-Here scores are products in bf16 whose softmax is taken in fp32, as in the `eager` attention of transformers, for one
-block of queries at a time and without the keys that come after the block.
+Where the processor has matrix units (AMX), torch's forward pass uses them and is the faster one, so it does that part.
+Elsewhere scores are products in bf16 whose softmax is taken in fp32, as in the `eager` attention of transformers, for
+one block of queries at a time and without the keys that come after the block.
 
 Shape legend: B batch, H query heads, K key-value heads, G query heads of one of them, T time, D head width; N = B * K;
 Q queries of a block, S keys of a block.
 """
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import scaled_dot_product_attention
 
 QUERIES = 64
 """Of a block. Of 64, 128, 256 and 512 the fastest at 128 to 2,048 tokens."""
@@ -33,15 +36,19 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
         B, K, T, D = k_BKTD.shape
+        ctx.scale, ctx.shapes = scale, (q_BHTD.shape, k_BKTD.shape)
         q_NGTD = (q_BHTD * scale).reshape(B * K, -1, T, D)
         k_NTD, v_NTD = k_BKTD.reshape(B * K, T, D), v_BKTD.reshape(B * K, T, D)
+        ctx.save_for_backward(q_NGTD, k_NTD, v_NTD)
+        if _has_matrix_units():
+            return scaled_dot_product_attention(
+                q_BHTD, k_BKTD, v_BKTD, is_causal=True, scale=scale, enable_gqa=q_BHTD.shape[1] != K
+            )
         o_NGTD = torch.empty_like(q_NGTD)
         for first in range(0, T, QUERIES):
             queries, seen = slice(first, first + QUERIES), slice(min(first + QUERIES, T))
             p_NGQS = _probabilities(q_NGTD[:, :, queries], k_NTD[:, seen])
             o_NGTD[:, :, queries] = _times(p_NGQS, v_NTD[:, seen])
-        ctx.save_for_backward(q_NGTD, k_NTD, v_NTD)
-        ctx.scale, ctx.shapes = scale, (q_BHTD.shape, k_BKTD.shape)
         return o_NGTD.view(q_BHTD.shape)
 
     @staticmethod
@@ -63,6 +70,11 @@ class _Blocked(torch.autograd.Function):
         (q_shape, k_shape), dtype = ctx.shapes, q_NGTD.dtype
         dk_BKTD, dv_BKTD = dk_NTD.to(dtype).view(k_shape), dv_NTD.to(dtype).view(k_shape)
         return (dq_NGTD * ctx.scale).view(q_shape), dk_BKTD, dv_BKTD, None
+
+
+@functools.cache
+def _has_matrix_units() -> bool:
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _probabilities(q_NGQD: Tensor, k_NSD: Tensor) -> Tensor:
