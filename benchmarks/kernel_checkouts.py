@@ -1,18 +1,21 @@
-"""The compiled recurrence of this checkout and of another, as a training step on a CPU runs it, in turns.
+"""The compiled recurrence and time mixers of this checkout and of another, as training on a CPU runs them, in turns.
 
     git worktree add --detach OTHER COMMIT
     OMP_NUM_THREADS=1 python benchmarks/kernel_checkouts.py --other OTHER [--lengths 1024 8192] [--rounds 9]
 
-Each checkout has a process of its own that stays: inputs of B=1, H heads of 64, fp32, forward and backward. A process
-keeps the memory of freed tensors where its checkout's `student train` does. Ratios are medians of those within a round.
+For the recurrence each checkout has a process of its own that stays: inputs of B=1, H heads of 64, fp32, forward and
+backward. A process keeps the memory of freed tensors where its checkout's `student train` does. Whole mixers, with
+`--fuse`, are timed by each checkout's own `benchmarks/kernels.py`. Ratios are medians of those within a round.
 """
 
 import contextlib
 import dataclasses
+import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +57,7 @@ for line in sys.stdin:
 
 @dataclasses.dataclass(frozen=True)
 class CheckoutsConfig:
-    """Time the compiled recurrence of two checkouts in turns."""
+    """Time the compiled recurrence and time mixers of two checkouts in turns."""
 
     other: Path
     """The other checkout's folder."""
@@ -64,6 +67,8 @@ class CheckoutsConfig:
     """Heads of 64."""
     rounds: int = 9
     """Rounds in which the two take turns; three passes in each, of which the last counts."""
+    mixer_rounds: int = 3
+    """The same of whole mixers, half a minute each."""
     json_out: Path | None = None
     """Write the figures to this file."""
     json: bool = False
@@ -93,18 +98,56 @@ def measure(config: CheckoutsConfig) -> dict[str, Any]:
                     }
                 )
     print_table(f"compiled wkv7, H={config.heads} D=64 fp32, ns per token and head", rows)
-    results = {"machine": machine(), "rows": rows}
+    mixers = _mixers(config)
+    print_table("time mixer with --fuse, B=4 T=512 C=512, bf16, forward + backward", mixers)
+    results = {"machine": machine(), "rows": rows, "mixers": mixers}
     write_json(config.json_out, results)
     return results
+
+
+def _mixers(config: CheckoutsConfig) -> list[dict[str, Any]]:
+    """One row a preset."""
+    times: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(config.mixer_rounds):
+        theirs, own = (_mixers_of(checkout) for checkout in (config.other.resolve(), HERE))
+        for preset, milliseconds in own.items():
+            times.setdefault(preset, []).append((theirs[preset], milliseconds))
+    return [
+        {
+            "preset": preset,
+            "other, ms": round(statistics.median(other for other, _ in pairs), 1),
+            "here, ms": round(statistics.median(here for _, here in pairs), 1),
+            "speed-up": round(statistics.median(other / here for other, here in pairs), 2),
+        }
+        for preset, pairs in times.items()
+    ]
+
+
+def _mixers_of(checkout: Path) -> dict[str, float]:
+    """Milliseconds of each preset's compiled mixer."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.json"
+        words = ["benchmarks/kernels.py", "--only", "time mixer, B=4", "--json-out", str(file)]
+        subprocess.run(
+            [sys.executable, *words], env=_environment(checkout), cwd=checkout, stdout=subprocess.DEVNULL, check=True
+        )
+        (rows,) = (rows for title, rows in json.loads(file.read_text()).items() if title.startswith("time mixer"))
+    return {row["preset"]: row["compiled ms"] for row in rows}
+
+
+def _environment(checkout: Path) -> dict[str, str]:
+    """In which Python finds the packages of the checkout."""
+    packages = ("store", "producer", "student", "kernels", "api")
+    paths = os.pathsep.join(str(checkout / package) for package in packages)
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
 
 @contextlib.contextmanager
 def _worker(checkout: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that times what it is asked for with the checkout's kernels."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout / "kernels"), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-c", WORKER]
     with subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, cwd="/"
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(checkout), text=True, cwd="/"
     ) as process:
         yield process
         assert process.stdin is not None

@@ -5,13 +5,15 @@
 
 Text is examples/corpus.py's, and made-up facts amid filler sentences with a question at their end, as in
 `student eval --suite long` but with other draws; samples have `context` tokens. An arm keeps attention in some layers:
-none, evenly spaced, or as `student select` chooses on the facts. Each goes through align, distill and twice through sft
+none, evenly spaced, or as `student select --score removal` chooses by the answers to questions about texts of the
+longest of `lengths`. Each goes through align, distill and twice through sft
 on conversations: of all parameters, and with `--trained spare-recall`. The same command continues where it was stopped.
 """
 
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +50,8 @@ class RecallConfig:
     """Of each task and length."""
     text_tokens: int = 400_000
     """Of text to draw from."""
+    score_questions: int = 12
+    """Questions by whose answers layers are chosen."""
     facts: int = 800
     """Samples of made-up facts to draw from."""
     facts_share: float = 0.3
@@ -85,14 +89,18 @@ def make_shards(config: RecallConfig) -> None:
 
     config.out.mkdir(parents=True, exist_ok=True)
     tokenizer, corpus = AutoTokenizer.from_pretrained(config.base), read_corpus(None, prose=True)
-    asked = (
-        question(("single", "multi-key")[number % 2], config.context, number, 12345, tokenizer)
-        for number in range(config.facts)
-    )
-    facts = [tokenizer.decode(one.ids + [token for item in one.answer for token in item]) for one in asked]
+
+    def asked(count: int, tokens: int, seed: int) -> Iterator[dict[str, str]]:
+        for number in range(count):
+            one = question(("single", "multi-key")[number % 2], tokens, number, seed, tokenizer)
+            answer = [token for item in one.answer for token in item]
+            yield {"prompt": tokenizer.decode(one.ids), "completion": tokenizer.decode(answer), "source": "facts"}
+
+    facts = list(asked(config.facts, config.context, 12345))
     texts = {
         "text": list(within(config.text_tokens, shuffled(corpus.train), tokenizer)),
-        "facts": [{"text": fact, "source": "facts"} for fact in facts],
+        "facts": [{"text": fact["prompt"] + fact["completion"], "source": "facts"} for fact in facts],
+        "answers": list(asked(config.score_questions, max(config.lengths), 54321)),
         "heldout": list(within(HELDOUT_TOKENS, shuffled(corpus.heldout), tokenizer)),
         "chat": list(within(CHAT_TOKENS, shuffled(list(conversations(corpus.train))), tokenizer)),
     }
@@ -100,7 +108,8 @@ def make_shards(config: RecallConfig) -> None:
         write_jsonl(config.out / f"{name}.jsonl", documents)
         if name != "chat":
             words = ["--data", str(config.out / f"{name}.jsonl"), "--out", str(config.out / "shards" / name)]
-            length = ["--top-k", "64", "--max-length", str(config.context)]
+            longest = 2 * max(config.lengths) if name == "answers" else config.context
+            length = ["--top-k", "64", "--max-length", str(longest)]
             command("producer", "generate", "--teacher", str(config.base), *words, *length)
 
 
@@ -142,9 +151,21 @@ def _layers(config: RecallConfig, arm: str) -> list[str]:
     if arm == "chosen":
         file = config.out / "layers.json"
         if not file.exists():
-            words = ["--base", str(config.base), "--shards", str(config.out / "shards" / "facts"), "--out", str(file)]
+            shards = config.out / "shards"
+            words = ["--base", str(config.base), "--shards", str(shards / "text"), "--out", str(file)]
             fit = ["--preset", config.preset, "--keep", str(config.keep), "--calibration-tokens", "10000"]
-            command("student", "select", *words, *fit)
+            tokens = ["--score-tokens", str(config.score_questions * max(config.lengths)), "--batch-size", "2"]
+            command(
+                "student",
+                "select",
+                *words,
+                *fit,
+                "--score",
+                "removal",
+                "--score-shards",
+                str(shards / "answers"),
+                *tokens,
+            )
         return ["--layers", str(file)]
     from arwkv_student.selection.select import evenly_spaced
 

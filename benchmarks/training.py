@@ -1,6 +1,7 @@
 """What training costs: stage 1 from tokens and from stored outputs, its memory, and how long a student takes to start.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py --out /tmp/training [--only align] [--checkout OTHER_CHECKOUT]
+    python benchmarks/training.py --out /tmp/training --only step --width 2048 --batch 32  # 310M, for a GPU
 
 Bases are made with random weights in the shape of the demo's teacher and of Qwen2.5-0.5B. Contestants take turns, and
 ratios are medians of those within a round. With `--checkout`, the start of the code there and its steps are measured
@@ -65,10 +66,11 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from teacher_shards import documents, make_shards
-base, text, out, samples = sys.argv[2:]
-make_shards(Path(base), documents(Path(text)), Path(out), max_length=512, top_k=64, hidden="none", limit=int(samples))
+base, text, out, samples, tokens = sys.argv[2:]
+length, limit = int(tokens), int(samples)
+make_shards(Path(base), documents(Path(text)), Path(out), max_length=length, top_k=64, hidden="none", limit=limit)
 """
-STEPS, UNCOUNTED_STEPS, STEP_BATCH = 14, 6, 4
+STEPS, UNCOUNTED_STEPS, STEP_TOKENS = 14, 6, 512
 
 
 def made_base(folder: Path, shape: Mapping[str, int], layers: int, vocab_size: int = 1024) -> BaseCheckpoint:
@@ -210,17 +212,19 @@ def _python(checkout: Path, cache: Path, *words: str) -> str:
 
 
 def steps(arguments: argparse.Namespace) -> Rows:
-    """Width 512, 6 layers, 4 × 512 tokens a step; the shards are written by the other checkout, if there is one."""
-    own, out, cache = Path(__file__).parents[1], arguments.out / "steps", arguments.out / "cache"
+    """Samples of 512 tokens, the shards written by the other checkout, if there is one; and the share of the rate of
+    this machine's matrix products, by the operations that `student plan` counts."""
+    own, cache = Path(__file__).parents[1], arguments.out / "cache"
+    out = arguments.out / f"steps-{arguments.width}-{arguments.layers}-{arguments.batch}"
     other = None if arguments.checkout is None else arguments.checkout.resolve()
     base, shards = out / "base", out / "shards"
     if not shards.exists():
-        shape = ("--hidden-size", "512", "--layers", "6", "--steps", "1")
+        shape = ("--hidden-size", str(arguments.width), "--layers", str(arguments.layers), "--steps", "1")
         _python(own, cache, str(own / "examples" / "teacher.py"), "--out", str(base), *shape)
         text = out / "text.jsonl"
-        text.write_text(json.dumps({"text": " ".join(path.read_text() for path in sorted(own.rglob("*.py")))}) + "\n")
-        tests, samples = (other or own) / "tests" / "student", str(STEPS * STEP_BATCH)
-        _python(other or own, cache, "-c", SHARDS, str(tests), str(base), str(text), str(shards), samples)
+        text.write_text(json.dumps({"text": " ".join(str(number) for number in range(20_000))}) + "\n")
+        tests, size = (other or own) / "tests" / "student", (str(STEPS * arguments.batch), str(STEP_TOKENS))
+        _python(other or own, cache, "-c", SHARDS, str(tests), str(base), str(text), str(shards), *size)
     checkouts = {"here": own} | ({"there": other} if other else {})
     speeds: dict[str, list[float]] = {}
     for round_number in range(arguments.rounds):
@@ -229,20 +233,48 @@ def steps(arguments: argparse.Namespace) -> Rows:
                 run = out / f"run-{round_number}-{place}{''.join(flags)}"
                 shutil.rmtree(run, ignore_errors=True)
                 words = ["train", "--stage", "distill", "--shards", str(shards), "--base", str(base), "--out", str(run)]
-                length = ["--steps", str(STEPS), "--batch-size", str(STEP_BATCH), "--log-every", "1", "--workers", "0"]
+                length = [
+                    "--steps",
+                    str(STEPS),
+                    "--batch-size",
+                    str(arguments.batch),
+                    "--log-every",
+                    "1",
+                    "--workers",
+                    "0",
+                ]
                 _python(checkout, cache, "-m", "arwkv_student.cli", *words, *length, *flags)
                 lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
                 timed = [line["tokens_per_s"] for line in lines if line.get("step", 0) > UNCOUNTED_STEPS]
                 speeds.setdefault(" ".join([place, *flags]), []).append(statistics.median(timed))
     first = speeds["there" if other else "here"]
+    planned = _python(
+        own, cache, "-m", "arwkv_student.cli", "plan", "--base", str(base), "--context", str(STEP_TOKENS), "--json"
+    )
+    rate_of_one = json.loads(planned)["distill"]["operations_per_token"] / _products_per_s()
     return [
         {
             "student train": name,
             "tokens/s": statistics.median(found),
+            "of the rate": statistics.median(found) * rate_of_one,
             "speed-up": statistics.median(a / b for a, b in zip(found, first, strict=True)),
         }
         for name, found in speeds.items()
     ]
+
+
+def _products_per_s() -> float:
+    """Operations per second of a large matrix product in bf16 on this machine's accelerator, or its processor."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    size = 2048 if device.type == "cpu" else 8192
+    x = torch.randn(size, size, dtype=torch.bfloat16, device=device)
+
+    def product() -> None:
+        _ = x @ x
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    return float(2 * size**3 / statistics.median(race({"product": product}, 5)["product"]))
 
 
 TABLES = {"align, memory": align_memory, "align, time": align_time, "step": steps, "start": starts}
@@ -253,6 +285,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the bases, 1.3 GB")
     parser.add_argument("--only", default="", help="the tables whose titles contain this")
     parser.add_argument("--rounds", type=int, default=3, help="how often the contestants take turns")
+    parser.add_argument("--width", type=int, default=512, help="of the student whose steps are measured")
+    parser.add_argument("--layers", type=int, default=6, help="of that student")
+    parser.add_argument("--batch", type=int, default=4, help="samples of 512 tokens of its steps")
     parser.add_argument("--checkout", type=Path, help="another checkout whose start and steps are measured too")
     parser.add_argument("--json-out", type=Path, help="write the tables' rows there too")
     arguments = parser.parse_args()
