@@ -11,9 +11,9 @@ with dS, the gradient of the state after the token:
 What remains needs the states S_m inside a chunk, m tokens after its first state S: dr = S_m do of the m-th token, and
 da = S_m du of the one after it. They are not made again, because such a product has a shorter form,
 
-    S_m x = W_0 S x + Σ_{s ≤ m} W_s (b_s (u_sᵀ x) + k_s (v_sᵀ x)),    W_s = Π_{s < q ≤ m} exp w_q
+    S_m x = W S x + Σ_{s ≤ m} W_s (b_s (u_sᵀ x) + k_s (v_sᵀ x))
 
-and the products with S are those of one matrix with all tokens of a chunk. The gradient of w is dw = exp w ⊙
+with W_s the product of the decays of the tokens s + 1 to m, and W that of all up to m; and the products with S are those of one matrix with all tokens of a chunk. The gradient of w is dw = exp w ⊙
 rowsum(dS ⊙ S_before) at a chunk's first token. Both rows are changed by known amounts from token to token, so that
 
     dw_{t+1} = dw_t + b_t db_t + k_t dk_t − r_t dr_t − a_{t+1} da_{t+1}
