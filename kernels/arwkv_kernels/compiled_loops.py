@@ -13,8 +13,9 @@ da = S_m du of the one after it. They are not made again, because such a product
 
     S_m x = W S x + Σ_{s ≤ m} W_s (b_s (u_sᵀ x) + k_s (v_sᵀ x))
 
-with W_s the product of the decays of the tokens s + 1 to m, and W that of all up to m; and the products with S are those of one matrix with all tokens of a chunk. The gradient of w is dw = exp w ⊙
-rowsum(dS ⊙ S_before) at a chunk's first token. Both rows are changed by known amounts from token to token, so that
+with W_s the product of the decays of the tokens s + 1 to m, and W that of all up to m; and the products with S are
+those of one matrix with all tokens of a chunk. The gradient of w is dw = exp w ⊙ rowsum(dS ⊙ S_before) at a chunk's
+first token. Both rows are changed by known amounts from token to token, so that
 
     dw_{t+1} = dw_t + b_t db_t + k_t dk_t − r_t dr_t − a_{t+1} da_{t+1}
 
