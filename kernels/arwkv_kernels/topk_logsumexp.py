@@ -39,10 +39,53 @@ def topk_logsumexp(logits: Tensor, k: int, *, backend: str = "auto") -> TopK:
         from arwkv_kernels.triton.topk_logsumexp import can_keep, topk_logsumexp_triton
 
         if can_keep(k, logits.shape[1]):
-            return TopK(*topk_logsumexp_triton(logits if logits.stride(1) == 1 else logits.contiguous(), k))
+            return TopK(*topk_logsumexp_triton(_by_rows(logits), k)[:5])
     rows = max(1, LOGITS_PER_CHUNK // logits.shape[1])
     pieces = [_in_torch(piece.float(), k) for piece in torch.split(logits, rows)]
     return TopK(*(torch.cat(column) for column in zip(*pieces, strict=True)))
+
+
+class TopKLogprobs(NamedTuple):
+    """What a capture keeps of rows of logits, in nats: the k largest in descending order, and of the whole row."""
+
+    logprobs_TK: Tensor
+    ids_TK: Tensor
+    """int32."""
+    tail_logprob_T: Tensor
+    entropy_T: Tensor
+    """At least 0."""
+    next_logprob_T: Tensor
+    """Of the id that follows; 0 where none does."""
+
+
+def topk_logprobs(logits: Tensor, k: int, next_ids: Tensor, *, backend: str = "auto") -> TopKLogprobs:
+    """`topk_logsumexp` as log-probabilities, with that of `next_ids` [T]; -1 where nothing follows.
+
+    On a GPU two kernels and nothing else, because many small launches take longer than the reading of the logits. An id
+    that is no column of the logits [T, V] has the logit -1e30. Raises ValueError as `topk_logsumexp` does.
+    """
+    if logits.dim() == 2 and backend_for(logits, backend=backend, operation="topk_logsumexp").name == "triton":
+        from arwkv_kernels.triton.topk_logsumexp import can_keep, topk_logsumexp_triton
+
+        if 1 <= k <= logits.shape[1] and can_keep(k, logits.shape[1]):
+            found = topk_logsumexp_triton(_by_rows(logits.detach()), k, next_ids)
+            logprobs_TK, ids_TK, _, entropy_T, tail_T, next_T = found
+            return TopKLogprobs(logprobs_TK, ids_TK, tail_T, entropy_T, next_T)
+    top = topk_logsumexp(logits, k, backend=backend)
+    known_T = next_ids.clamp(0, logits.shape[1] - 1)
+    next_T = torch.where(next_ids == known_T, logits.gather(1, known_T[:, None].long()).squeeze(1).float(), -1e30)
+    return TopKLogprobs(
+        top.values_TK - top.logsumexp_T[:, None],
+        top.ids_TK.int(),
+        top.tail_logprob_T,
+        top.entropy_T.clamp_min(0.0),
+        torch.where(next_ids < 0, 0.0, next_T - top.logsumexp_T),
+    )
+
+
+def _by_rows(logits_TV: Tensor) -> Tensor:
+    """As the kernels read them: each row contiguous."""
+    return logits_TV if logits_TV.stride(1) == 1 else logits_TV.contiguous()
 
 
 def _in_torch(logits_tV: Tensor, k: int) -> TopK:

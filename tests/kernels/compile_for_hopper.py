@@ -135,13 +135,21 @@ def report_head() -> None:
         rows = {"CANDIDATES": candidates, "BLOCK": sparse_kl.BLOCK, "BUCKET": True, "RENORMALIZE": False}
         report(sparse_kl.sparse_kl_rows_kernel, rows, sparse_kl.WARPS, logits)
     fp32 = dict.fromkeys(["logits_ptr", "highest_ptr", "mass_ptr", "moment_ptr", "tail_ptr"], "*fp32")
-    types = fp32 | {"groups_ptr": "*i32", "ids_ptr": "*i32", "steps": "i32"}
+    types = fp32 | {
+        "groups_ptr": "*i32",
+        "ids_ptr": "*i32",
+        "next_ids_ptr": "*i64",
+        "next_ptr": "*fp32",
+        "steps": "i32",
+    }
     lanes = {"LANES": topk_logsumexp.LANES}
     reading = lanes | {"SPLITS": 4, "DEPTH": topk_logsumexp.DEPTH}
     report(topk_logsumexp.topk_groups_kernel, reading, topk_logsumexp.READ_WARPS, types)
     for kept, splits, steps in ((64, 4, 64), (128, 8, 32)):
-        choosing = lanes | {"G": splits * topk_logsumexp.LANES, "KEPT": kept, "STEPS": steps}
-        report(topk_logsumexp.topk_choose_kernel, choosing, topk_logsumexp.CHOOSE_WARPS, types)
+        for logprobs in (False, True):
+            choosing = lanes | {"G": splits * topk_logsumexp.LANES, "KEPT": kept, "STEPS": steps, "LOGPROBS": logprobs}
+            ids = types if logprobs else types | {"ids_ptr": "*i64"}
+            report(topk_logsumexp.topk_choose_kernel, choosing, topk_logsumexp.CHOOSE_WARPS, ids)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from arwkv_kernels import backend_for, linear_sparse_kl, topk_logsumexp, wkv7_step
+from arwkv_kernels import backend_for, linear_sparse_kl, topk_logprobs, topk_logsumexp, wkv7_step
 from arwkv_kernels import wkv7 as run_wkv7
 from arwkv_kernels.arguments import WkvInputs
 from arwkv_kernels.reference import wkv7_recurrence
@@ -324,6 +324,20 @@ def test_topk_logsumexp_matches_torch(k: int, columns: int) -> None:
     results = (topk_logsumexp(logits, k, backend=backend) for backend in ("triton", "torch"))
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("ids", [torch.int64, torch.int32])
+def test_topk_logprobs_matches_torch(ids: torch.dtype) -> None:
+    logits = 3 * torch.randn(5, 5000, generator=torch.Generator().manual_seed(1))
+    logits[4, 7] = 200.0  # no entropy
+    next_ids = torch.tensor([0, 4999, -1, 5000, 7], dtype=ids)
+    fused, plain = (topk_logprobs(logits, 8, next_ids, backend=backend) for backend in ("triton", "torch"))
+    for name, got, want in zip(fused._fields, fused, plain, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5, msg=name)
+    expected = logits.log_softmax(1)[[0, 1, 4], [0, 4999, 7]]
+    torch.testing.assert_close(fused.next_logprob_T[[0, 1, 4]], expected, rtol=1e-5, atol=1e-5)
+    assert fused.next_logprob_T[2] == 0.0
+    assert fused.next_logprob_T[3] < -1e29
 
 
 def test_topk_logsumexp_of_columns_that_are_none_and_of_strided_rows() -> None:

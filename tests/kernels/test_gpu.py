@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from arwkv_kernels import backend_for, linear_sparse_kl, topk_logsumexp, wkv7_step
+from arwkv_kernels import backend_for, linear_sparse_kl, topk_logprobs, topk_logsumexp, wkv7_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -158,4 +158,13 @@ def test_sparse_kl(tail: str, dtype: torch.dtype) -> None:
 def test_topk_logsumexp() -> None:
     logits = torch.randn(65, 152_064, device="cuda") * 3
     for got, want in zip(topk_logsumexp(logits, 64), topk_logsumexp(logits, 64, backend="torch"), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
+
+
+def test_topk_logprobs() -> None:
+    logits = torch.randn(65, 152_064, device="cuda") * 3
+    next_ids = torch.randint(-1, 152_064, (65,), device="cuda")
+    for got, want in zip(
+        topk_logprobs(logits, 64, next_ids), topk_logprobs(logits, 64, next_ids, backend="torch"), strict=True
+    ):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)

@@ -64,12 +64,12 @@ def _assert_they_fit(reports: list[dict[str, Any]], kernels: int) -> None:
 
 
 def test_kernels_of_head_size_64_compile_for_an_h100_without_spilling() -> None:
-    _assert_they_fit(_compile(64), kernels=18)
+    _assert_they_fit(_compile(64), kernels=20)
 
 
 @pytest.mark.slow
 def test_kernels_of_every_head_size_compile_without_spilling() -> None:
-    _assert_they_fit(_compile(32, 64, 128), kernels=44)
+    _assert_they_fit(_compile(32, 64, 128), kernels=46)
 
 
 @pytest.mark.slow
@@ -88,4 +88,4 @@ def test_kernels_compile_on_the_triton_that_gpu_machines_carry(tmp_path_factory:
         shutil.move(fresh, cache)
     reports = _compile(32, 64, 128, PYTHONPATH=_path(cache))
     assert {report["triton"] for report in reports} == {OLDER_TRITON}
-    _assert_they_fit(reports, kernels=44)
+    _assert_they_fit(reports, kernels=46)

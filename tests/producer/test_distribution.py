@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from arwkv_kernels import topk_logprobs
 from arwkv_producer.numerics import distribution
 from arwkv_producer.numerics.distribution import OUTSIDE_VOCABULARY, Distribution, Draws, summarize
 from arwkv_producer.numerics.sampling import uniforms
@@ -42,6 +43,15 @@ def test_distribution_matches_the_full_one_in_float64() -> None:
     torch.testing.assert_close(kept.entropy_T.double(), -(full.exp() * full).sum(-1), atol=1e-5, rtol=1e-5)
     true = full.gather(1, next_ids().clamp_min(0)[:, None]).squeeze(1)
     torch.testing.assert_close(kept.true_logprob_T.double(), torch.where(next_ids() < 0, 0.0, true), atol=1e-5, rtol=0)
+
+
+def test_summary_of_a_gpu_says_the_same() -> None:
+    logits = peaked_and_flat_logits()
+    kept = summarize(logits.clone(), K, next_ids())
+    on_gpu = topk_logprobs(logits, K, next_ids(), backend="torch")
+    summary = (kept.logprobs_TK, kept.ids_TK, kept.tail_logprob_T, kept.entropy_T, kept.true_logprob_T)
+    for got, want in zip(on_gpu, summary, strict=True):
+        torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
 
 
 def test_tail_keeps_its_relative_precision_where_one_minus_p_cancels() -> None:

@@ -100,9 +100,10 @@ def _chosen(keys, K):
 @triton.jit
 def topk_choose_kernel(
     logits_ptr, highest_ptr, mass_ptr, moment_ptr, groups_ptr,
-    values_ptr, ids_ptr, logsumexp_ptr, entropy_ptr, tail_ptr, V, K, stride, steps,
-    G: tl.constexpr, LANES: tl.constexpr, KEPT: tl.constexpr, STEPS: tl.constexpr,
+    values_ptr, ids_ptr, logsumexp_ptr, entropy_ptr, tail_ptr, next_ids_ptr, next_ptr, V, K, stride, steps,
+    G: tl.constexpr, LANES: tl.constexpr, KEPT: tl.constexpr, STEPS: tl.constexpr, LOGPROBS: tl.constexpr,
 ):  # fmt: skip
+    """With LOGPROBS the values are log-probabilities, and next_ptr gets that of each row's next id, 0 of -1."""
     row = tl.program_id(0).to(tl.int64)
     group = tl.arange(0, G)
     highest = tl.load(highest_ptr + row * G + group)
@@ -136,9 +137,17 @@ def topk_choose_kernel(
     pairs = (keys << 32) | (0xFFFFFFFF - tl.load(ids_ptr + row * K + rank, mask=rank < K, other=0).to(tl.uint64))
     pairs = tl.sort(tl.where(rank < K, pairs, 0), descending=True)
     tl.debug_barrier()
-    tl.store(values_ptr + row * K + rank, _value((pairs >> 32).to(tl.uint32)), mask=rank < K)
+    values, log_z = _value((pairs >> 32).to(tl.uint32)), top + tl.log(total)
+    if LOGPROBS:
+        values -= log_z
+        entropy = tl.where(entropy < 0.0, 0.0, entropy)  # by rounding; a NaN stays
+        following = tl.load(next_ids_ptr + row)
+        known = (following >= 0) & (following < V)
+        z_next = tl.load(logits_ptr + row * stride + following, mask=known, other=-1e30).to(tl.float32)
+        tl.store(next_ptr + row, tl.where(following < 0, 0.0, z_next - log_z))
+    tl.store(values_ptr + row * K + rank, values, mask=rank < K)
     tl.store(ids_ptr + row * K + rank, (0xFFFFFFFF - (pairs & 0xFFFFFFFF)).to(tl.int32), mask=rank < K)
-    tl.store(logsumexp_ptr + row, top + tl.log(total))
+    tl.store(logsumexp_ptr + row, log_z)
     tl.store(entropy_ptr + row, entropy)
     tl.store(tail_ptr + row, tl.log(rest) - tl.log(total))
 
@@ -155,16 +164,22 @@ def _cut(k: int, columns: int) -> tuple[int, int, int]:
     return splits, steps, triton.next_power_of_2(steps)
 
 
-def topk_logsumexp_triton(logits_TV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `arwkv_kernels.topk_logsumexp`, for logits whose last axis is contiguous and a k that `can_keep` takes."""
+def topk_logsumexp_triton(
+    logits_TV: Tensor, k: int, next_ids_T: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `arwkv_kernels.topk_logsumexp`, for logits whose last axis is contiguous and a k that `can_keep` takes.
+
+    With `next_ids_T` as `topk_logprobs`, and the log-probabilities of these ids [T] come last.
+    """
     T, V = logits_TV.shape
     splits, steps, padded_steps = _cut(k, V)
     kept = triton.next_power_of_2(k)
     device = logits_TV.device
     groups = [torch.empty(T, splits * LANES, device=device) for _ in range(3)]
-    groups_TK, ids_TK = (torch.empty(T, k, dtype=torch.int32, device=device) for _ in range(2))
+    groups_TK = torch.empty(T, k, dtype=torch.int32, device=device)
+    ids_TK = torch.empty(T, k, dtype=torch.int64 if next_ids_T is None else torch.int32, device=device)
     values_TK = torch.empty(T, k, device=device)
-    logsumexp_T, entropy_T, tail_T = torch.empty(3, T, device=device)
+    logsumexp_T, entropy_T, tail_T, next_T = torch.empty(4, T, device=device)
     with device_of(logits_TV):
         topk_groups_kernel[(T, splits)](
             logits_TV, *groups, V, logits_TV.stride(0), steps,
@@ -172,7 +187,8 @@ def topk_logsumexp_triton(logits_TV: Tensor, k: int) -> tuple[Tensor, Tensor, Te
         )  # fmt: skip
         topk_choose_kernel[(T,)](
             logits_TV, *groups, groups_TK, values_TK, ids_TK, logsumexp_T, entropy_T, tail_T,
-            V, k, logits_TV.stride(0), steps,
-            G=splits * LANES, LANES=LANES, KEPT=kept, STEPS=padded_steps, num_warps=CHOOSE_WARPS,
+            ids_TK if next_ids_T is None else next_ids_T.contiguous(), next_T, V, k, logits_TV.stride(0), steps,
+            G=splits * LANES, LANES=LANES, KEPT=kept, STEPS=padded_steps, LOGPROBS=next_ids_T is not None,
+            num_warps=CHOOSE_WARPS,
         )  # fmt: skip
-    return values_TK, ids_TK.long(), logsumexp_T, entropy_T, tail_T
+    return values_TK, ids_TK, logsumexp_T, entropy_T, tail_T, next_T

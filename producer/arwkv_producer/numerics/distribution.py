@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from arwkv_kernels import topk_logsumexp
+from arwkv_kernels import topk_logprobs, topk_logsumexp
 from arwkv_producer.numerics.sampling import draw, split
 
 # All-gathers a [T, n] fp32 tensor over the tensor-parallel ranks, along the last dimension: [T, R·n].
@@ -76,13 +76,16 @@ def summarize(
     exp(x - m): log Z = m + log s and H = log s - Σ exp(x - m)(x - m) / s; the tail's mass is Σ over the tokens outside
     the top k of exp(x - m).
     """
+    on_gpu = logits_TV.device.type != "cpu"
+    if on_gpu and draws is None and gather is None:
+        top = topk_logprobs(logits_TV, min(k, logits_TV.shape[1]), next_ids_T)
+        none_drawn_TS = top.ids_TK[:, :0]
+        return Distribution(
+            top.ids_TK, top.logprobs_TK, top.tail_logprob_T, top.entropy_T, top.next_logprob_T, none_drawn_TS
+        )
     next_T = _next(logits_TV, next_ids_T, first_id)
-    if draws is not None:
-        own = _in_torch(logits_TV, k)
-    elif logits_TV.device.type == "cpu":
-        own = _compiled(logits_TV, k)
-    else:
-        own = _on_gpu(logits_TV, k)
+    summarized = _in_torch if draws is not None else _on_gpu if on_gpu else _compiled
+    own = summarized(logits_TV, k)
     columns = own
     if gather is not None:
         columns, next_T = _merge_ranks(own, next_T, k, first_id, gather)
