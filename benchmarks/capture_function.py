@@ -1,5 +1,7 @@
 """What the capture function costs on random logits, without vLLM: against torch's own calls, and one read of them.
 
+On a GPU also what the copies of all layers' hidden states to main memory add to a prefill of the size of a 7B's.
+
 python benchmarks/capture_function.py [--device cuda] [--tokens 8192] [--vocabulary 152064] [--json-out FILE]
 """
 
@@ -14,8 +16,10 @@ import torch
 
 from arwkv_producer.numerics.distribution import summarize
 from arwkv_producer.teacher.capture import CaptureSettings
+from arwkv_producer.teacher.handover import HostCopies
 
 TOP_K = 64
+LAYERS, WIDTH = 28, 3584
 
 
 def main() -> None:
@@ -48,8 +52,41 @@ def main() -> None:
     print("| | ms per 1k tokens | of one read |\n|---|---|---|")
     for name, value in ms.items():
         print(f"| {name} | {value:,.2f} | {value / ms['read once (amax)']:.1f}× |")
+    hidden = {} if on_cpu else hidden_states(options.tokens, options.rounds)
+    for name, value in hidden.items():
+        print(f"{LAYERS} layers of width {WIDTH}, {name}: {value:,.2f} ms per 1k tokens")
     if options.json_out:
-        options.json_out.write_text(json.dumps({"device": options.device, "rows": rows, "ms_per_1k_tokens": ms}))
+        found = {"device": options.device, "rows": rows, "ms_per_1k_tokens": ms, "hidden_states": hidden}
+        options.json_out.write_text(json.dumps(found))
+
+
+def hidden_states(tokens: int, rounds: int) -> dict[str, float]:
+    """Milliseconds per 1,000 tokens of two matrix products a layer, whose outputs are kept or not."""
+    weights = [torch.randn(WIDTH, 5 * WIDTH, device="cuda", dtype=torch.bfloat16) / 60 for _ in range(2)]
+    x_TC = torch.randn(tokens, WIDTH, device="cuda", dtype=torch.bfloat16)
+
+    def prefill(keep: Callable[[torch.Tensor], torch.Tensor] | None) -> list[torch.Tensor]:
+        kept, y_TC = [], x_TC
+        for _ in range(LAYERS):
+            y_TC = (y_TC @ weights[0]) @ weights[1].T
+            if keep is not None:
+                kept.append(keep(y_TC.clone()))
+        return kept
+
+    copies = HostCopies()
+    runs: dict[str, Callable[[], object]] = {
+        "nothing kept": lambda: prefill(None),
+        "copied at the end, the host waiting": lambda: [state.to("cpu") for state in prefill(lambda state: state)],
+        "copied beside the computing": lambda: (prefill(copies.start), copies.wait()),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            torch.cuda.synchronize()
+            taken[name].append((time.perf_counter() - began) / tokens * 1e6)
+    return {name: statistics.median(times[1:]) for name, times in taken.items()}
 
 
 def _seconds(contestant: Callable[[torch.Tensor], object], logits_TV: torch.Tensor, chunks: int) -> float:

@@ -26,17 +26,21 @@ from vllm.v1.pool.metadata import PoolingMetadata
 from arwkv_producer.numerics.distribution import OUTSIDE_VOCABULARY, Draws, rows_of, summarize
 from arwkv_producer.numerics.sampling import uniforms
 from arwkv_producer.teacher.capture import CaptureSettings
-from arwkv_producer.teacher.handover import Rows, open_handover
+from arwkv_producer.teacher.handover import HostCopies, Rows, open_handover
 
 TASK = "token_embed"
 """The vLLM pooling task that gives the pooler every prompt token, in chunks where the scheduler cuts a prompt."""
 
 
 class HiddenTap:
-    """Copies chosen hidden states, rounded to bf16, while the model runs; `take` hands over one step's."""
+    """Copies chosen hidden states, rounded to bf16, while the model runs; `take` hands over one step's.
 
-    def __init__(self, decoder: nn.Module, settings: CaptureSettings) -> None:
+    They are on their way to main memory meanwhile, and there once `copies` has been waited for.
+    """
+
+    def __init__(self, decoder: nn.Module, settings: CaptureSettings, copies: HostCopies) -> None:
         self._states: dict[str, Tensor] = {}
+        self._copies = copies
         layers: Any = decoder.layers
         for layer in settings.attention_layers:
             attention_of(layers[layer]).register_forward_hook(self._keep_output(f"attn.{layer}"))
@@ -53,7 +57,7 @@ class HiddenTap:
         def hook(module: nn.Module, arguments: Any, output: Tensor | tuple[Tensor, ...]) -> None:
             # The norm that follows adds into this very tensor: copy now.
             own = output if isinstance(output, Tensor) else output[0]
-            self._states[name] = _rows(own).to(torch.bfloat16, copy=True)
+            self._keep(name, own)
 
         return hook
 
@@ -73,7 +77,10 @@ class HiddenTap:
 
     def _keep_boundary(self, layer: int, hidden: Tensor, residual: Tensor | None) -> None:
         stream = hidden.float() if residual is None else hidden.float() + residual.float()
-        self._states[f"boundary.{layer}"] = _rows(stream).to(torch.bfloat16, copy=True)
+        self._keep(f"boundary.{layer}", stream)
+
+    def _keep(self, name: str, state: Tensor) -> None:
+        self._states[name] = self._copies.start(_rows(state).to(torch.bfloat16, copy=True))
 
     def take(self) -> dict[str, Tensor]:
         states, self._states = self._states, {}
@@ -158,7 +165,8 @@ class CapturePooler(Pooler):  # type: ignore[misc]  # vLLM has no types
         super().__init__()
         self._settings = settings
         self._first_rank = get_tensor_model_parallel_rank() == 0
-        self._tap = HiddenTap(text_decoder(language_model), settings) if self._first_rank else None
+        self._copies = HostCopies()
+        self._tap = HiddenTap(text_decoder(language_model), settings, self._copies) if self._first_rank else None
         self._logits = OwnLogits(language_model)
         self._handover = open_handover(settings.handover_folder)
 
@@ -213,7 +221,9 @@ class CapturePooler(Pooler):  # type: ignore[misc]  # vLLM has no types
             rows |= {name: state_TC[: len(hidden_TC)] for name, state_TC in self._tap.take().items()}
             if self._settings.final:
                 rows["final"] = hidden_TC.to(torch.bfloat16, copy=True)
-        return {name: tensor.to("cpu") for name, tensor in rows.items()}
+        rows = {name: self._copies.start(tensor) for name, tensor in rows.items()}
+        self._copies.wait()
+        return rows
 
     def _distributions(self, hidden_TC: Tensor, next_ids_T: Tensor, uniforms_TS: Tensor | None) -> Rows:
         settings = self._settings

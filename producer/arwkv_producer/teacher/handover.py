@@ -1,4 +1,5 @@
-"""How captured rows travel from vLLM's worker to the producer: through memory in one process, else through files.
+"""How captured rows travel from the GPU to vLLM's worker, and from there to the producer: through memory in one
+process, else through files.
 
 vLLM's own way back (msgpack between processes) halves the speed once hidden states are among the rows, so only an
 acknowledgement goes that way.
@@ -14,10 +15,39 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+import torch
 from torch import Tensor
 
 Rows = dict[str, Tensor]
 """One sample's captured tensors by name, each with T rows on the CPU."""
+
+
+class HostCopies:
+    """Copies of a GPU's tensors in main memory, made on a stream of their own while the model computes on.
+
+    Main memory is pinned: the GPU writes into other memory only while the host waits.
+    """
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+
+    def start(self, x: Tensor) -> Tensor:
+        """A tensor on the CPU that holds `x` as it is now, once `wait` has returned; `x` itself where it is there."""
+        if not x.is_cuda:
+            return x
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]  # torch's
+        self._stream.wait_stream(torch.cuda.current_stream(x.device))
+        copied = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        with torch.cuda.stream(self._stream):
+            copied.copy_(x, non_blocking=True)
+        x.record_stream(self._stream)  # its memory is not given away before
+        return copied
+
+    def wait(self) -> None:
+        """Until all copies that were started are made."""
+        if self._stream is not None:
+            self._stream.synchronize()
 
 
 class Handover(Protocol):
