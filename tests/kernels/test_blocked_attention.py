@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from arwkv_kernels import blocked_attention as blocked_attention_module
 from arwkv_kernels.blocked_attention import QUERIES, blocked_attention
 
 B, D = 2, 16
@@ -18,6 +19,13 @@ def whole(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
     return (SCALE * q_BHTD @ k_BHTD.mT).masked_fill(later_TT, -torch.inf).softmax(-1) @ v_BHTD
 
 
+@pytest.fixture(params=[False, True], ids=["by blocks", "torch's forward pass"])
+def with_matrix_units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds of processor, whichever runs this."""
+    monkeypatch.setattr(blocked_attention_module, "_has_matrix_units", lambda: request.param)
+
+
+@pytest.mark.usefixtures("with_matrix_units")
 @pytest.mark.parametrize("length", [1, QUERIES - 1, QUERIES, QUERIES + 1, 3 * QUERIES + 5])
 @pytest.mark.parametrize("heads", [(2, 2), (6, 2), (4, 1)])
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2e-6), (torch.bfloat16, 0.01)])
