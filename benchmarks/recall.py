@@ -137,8 +137,8 @@ def _arm(config: RecallConfig, arm: str) -> list[dict[str, Any]]:
         tuned = run.with_name(f"{run.name}-sft-{trained}")
         command(
             "student", "train", "--stage", "sft", "--start-from", str(run), "--data", str(config.out / "chat.jsonl"),
-            "--trained", trained, "--steps", str(config.sft_steps), "--batch-size", "4", "--max-length", "1024",
-            "--out", str(tuned),
+            "--trained", trained, "--steps", str(config.sft_steps), "--batch-size", "1", "--gradient-accumulation", "4",
+            "--max-length", "1024", "--out", str(tuned),
         )  # fmt: skip
         rows.append({"kept": arm, "stage": f"sft, --trained {trained}", **_recall(config, tuned)})
     return rows
