@@ -90,8 +90,7 @@ def test_attention_by_blocks_is_torchs_but_for_rounding(tiny_teacher: Path, tmp_
     (exact, loss, gradient), (exact_by_blocks, loss_by_blocks, gradient_by_blocks) = results
     assert torch.equal(exact, exact_by_blocks)
     torch.testing.assert_close(loss_by_blocks, loss, rtol=1e-3, atol=0)
-    assert not torch.equal(loss_by_blocks, loss)
-    assert (gradient_by_blocks - gradient).norm() < 0.02 * gradient.norm()
+    assert 0 < (gradient_by_blocks - gradient).norm() < 0.02 * gradient.norm()
     model.save_pretrained(tmp_path)
     assert "attn_implementation" not in (tmp_path / "config.json").read_text()
     assert load_student(tmp_path).config._attn_implementation == "sdpa"

@@ -7,6 +7,7 @@ succeed. Some servers with an S3 interface ignore the condition.
 
 import errno
 import os
+import random
 import stat
 import time
 from collections.abc import Callable
@@ -14,15 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from arwkv_store.errors import NotFound, UsageError, storage_error
+from arwkv_store.errors import NotFound, TryAgain, UsageError, storage_error
 from arwkv_store.format.layout import DATASET_FILE, NOTES_FILE, RUN_FILE
 from arwkv_store.format.notes import MAX_NOTES_BYTES, Notes, not_notes
 from arwkv_store.places.commit import locked, storage_faults, write_anew
 from arwkv_store.places.object_folder import ObjectFolder
-from arwkv_store.places.retry import Passing, given_up, pauses_s
+from arwkv_store.places.retry import Passing
 
 Change = Callable[[bytes], Notes]
 """From the bytes that are there (none without a file) to the notes that replace them. It may raise."""
+
+MOST_RACES, MOST_PAUSE_S = 60, 0.4
+"""How often a writer of an object may come too late, and the longest pause before it tries again."""
 
 
 class NotesFile(Protocol):
@@ -94,13 +98,17 @@ class ObjectNotes:
         """Replace the object if it is still the one that was changed; else change what is there now."""
         if not self._folder.attempt(partial(self._folder.exists, DATASET_FILE), DATASET_FILE):
             raise NotFound(f"{self._folder.uri}: no {DATASET_FILE} there; name a dataset's URI")
-        for pause_s in pauses_s():
+        for _ in range(MOST_RACES):
             etag = self._etag()  # before the bytes: if they are newer, the store refuses
             notes = change(self.read())
             if self._put(notes.to_bytes(), etag):
                 return notes
-            time.sleep(pause_s)
-        raise given_up(f"{self._folder.uri}/{NOTES_FILE}", RuntimeError("others changed it meanwhile"))
+            # Not longer each time, as after a fault: who has just lost would then lose to those who have not.
+            time.sleep(random.uniform(0, MOST_PAUSE_S))
+        where = f"{self._folder.uri}/{NOTES_FILE}"
+        raise TryAgain(
+            f"{where}: others changed it during each of {MOST_RACES} attempts; run the same command again later"
+        )
 
     def _etag(self) -> str | None:
         """The ETag; None without an object, empty in a store that has none."""
