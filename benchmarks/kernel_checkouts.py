@@ -11,7 +11,6 @@ backward. A process keeps the memory of freed tensors where its checkout's `stud
 import contextlib
 import dataclasses
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 from arwkv_kernels.precision import machine
 from arwkv_store.commands.command_line import main
+from checkouts import environment_of
 from figures import print_table, write_json
 
 HERE = Path(__file__).parent.parent
@@ -136,10 +136,7 @@ def _mixers_of(checkout: Path) -> dict[str, float]:
 
 
 def _environment(checkout: Path) -> dict[str, str]:
-    """In which Python finds the packages of the checkout."""
-    packages = ("store", "producer", "student", "kernels", "api")
-    paths = os.pathsep.join(str(checkout / package) for package in packages)
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return environment_of(checkout) | {"OMP_NUM_THREADS": "1"}
 
 
 @contextlib.contextmanager

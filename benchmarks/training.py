@@ -11,7 +11,6 @@ process held before it opened the checkpoint.
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -33,6 +32,7 @@ from arwkv_student.losses.objectives import align_loss_L
 from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.training.align import align_losses, align_outputs
 from arwkv_student.training.parameters import choose_trained
+from checkouts import environment_of
 from figures import Rows, print_table, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -203,9 +203,7 @@ def _start(checkpoint: Path, checkout: Path, cache: Path) -> dict[str, Any]:
 
 def _python(checkout: Path, cache: Path, *words: str) -> str:
     """What Python prints with the packages of a checkout."""
-    packages = ("store", "producer", "student", "kernels", "api")
-    paths = os.pathsep.join(str(checkout / package) for package in packages)
-    environment = {**os.environ, "PYTHONPATH": paths, "ARWKV_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    environment = environment_of(checkout) | {"ARWKV_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         [sys.executable, *words], env=environment, stdout=subprocess.PIPE, text=True, check=True
     ).stdout

@@ -35,16 +35,13 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
-        B, K, T, D = k_BKTD.shape
-        ctx.scale, ctx.shapes = scale, (q_BHTD.shape, k_BKTD.shape)
-        q_NGTD = (q_BHTD * scale).reshape(B * K, -1, T, D)
-        k_NTD, v_NTD = k_BKTD.reshape(B * K, T, D), v_BKTD.reshape(B * K, T, D)
-        ctx.save_for_backward(q_NGTD, k_NTD, v_NTD)
+        ctx.save_for_backward(q_BHTD, k_BKTD, v_BKTD)
+        ctx.scale = scale
         if _has_matrix_units():
-            return scaled_dot_product_attention(
-                q_BHTD, k_BKTD, v_BKTD, is_causal=True, scale=scale, enable_gqa=q_BHTD.shape[1] != K
-            )
-        o_NGTD = torch.empty_like(q_NGTD)
+            shared = q_BHTD.shape[1] != k_BKTD.shape[1]
+            return scaled_dot_product_attention(q_BHTD, k_BKTD, v_BKTD, is_causal=True, scale=scale, enable_gqa=shared)
+        q_NGTD, k_NTD, v_NTD = _by_key_head(q_BHTD, k_BKTD, v_BKTD, scale)
+        T, o_NGTD = k_NTD.shape[1], torch.empty_like(q_NGTD)
         for first in range(0, T, QUERIES):
             queries, seen = slice(first, first + QUERIES), slice(min(first + QUERIES, T))
             p_NGQS = _probabilities(q_NGTD[:, :, queries], k_NTD[:, seen])
@@ -54,7 +51,8 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do_BHTD: Tensor) -> tuple[Tensor | None, ...]:
-        q_NGTD, k_NTD, v_NTD = ctx.saved_tensors
+        q_BHTD, k_BKTD, v_BKTD = ctx.saved_tensors
+        q_NGTD, k_NTD, v_NTD = _by_key_head(q_BHTD, k_BKTD, v_BKTD, ctx.scale)
         do_NGTD, dq_NGTD = do_BHTD.reshape(q_NGTD.shape), torch.empty_like(q_NGTD)
         T = k_NTD.shape[1]
         dk_NTD, dv_NTD = (torch.zeros_like(x, dtype=torch.float32) for x in (k_NTD, v_NTD))
@@ -67,14 +65,19 @@ class _Blocked(torch.autograd.Function):
             ds_NGQS = torch._softmax_backward_data(dp_NGQS, p_NGQS, -1, p_NGQS.dtype)
             dq_NGTD[:, :, queries] = _times(ds_NGQS, k_NTD[:, seen])
             dk_NTD[:, seen] += _summed(ds_NGQS, q_NGQD)
-        (q_shape, k_shape), dtype = ctx.shapes, q_NGTD.dtype
-        dk_BKTD, dv_BKTD = dk_NTD.to(dtype).view(k_shape), dv_NTD.to(dtype).view(k_shape)
-        return (dq_NGTD * ctx.scale).view(q_shape), dk_BKTD, dv_BKTD, None
+        dk_BKTD, dv_BKTD = (x.to(k_BKTD.dtype).view(k_BKTD.shape) for x in (dk_NTD, dv_NTD))
+        return (dq_NGTD * ctx.scale).view(q_BHTD.shape), dk_BKTD, dv_BKTD, None
 
 
 @functools.cache
 def _has_matrix_units() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def _by_key_head(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled queries [N, G, T, D], keys and values [N, T, D]."""
+    B, K, T, D = k_BKTD.shape
+    return (q_BHTD * scale).reshape(B * K, -1, T, D), k_BKTD.reshape(B * K, T, D), v_BKTD.reshape(B * K, T, D)
 
 
 def _probabilities(q_NGQD: Tensor, k_NSD: Tensor) -> Tensor:

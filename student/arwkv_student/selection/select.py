@@ -55,7 +55,7 @@ def select(settings: SelectSettings) -> dict[str, Any]:
             bf16 = computes_in_bf16(settings.dtype)
             tries = KeptLayers(model, attention, scored, settings.score_tokens, settings.batch_size, bf16, progress)
             if settings.score != "error":
-                kept, by_layer = _closest(tries, settings)
+                kept, by_layer = _tried(tries, settings)
             even = evenly_spaced(settings.keep, depth)
             kl = {"none": tries.kl(()), "evenly_spaced": tries.kl(even), "kept": tries.kl(kept)}
         compared = tries.tokens_read
@@ -117,11 +117,10 @@ def _worst(by_layer: dict[int, float], keep: int) -> list[int]:
     return sorted(by_layer, key=by_layer.__getitem__, reverse=True)[:keep]
 
 
-def _closest(tries: KeptLayers, settings: SelectSettings) -> tuple[list[int], dict[int, float]]:
-    """The layers whose attention brings the student closest to its teacher, and the KL by layer of the last round.
+def _tried(tries: KeptLayers, settings: SelectSettings) -> tuple[list[int], dict[int, float]]:
+    """The layers that the score keeps, and the KL by layer of its last round of tries.
 
-    Or those that it misses most. Rounds after the first try only the layers that were best in it, twice as many as are
-    kept.
+    Rounds of `greedy` after the first try only the layers that were best in it, twice as many as are kept.
     """
     if settings.score == "removal":
         by_layer = tries.kl_without_each()
