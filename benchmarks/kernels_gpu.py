@@ -156,6 +156,19 @@ def forms() -> Rows:
     return rows
 
 
+def precisions() -> Rows:
+    """What fp32 inputs cost beside bf16, forward and backward."""
+    rows = []
+    for B, T, H, D in ((8, 4096, 64, 64), (1, 4096, 32, 64), (8, 4096, 32, 128)):
+        ms = []
+        for dtype in (torch.bfloat16, torch.float32):
+            inputs = layer_inputs(B, T, H, D, dtype, "cuda")
+            d_o = torch.randn_like(inputs[0])
+            ms.append(milliseconds(lambda x=inputs, g=d_o: torch.autograd.grad(wkv7(*x)[0], x, g), repeats=10))
+        rows.append({"shape": f"B={B} T={T} H={H} D={D}", "bf16 ms": ms[0], "fp32 ms": ms[1], "ratio": ms[1] / ms[0]})
+    return rows
+
+
 def growth() -> Rows:
     rows = []
     for B, T in ((1, 1024), (1, 4096), (1, 16_384), (1, 65_536), (1, 131_072), (4, 4096), (16, 4096), (32, 4096)):
@@ -251,6 +264,7 @@ def gpu_tables(card: dict[str, Any], *, check_numerics: bool) -> dict[str, Calla
         "wkv7, bf16, B=2 T=200 H=4 D=128, error against fp64": lambda: agreement(128),
         "wkv7, bf16, the form that is better at a shape, forward + backward": forms,
         "wkv7, bf16": lambda: recurrence(bandwidth),
+        "wkv7, fp32 beside bf16, forward + backward": precisions,
         "wkv7, bf16, H=32 D=64, forward + backward": growth,
         "wkv7_step, D=64": lambda: step(bandwidth),
         f"linear_sparse_kl, bf16, N={N} V={V} C={C} k={K}, forward + backward": lambda: head(flops),

@@ -60,9 +60,8 @@ def _path(backend: str, x: Tensor, operation: str) -> str:
     """How Triton's recurrence processes the tokens; it depends on the precision."""
     if backend != "triton" or operation != "wkv7":
         return ""
-    if x.dtype == torch.float32 and x.is_cuda:
-        return ", token by token: the chunk kernels multiply in bf16, too coarse for fp32"
-    return ", in chunks where the decays allow it"
+    products = ", with fp32 products" if x.dtype == torch.float32 else ""
+    return f", in chunks where the decays allow it{products}"
 
 
 def _obstacle(backend: str, x: Tensor, operation: str) -> str | None:

@@ -1,8 +1,8 @@
 """Compiles the shipped Triton kernels for an H100 on a machine that has none, and prints what the compiler says.
 
-`python compile_for_hopper.py [--parallel] HEAD_SIZE...` prints one JSON object a line: kernel, head size, registers,
-bytes of stack (spilled registers) and of shared memory; with `--parallel` those of the chunk-parallel form. Runs with
-whichever Triton comes first on the path.
+`python compile_for_hopper.py [--parallel | --fp32] HEAD_SIZE...` prints one JSON object a line: kernel, head size,
+registers, bytes of stack (spilled registers) and of shared memory; with `--parallel` those of the chunk-parallel form,
+with `--fp32` those for fp32 inputs. Runs with whichever Triton comes first on the path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from arwkv_kernels.triton import sparse_kl, topk_logsumexp, wkv7_step
-from arwkv_kernels.triton.configs import PARALLEL, WKV7
+from arwkv_kernels.triton.configs import PARALLEL, PARALLEL_FP32, WKV7
 from arwkv_kernels.triton.parallel.solve import wkv7_solve_kernel
 from arwkv_kernels.triton.parallel.tokens import wkv7_output_kernel, wkv7_span_gradients_kernel
 from arwkv_kernels.triton.parallel.walks import wkv7_reverse_walk_kernel, wkv7_walk_kernel
@@ -126,7 +126,24 @@ def report_parallel(head_size: int) -> None:
             report(wkv7_walk_kernel, walk | {"KEEP": keep, "OUTPUT": output}, config.walk_warps, decay, stages=1)
         report(wkv7_reverse_walk_kernel, walk, config.walk_warps, decay, stages=1)
         report(wkv7_output_kernel, slices | {"KEYS": config.output_keys}, config.output_warps, decay, stages=1)
-        report(wkv7_span_gradients_kernel, slices | {"KEYS": config.keys}, config.gradient_warps, decay, stages=1)
+        columns = {"KEYS": config.keys, "VALUES": config.gradient_values}
+        report(wkv7_span_gradients_kernel, slices | columns, config.gradient_warps, decay, stages=1)
+
+
+def report_fp32(head_size: int) -> None:
+    """What runs where v is fp32: the chunk-parallel form with fp32 products, of inputs that are all fp32."""
+    config = PARALLEL_FP32[head_size]
+    types = FP32_INPUTS | dict.fromkeys(["u_ptr", "state_ptr", "dy_ptr", "dZ_ptr"], "*fp32")
+    shape = {"H": 64, "D": head_size, "SPAN": config.span, "OVER_HEAD": "ieee"}
+    chunks = shape | {"CHUNK": config.chunk, "SOLVING": "ieee"}
+    walk = chunks | {"OVER_TOKENS": "ieee", "VALUES": config.values}
+    tokens = shape | {"OVER_TOKENS": "ieee", "CHUNK": config.gradient_chunk}
+    report(wkv7_solve_kernel, chunks, config.solve_warps, types)
+    report(wkv7_walk_kernel, walk | {"KEEP": True, "OUTPUT": False}, config.walk_warps, types, stages=1)
+    report(wkv7_reverse_walk_kernel, walk, config.walk_warps, types, stages=1)
+    report(wkv7_output_kernel, tokens | {"KEYS": config.output_keys}, config.output_warps, types, stages=1)
+    columns = {"KEYS": config.keys, "VALUES": config.gradient_values}
+    report(wkv7_span_gradients_kernel, tokens | columns, config.gradient_warps, types, stages=1)
 
 
 def report_head() -> None:
@@ -153,9 +170,9 @@ def report_head() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--parallel":
+    if sys.argv[1] in ("--parallel", "--fp32"):
         for size in sys.argv[2:]:
-            report_parallel(int(size))
+            (report_parallel if sys.argv[1] == "--parallel" else report_fp32)(int(size))
     else:
         report_head()
         for size in sys.argv[1:]:

@@ -233,18 +233,6 @@ def test_decays_that_grow_and_cancel_take_the_exact_path(make_case: MakeCase, as
     assert_close(dict(zip("os", got, strict=True)), dict(zip("os", expected, strict=True)), FP32)
 
 
-def test_fp32_on_a_card_warns_once_that_it_is_slow(
-    make_case: MakeCase, assert_close: AssertClose, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wkv7, "INTERPRETED", False)
-    wkv7._warn_of_fp32.cache_clear()
-    case = make_case(2, H=1, B=1).to(torch.float32)
-    with pytest.warns(UserWarning, match="v is fp32, so the Triton kernels work token by token") as warned:
-        results = [case.results("triton") for _ in range(2)]
-    assert len(warned) == 1
-    assert_close(results[1], case.to(torch.float64).results("reference"), FP32)
-
-
 def test_a_second_derivative_is_refused(make_case: MakeCase) -> None:
     case = make_case(3, H=1, B=1).to(torch.float32)
     (gradient,) = torch.autograd.grad(case.run("triton")[0].square().sum(), case.tensors[0], create_graph=True)

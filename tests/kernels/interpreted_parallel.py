@@ -28,14 +28,19 @@ def few_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def fp32_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut as for fp32 inputs on a card. The interpreter's products are fp32 anyway."""
+    monkeypatch.setattr(autograd, "PARALLEL", configs.PARALLEL_FP32)
+
+
+@pytest.fixture
 def as_a_card_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Operands and what is stored are rounded by hand; T is stored in fp32."""
     for module in (chunk, solve, walks, tokens):
         monkeypatch.setattr(module, "dot", _rounding_dot)
         if hasattr(module, "operand"):
             monkeypatch.setattr(module, "operand", _no_operand)
-    for name, precision in (("OVER_HEAD", "bf16"), ("OVER_TOKENS", "tf32"), ("SOLVING", "tf32")):
-        monkeypatch.setattr(autograd, {"OVER_HEAD": "HEAD", "OVER_TOKENS": "TOKENS"}.get(name, name), {name: precision})
+    monkeypatch.setattr(autograd, "FP32", autograd.HALF._replace(stored=torch.float32))
     for name, stored in (
         ("wkv7_output_kernel", ("u_ptr", "state_ptr")),
         ("wkv7_span_gradients_kernel", ("u_ptr", "state_ptr", "dy_ptr", "dZ_ptr")),
@@ -91,6 +96,43 @@ def test_few_sequences_match_fp64(
 ) -> None:
     case = make_case(T, D, H=1, offsets=offsets).to(torch.float32)
     assert_close(case.results("triton", 0.7), case.to(torch.float64).results("reference", 0.7), FP32)
+
+
+@pytest.mark.usefixtures("fp32_configurations")
+@pytest.mark.parametrize(("T", "D"), [(33, 32), (17, 128)])
+def test_fp32_configurations_match_fp64(T: int, D: int, make_case: MakeCase, assert_close: AssertClose) -> None:
+    case = make_case(T, D, B=1, H=1).to(torch.float32)
+    assert_close(case.results("triton", 0.7), case.to(torch.float64).results("reference", 0.7), FP32)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fp32_configurations")
+@pytest.mark.parametrize(("T", "D", "offsets"), SHAPES)
+def test_fp32_configurations_match_fp64_at_every_shape(
+    T: int, D: int, offsets: list[int] | None, make_case: MakeCase, assert_close: AssertClose
+) -> None:
+    case = make_case(T, D, H=1, offsets=offsets).to(torch.float32)
+    assert_close(case.results("triton", 0.7), case.to(torch.float64).results("reference", 0.7), FP32)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fp32_configurations")
+@pytest.mark.parametrize("lowest_w", [-4.0, -60.0, -torch.inf])
+def test_fp32_configurations_take_every_decay(lowest_w: float, make_case: MakeCase, assert_close: AssertClose) -> None:
+    case = make_case(70, 128, H=1, B=1, lowest_w=lowest_w).to(torch.float32)
+    assert_close(case.results("triton"), case.to(torch.float64).results("reference"), FP32)
+
+
+@pytest.mark.usefixtures("fp32_configurations")
+def test_fp32_values_leave_the_other_inputs_their_types(make_case: MakeCase) -> None:
+    """Their gradients are added up over slices of columns in fp32, and rounded once."""
+    case = make_case(20, 128, B=1, H=1).to(torch.float32)
+    whole = case.results("triton")
+    tensors = tuple(x if i in (1, 3, 6) else x.detach().bfloat16().requires_grad_() for i, x in enumerate(case.tensors))
+    results = type(case)(tensors).results("triton")
+    for name in "rkab":
+        assert results[name].dtype == torch.bfloat16
+        assert (results[name].float() - whole[name]).abs().max() < 0.03 * whole[name].abs().max()
 
 
 @pytest.mark.slow

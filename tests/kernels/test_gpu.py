@@ -96,12 +96,12 @@ def test_a_time_mixer_runs_the_chunk_kernels(dtype: torch.dtype, monkeypatch: py
     config = pytest.importorskip("arwkv_student.model.time_mix_options")
     from arwkv_kernels.triton import wkv7 as launches
 
-    launched: list[bool] = []
+    launched: list[torch.dtype] = []
     note = launches._Launch.__init__
 
-    def spy(launch: Any, *arguments: Any) -> None:
-        note(launch, *arguments)
-        launched.append(launch.in_chunks)
+    def spy(launch: Any, inputs: Any, sequences: int) -> None:
+        note(launch, inputs, sequences)
+        launched.append(inputs.v.dtype)
 
     monkeypatch.setattr(launches._Launch, "__init__", spy)
     shape = config.BaseShape(hidden_size=256, num_attention_heads=4, num_key_value_heads=2, head_dim=64)
@@ -117,7 +117,7 @@ def test_a_time_mixer_runs_the_chunk_kernels(dtype: torch.dtype, monkeypatch: py
     with torch.autocast("cuda", dtype):
         y = mixer.cuda()(x.cuda(), v_first.cuda(), context)[0]
     y.float().sum().backward()
-    assert launched == [True, True]
+    assert launched == [dtype, dtype]
     assert ((y.cpu().float() - whole).norm() / whole.norm()).item() < 0.03
 
 

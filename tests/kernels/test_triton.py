@@ -53,14 +53,14 @@ def _compile(*arguments: int | str, **environment: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
-def _assert_they_fit(reports: list[dict[str, Any]], kernels: int) -> None:
+def _assert_they_fit(reports: list[dict[str, Any]], kernels: int, *, on_tensor_cores: bool = True) -> None:
     assert len(reports) == kernels
     for report in reports:
         assert report["stack_bytes"] == 0, f"registers spill: {report}"
         assert report["registers"] <= 255
         assert report["shared_bytes"] <= SHARED_MEMORY_OF_AN_H100, report
         if report["kernel"].startswith("wkv7_") and "exact" not in report["kernel"] and "step" not in report["kernel"]:
-            assert report["tensor_core"], report
+            assert report["tensor_core"] == on_tensor_cores, report
 
 
 def test_kernels_of_head_size_64_compile_for_an_h100_without_spilling() -> None:
@@ -78,6 +78,11 @@ def test_kernels_of_the_parallel_form_compile_without_spilling() -> None:
 
 
 @pytest.mark.slow
+def test_kernels_for_fp32_compile_without_spilling() -> None:
+    _assert_they_fit(_compile("--fp32", 32, 64, 128), kernels=15, on_tensor_cores=False)
+
+
+@pytest.mark.slow
 def test_kernels_compile_on_the_triton_that_gpu_machines_carry(tmp_path_factory: pytest.TempPathFactory) -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "arwkv" / f"triton-{OLDER_TRITON}"
     if not (cache / "triton").exists():
@@ -87,5 +92,7 @@ def test_kernels_compile_on_the_triton_that_gpu_machines_carry(tmp_path_factory:
         cache.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(fresh, cache)
     reports = _compile(32, 64, 128, PYTHONPATH=_path(cache))
-    assert {report["triton"] for report in reports} == {OLDER_TRITON}
+    in_fp32 = _compile("--fp32", 32, 64, 128, PYTHONPATH=_path(cache))
+    assert {report["triton"] for report in reports + in_fp32} == {OLDER_TRITON}
     _assert_they_fit(reports, kernels=46)
+    _assert_they_fit(in_fp32, kernels=15, on_tensor_cores=False)

@@ -42,6 +42,8 @@ class ParallelConfig:
     """Columns of the state a program of the walks holds."""
     keys: int
     """Channels a program of the tokens' gradients works on at one time."""
+    gradient_values: int
+    """Columns of the state it works on at one time."""
     output_keys: int
     """The same of the output kernel, which runs where the walk leaves the output to it."""
     walk_warps: int
@@ -60,10 +62,28 @@ class ParallelConfig:
 
 
 PARALLEL = {
-    32: ParallelConfig(values=32, keys=32, output_keys=32, walk_warps=4, gradient_warps=4),
-    64: ParallelConfig(values=64, keys=32, output_keys=64, walk_warps=4, gradient_warps=4),
-    128: ParallelConfig(values=64, keys=64, output_keys=32, walk_warps=8, gradient_warps=8, output_warps=8, split=True),
-}
+    32: ParallelConfig(values=32, keys=32, gradient_values=32, output_keys=32, walk_warps=4, gradient_warps=4),
+    64: ParallelConfig(values=64, keys=32, gradient_values=64, output_keys=64, walk_warps=4, gradient_warps=4),
+    128: ParallelConfig(
+        values=64, keys=64, gradient_values=128, output_keys=32,
+        walk_warps=8, gradient_warps=8, output_warps=8, split=True,
+    ),
+}  # fmt: skip
+# Of inputs whose v is fp32, with fp32 products. Parts are smaller: nothing is rounded to half the registers.
+PARALLEL_FP32 = {
+    32: ParallelConfig(
+        values=16, keys=32, gradient_values=32, output_keys=32,
+        walk_warps=4, gradient_warps=8, split=True,
+    ),
+    64: ParallelConfig(
+        values=32, keys=32, gradient_values=64, output_keys=32,
+        walk_warps=8, gradient_warps=8, output_warps=8, split=True,
+    ),
+    128: ParallelConfig(
+        values=32, keys=32, gradient_values=64, output_keys=16,
+        walk_warps=8, gradient_warps=8, output_warps=8, split=True, chunk=16,
+    ),
+}  # fmt: skip
 
 FORMS = ("serial", "parallel")
 # The form that each head size trains in. A GPU has measured "serial" only: `benchmarks/kernels.py --gpu` times both.

@@ -12,6 +12,11 @@ from torch import Tensor
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
+def in_fp32(v: Tensor) -> bool:
+    """Whether the recurrence multiplies in fp32, because its values are fp32. The interpreter always does."""
+    return v.dtype == torch.float32 and not INTERPRETED
+
+
 def device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Triton launches on the current CUDA device, which need not be the tensors'."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

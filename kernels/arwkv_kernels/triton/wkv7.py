@@ -6,8 +6,6 @@ B batch, T time, H heads, D head size, N sequences, P rows of checkpoints.
 
 from __future__ import annotations
 
-import functools
-import warnings
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from arwkv_kernels.arguments import WkvInputs, wants_gradient
 from arwkv_kernels.triton.configs import FORM, WKV7
-from arwkv_kernels.triton.launch import INTERPRETED, device_of
+from arwkv_kernels.triton.launch import INTERPRETED, device_of, in_fp32
 from arwkv_kernels.triton.parallel.autograd import WkvInSpans
 from arwkv_kernels.triton.wkv7_backward import wkv7_state_gradient_kernel, wkv7_token_gradients_kernel
 from arwkv_kernels.triton.wkv7_exact import wkv7_exact_backward_kernel, wkv7_exact_forward_kernel
@@ -33,34 +31,17 @@ def wkv7_triton(
 ) -> tuple[Tensor, Tensor]:
     """Inputs [B, T, H, D] in fp32, bf16 or fp16, state fp32. Returns (o in v's dtype, final state fp32).
 
-    The chunk kernels multiply in bf16, so where v is fp32 every pair goes to the exact kernels, fp32 throughout.
+    Where v is fp32 the chunk-parallel form runs, with fp32 products; else the form that configs.py names.
     """
-    batch, length = inputs.r.shape[:2]
+    batch, length, _, size = inputs.r.shape
     device = inputs.r.device
     if cu_seqlens is None:
         cu_seqlens = torch.arange(batch + 1, device=device) * length
     cu_seqlens = cu_seqlens.to(device, torch.int64).contiguous()
     keep = wants_gradient(*inputs, state_NHKV)
-    if not _in_chunks(inputs):
-        _warn_of_fp32()
-    in_spans = FORM[inputs.r.shape[-1]] == "parallel" and _in_chunks(inputs)
-    function = WkvInSpans if in_spans else _Triton
+    function = WkvInSpans if in_fp32(inputs.v) or FORM[size] == "parallel" else _Triton
     o, final = function.apply(*inputs, state_NHKV, cu_seqlens, scale, keep)  # type: ignore[no-untyped-call]  # torch
     return o, final
-
-
-def _in_chunks(inputs: WkvInputs) -> bool:
-    return inputs.v.dtype != torch.float32 or INTERPRETED
-
-
-@functools.cache
-def _warn_of_fp32() -> None:
-    """Once a process: nobody should train token by token without knowing."""
-    warnings.warn(
-        "wkv7: v is fp32, so the Triton kernels work token by token, many times slower than in chunks; pass r, k, v, a "
-        "and b in bf16 (w may stay fp32), as a model under torch.autocast does",
-        stacklevel=4,
-    )
 
 
 class _Triton(torch.autograd.Function):
@@ -71,16 +52,15 @@ class _Triton(torch.autograd.Function):
         state, cu_seqlens, scale, keep = arguments[6].contiguous(), *arguments[7:]
         launch = _Launch(inputs, state.shape[0])
         o, final = torch.empty_like(inputs.v), torch.empty_like(state)
-        unsafe = torch.ones(launch.pairs, dtype=torch.int32, device=o.device)
-        u = torch.empty(inputs.v.shape if keep and launch.in_chunks else 0, dtype=launch.stored, device=o.device)
+        unsafe = torch.zeros(launch.pairs, dtype=torch.int32, device=o.device)
+        u = torch.empty(inputs.v.shape if keep else 0, dtype=STORED, device=o.device)
         checkpoints = launch.empty_states() if keep else u
         with device_of(o):
-            if launch.in_chunks:
-                wkv7_forward_kernel[(launch.pairs, launch.columns)](
-                    *inputs, state, final, o, u, checkpoints, unsafe, cu_seqlens, launch.tokens, scale,
-                    **launch.shape, **PRODUCTS, VALUES=launch.config.values, KEEP=keep,
-                    num_warps=launch.config.forward_warps,
-                )  # fmt: skip
+            wkv7_forward_kernel[(launch.pairs, launch.columns)](
+                *inputs, state, final, o, u, checkpoints, unsafe, cu_seqlens, launch.tokens, scale,
+                **launch.shape, **PRODUCTS, VALUES=launch.config.values, KEEP=keep,
+                num_warps=launch.config.forward_warps,
+            )  # fmt: skip
             wkv7_exact_forward_kernel[(launch.pairs,)](
                 *inputs, state, final, o, checkpoints, unsafe, cu_seqlens, launch.tokens, scale,
                 **launch.shape, KEEP=keep, num_warps=launch.config.exact_warps,
@@ -98,20 +78,18 @@ class _Triton(torch.autograd.Function):
         launch = _Launch(inputs, d_final.shape[0])
         d_o, d_final = d_o.contiguous(), d_final.contiguous()
         gradients = [torch.empty_like(x) for x in inputs]
-        d_initial, dy = torch.empty_like(d_final), torch.empty_like(u)
-        d_states = torch.empty_like(checkpoints) if launch.in_chunks else u
+        d_initial, dy, d_states = torch.empty_like(d_final), torch.empty_like(u), torch.empty_like(checkpoints)
         with device_of(d_o):
-            if launch.in_chunks:
-                wkv7_state_gradient_kernel[(launch.pairs, launch.columns)](
-                    inputs.r, inputs.w, inputs.a, inputs.b, unsafe, cu_seqlens,
-                    d_o, d_final, dy, d_states, d_initial, launch.tokens, ctx.scale,
-                    **launch.shape, **PRODUCTS, VALUES=launch.config.values, num_warps=launch.config.state_warps,
-                )  # fmt: skip
-                wkv7_token_gradients_kernel[(checkpoints.shape[0], inputs.r.shape[2])](
-                    *inputs, u, checkpoints, unsafe, cu_seqlens, launch.sequence_of_row(cu_seqlens),
-                    d_o, dy, d_states, *gradients, launch.tokens, ctx.scale,
-                    **launch.shape, **PRODUCTS, KEYS=launch.config.keys, num_warps=launch.config.token_warps,
-                )  # fmt: skip
+            wkv7_state_gradient_kernel[(launch.pairs, launch.columns)](
+                inputs.r, inputs.w, inputs.a, inputs.b, unsafe, cu_seqlens,
+                d_o, d_final, dy, d_states, d_initial, launch.tokens, ctx.scale,
+                **launch.shape, **PRODUCTS, VALUES=launch.config.values, num_warps=launch.config.state_warps,
+            )  # fmt: skip
+            wkv7_token_gradients_kernel[(checkpoints.shape[0], inputs.r.shape[2])](
+                *inputs, u, checkpoints, unsafe, cu_seqlens, launch.sequence_of_row(cu_seqlens),
+                d_o, dy, d_states, *gradients, launch.tokens, ctx.scale,
+                **launch.shape, **PRODUCTS, KEYS=launch.config.keys, num_warps=launch.config.token_warps,
+            )  # fmt: skip
             wkv7_exact_backward_kernel[(launch.pairs,)](
                 *inputs, checkpoints, unsafe, cu_seqlens, d_o, d_final, *gradients, d_initial,
                 launch.tokens, ctx.scale, **launch.shape, num_warps=launch.config.exact_warps,
@@ -130,15 +108,13 @@ class _Launch:
         self.pairs = sequences * heads
         self.config = WKV7[size]
         self.columns = size // self.config.values
-        self.in_chunks = _in_chunks(inputs)
-        self.stored = STORED if self.in_chunks else torch.float32
         self.shape = {"H": heads, "D": size, "CHUNK": self.config.chunk}
 
     def empty_states(self) -> Tensor:
         """Room for one state per chunk: [P, H, K, V]."""
         rows = self.tokens // self.config.chunk + self.sequences
         heads, size = self.like.shape[2:]
-        return torch.empty(rows, heads, size, size, dtype=self.stored, device=self.like.device)
+        return torch.empty(rows, heads, size, size, dtype=STORED, device=self.like.device)
 
     def sequence_of_row(self, cu_seqlens: Tensor) -> Tensor:
         """For each row of the checkpoints the sequence it belongs to, int64 [P]."""

@@ -6,30 +6,37 @@ B batch, T time, H heads, D head size, N sequences, P rows of spans.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from arwkv_kernels.arguments import WkvInputs
-from arwkv_kernels.triton.configs import PARALLEL
-from arwkv_kernels.triton.launch import INTERPRETED, device_of
+from arwkv_kernels.triton.configs import PARALLEL, PARALLEL_FP32
+from arwkv_kernels.triton.launch import INTERPRETED, device_of, in_fp32
 from arwkv_kernels.triton.parallel.solve import wkv7_solve_kernel
 from arwkv_kernels.triton.parallel.tokens import wkv7_output_kernel, wkv7_span_gradients_kernel
 from arwkv_kernels.triton.parallel.walks import wkv7_reverse_walk_kernel, wkv7_walk_kernel
 from arwkv_kernels.triton.wkv7_exact import wkv7_exact_backward_kernel, wkv7_exact_forward_kernel
 
-# Products over a head's channels and those that advance a state take bf16 operands, those over a chunk's tokens tf32.
+
+class Precision(NamedTuple):
+    """That of products over a head's channels, over a chunk's tokens and with T; and of u, dy and states in memory."""
+
+    head: str
+    tokens: str
+    solving: str
+    stored: torch.dtype
+
+
 # T stays fp32 in memory and tf32 in products: in bf16 it cancels where a key repeats.
-HEAD = {"OVER_HEAD": "ieee" if INTERPRETED else "bf16"}
-TOKENS = {"OVER_TOKENS": "ieee" if INTERPRETED else "tf32"}
-SOLVING = {"SOLVING": "ieee" if INTERPRETED else "tf32"}
-STORED = torch.float32 if INTERPRETED else torch.bfloat16
+HALF = Precision("bf16", "tf32", "tf32", torch.bfloat16)
+FP32 = Precision("ieee", "ieee", "ieee", torch.float32)
 
 
 class WkvInSpans(torch.autograd.Function):
-    """`apply(r, w, k, v, a, b, state, cu_seqlens, scale, keep) -> (o, final state)`; v in bf16 or fp16 on a GPU."""
+    """`apply(r, w, k, v, a, b, state, cu_seqlens, scale, keep) -> (o, final state)`."""
 
     @staticmethod
     # Any: autograd's context has no public type; arguments: the six inputs, state, offsets, scale, whether to keep.
@@ -38,21 +45,19 @@ class WkvInSpans(torch.autograd.Function):
         state, cu_seqlens, scale, keep = arguments[6].contiguous(), *arguments[7:]
         launch = _Launch(inputs, cu_seqlens)
         o, final = torch.empty_like(inputs.v), torch.empty_like(state)
-        u = torch.empty(inputs.v.shape if keep or launch.split else 0, dtype=STORED, device=o.device)
+        u = torch.empty(inputs.v.shape if keep or launch.split else 0, dtype=launch.precision.stored, device=o.device)
         states = launch.empty_states() if keep or launch.split else u
         with device_of(o):
             solve, unsafe = launch.solve(inputs)
             wkv7_walk_kernel[(launch.pairs, launch.columns)](
                 *inputs, solve, state, final, o, u, states, unsafe, cu_seqlens, launch.tokens, scale,
-                **launch.shape, **HEAD, **TOKENS, **SOLVING, CHUNK=launch.config.chunk, VALUES=launch.config.values,
-                KEEP=keep or launch.split, OUTPUT=not launch.split, num_warps=launch.config.walk_warps, num_stages=1,
+                **launch.walk, KEEP=keep or launch.split, OUTPUT=not launch.split,
             )  # fmt: skip
             if launch.split:
                 wkv7_output_kernel[(launch.rows, launch.heads)](
                     inputs.r, inputs.w, inputs.k, inputs.v, inputs.b, o, u, states, unsafe, cu_seqlens,
                     launch.sequence_of_row, launch.tokens, scale,
-                    **launch.shape, **HEAD, **TOKENS, CHUNK=launch.config.gradient_chunk,
-                    KEYS=launch.config.output_keys, num_warps=launch.config.output_warps, num_stages=1,
+                    **launch.tokens_at_once, KEYS=launch.config.output_keys, num_warps=launch.config.output_warps,
                 )  # fmt: skip
             wkv7_exact_forward_kernel[(launch.pairs,)](
                 *inputs, state, final, o, states, unsafe, cu_seqlens, launch.tokens, scale,
@@ -72,7 +77,7 @@ class WkvInSpans(torch.autograd.Function):
         d_o, d_final = d_o.contiguous(), d_final.contiguous()
         d_initial, d_states, dv = torch.empty_like(d_final), torch.empty_like(states), torch.empty_like(inputs.v)
         # dy lies in dv's memory until dv replaces it.
-        dy = dv.view(STORED) if dv.dtype.itemsize == STORED.itemsize else torch.empty_like(u)
+        dy = dv.view(u.dtype) if dv.dtype.itemsize == u.dtype.itemsize else torch.empty_like(u)
         with device_of(d_o):
             # A second backward of a retained graph makes T again; kept until then, it would lie beside the gradients.
             solve, ctx.solve = ctx.solve, None
@@ -81,38 +86,50 @@ class WkvInSpans(torch.autograd.Function):
             wkv7_reverse_walk_kernel[(launch.pairs, launch.columns)](
                 inputs.r, inputs.w, inputs.a, inputs.b, solve, unsafe, cu_seqlens,
                 d_o, d_final, dy, d_states, d_initial, launch.tokens, ctx.scale,
-                **launch.shape, **HEAD, **TOKENS, **SOLVING, CHUNK=launch.config.chunk, VALUES=launch.config.values,
-                num_warps=launch.config.walk_warps, num_stages=1,
+                **launch.walk,
             )  # fmt: skip
             del solve
-            gradients = [dv if n == "v" else torch.empty_like(x) for n, x in zip(inputs._fields, inputs, strict=True)]
+            # Sums over slices of columns are added up in the gradients themselves.
+            summed = torch.float32 if launch.config.gradient_values < launch.size else None
+            gradients = [
+                dv if n == "v" else torch.empty_like(x, dtype=summed)
+                for n, x in zip(inputs._fields, inputs, strict=True)
+            ]
             wkv7_span_gradients_kernel[(launch.rows, launch.heads)](
                 *inputs, u, states, unsafe, cu_seqlens, launch.sequence_of_row,
                 d_o, dy, d_states, *gradients, launch.tokens, ctx.scale,
-                **launch.shape, **HEAD, **TOKENS, CHUNK=launch.config.gradient_chunk, KEYS=launch.config.keys,
-                num_warps=launch.config.gradient_warps, num_stages=1,
+                **launch.tokens_at_once, KEYS=launch.config.keys, VALUES=launch.config.gradient_values,
+                num_warps=launch.config.gradient_warps,
             )  # fmt: skip
             wkv7_exact_backward_kernel[(launch.pairs,)](
                 *inputs, states, unsafe, cu_seqlens, d_o, d_final, *gradients, d_initial,
                 launch.tokens, ctx.scale, **launch.exact_shape, num_warps=launch.config.exact_warps,
             )  # fmt: skip
-        return *gradients, d_initial, None, None, None
+        return *(g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)), d_initial, None, None, None
 
 
 class _Launch:
     """What the launches of one call share."""
 
     def __init__(self, inputs: WkvInputs, cu_seqlens: Tensor) -> None:
-        batch, length, self.heads, size = inputs.r.shape
+        batch, length, self.heads, self.size = inputs.r.shape
         sequences = cu_seqlens.numel() - 1
-        self.config = PARALLEL[size]
+        self.config = (PARALLEL_FP32 if in_fp32(inputs.v) else PARALLEL)[self.size]
+        self.precision = FP32 if in_fp32(inputs.v) or INTERPRETED else HALF
         self.cu_seqlens = cu_seqlens
         self.tokens = batch * length
         self.pairs = sequences * self.heads
-        self.columns = size // self.config.values
+        self.columns = self.size // self.config.values
         self.rows = self.tokens // self.config.span + sequences
-        self.shape = {"H": self.heads, "D": size, "SPAN": self.config.span}
-        self.exact_shape = {"H": self.heads, "D": size, "CHUNK": self.config.span}
+        # A step of a walk, and the tokens of a span at one time: the kernels' constants and how they are scheduled.
+        self.shape = {"H": self.heads, "D": self.size, "SPAN": self.config.span, "OVER_HEAD": self.precision.head}
+        products = self.shape | {"OVER_TOKENS": self.precision.tokens, "num_stages": 1}
+        self.walk = products | {
+            "SOLVING": self.precision.solving, "CHUNK": self.config.chunk, "VALUES": self.config.values,
+            "num_warps": self.config.walk_warps,
+        }  # fmt: skip
+        self.tokens_at_once = products | {"CHUNK": self.config.gradient_chunk}
+        self.exact_shape = {"H": self.heads, "D": self.size, "CHUNK": self.config.span}
         self.split = self.config.split or self.pairs * self.columns < multiprocessors(inputs.r.device)
         numbers = torch.arange(self.rows, device=cu_seqlens.device)
         first_rows = cu_seqlens[:-1] // self.config.span + numbers[:sequences]
@@ -120,8 +137,8 @@ class _Launch:
 
     def empty_states(self) -> Tensor:
         """Room for one state per span: [P, H, V, K] ([P, H, K, V] of pairs that the exact kernels redo)."""
-        shape = (self.rows, self.heads, self.shape["D"], self.shape["D"])
-        return torch.empty(shape, dtype=STORED, device=self.cu_seqlens.device)
+        shape = (self.rows, self.heads, self.size, self.size)
+        return torch.empty(shape, dtype=self.precision.stored, device=self.cu_seqlens.device)
 
     def solve(self, inputs: WkvInputs) -> tuple[Tensor, Tensor]:
         """T of every chunk [P · SPAN / CHUNK, H, CHUNK, CHUNK] in fp32, and which pairs' decays are out of range."""
@@ -131,7 +148,7 @@ class _Launch:
         unsafe = torch.zeros(self.pairs, dtype=torch.int32, device=inputs.w.device)
         wkv7_solve_kernel[(chunks, self.heads)](
             inputs.w, inputs.a, inputs.b, solve, unsafe, self.cu_seqlens, self.sequence_of_row, self.tokens,
-            **self.shape, **HEAD, **SOLVING, CHUNK=chunk, num_warps=self.config.solve_warps,
+            **self.shape, CHUNK=chunk, SOLVING=self.precision.solving, num_warps=self.config.solve_warps,
         )  # fmt: skip
         return solve, unsafe
 

@@ -91,18 +91,28 @@ def wkv7_output_kernel(
 
 
 @triton.jit
+def _add(pointers, x, real, first_value, SLICED: tl.constexpr):
+    """Store x, from the second slice of columns on added to what the slices before it left."""
+    if SLICED:
+        x += tl.load(pointers, mask=real & (first_value > 0), other=0.0)
+    tl.store(pointers, x, mask=real)
+
+
+@triton.jit
 def wkv7_span_gradients_kernel(
     r_ptr, w_ptr, k_ptr, v_ptr, a_ptr, b_ptr,
     u_ptr, state_ptr, unsafe_ptr, cu_seqlens_ptr, sequence_ptr,
     d_o_ptr, dy_ptr, dZ_ptr,
     dr_ptr, dw_ptr, dk_ptr, dv_ptr, da_ptr, db_ptr,
     T, scale,
-    H: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, SPAN: tl.constexpr, KEYS: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, SPAN: tl.constexpr,
+    KEYS: tl.constexpr, VALUES: tl.constexpr,
     OVER_HEAD: tl.constexpr, OVER_TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """Per span and head: the gradients of the six inputs, chunk after chunk, KEYS channels at a time.
+    """Per span and head: the six inputs' gradients, chunk after chunk, for KEYS channels and VALUES columns at a time.
 
-    dy may lie in dv's memory: a chunk's dv is written when no one needs its dy any more.
+    Each column of the state is a recurrence of its own, so all gradients but v's are sums over columns, which VALUES
+    below D adds up in memory. dy may lie in dv's memory: a chunk's dv is written when no one needs its dy any more.
     """
     row = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1)
@@ -111,81 +121,85 @@ def wkv7_span_gradients_kernel(
     span = (row - first_row).to(tl.int32) * SPAN
     if (span >= length) | (tl.load(unsafe_ptr + n * H + h) != 0):
         return
-    i, values = tl.arange(0, CHUNK), tl.arange(0, D)
+    i = tl.arange(0, CHUNK)
     inclusive, strict = i[:, None] >= i[None, :], i[:, None] > i[None, :]
     inclusive_T, strict_T = i[:, None] <= i[None, :], i[:, None] < i[None, :]
     origin = (start * H + h) * D
-    for t in range(span, span + SPAN, CHUNK):
-        real = (i < length - t)[:, None]
-        place = origin + (t + i[:, None]) * (H * D) + values[None, :]
-        v = operand(_tokens(v_ptr, place, real), OVER_HEAD)
-        u = operand(_tokens(u_ptr, place, real), OVER_HEAD)
-        dy = operand(_tokens(dy_ptr, place, real), OVER_HEAD)
-        d_o = operand(_tokens(d_o_ptr, place, real) * scale, OVER_HEAD)
-        o_v = tl.where(inclusive, dot(d_o, tl.trans(v), OVER_HEAD), 0.0)
-        o_u = tl.where(inclusive, dot(d_o, tl.trans(u), OVER_HEAD), 0.0)
-        y_v = tl.where(strict, dot(dy, tl.trans(v), OVER_HEAD), 0.0)
-        y_u = tl.where(strict, dot(dy, tl.trans(u), OVER_HEAD), 0.0)
-        v_o = tl.where(inclusive_T, dot(v, tl.trans(d_o), OVER_HEAD), 0.0)
-        u_o = tl.where(inclusive_T, dot(u, tl.trans(d_o), OVER_HEAD), 0.0)
-        v_y = tl.where(strict_T, dot(v, tl.trans(dy), OVER_HEAD), 0.0)
-        u_y = tl.where(strict_T, dot(u, tl.trans(dy), OVER_HEAD), 0.0)
-        dv = tl.zeros([CHUNK, D], tl.float32)
-        k_r = tl.zeros([CHUNK, CHUNK], tl.float32)
-        k_a = tl.zeros([CHUNK, CHUNK], tl.float32)
-        for first_key in range(0, D, KEYS):
-            keys = first_key + tl.arange(0, KEYS)
-            place_k = origin + (t + i[:, None]) * (H * D) + keys[None, :]
-            square = (row * H + h) * (D * D) + values[:, None] * D + keys[None, :]
-            Z = _carried(
-                tl.load(state_ptr + square).to(tl.float32), length, origin, span, t,
-                w_ptr, v_ptr, u_ptr, k_ptr, b_ptr, keys, values, 1.0, H * D, CHUNK, True, OVER_HEAD,
-            )  # fmt: skip
-            dZ = _carried(
-                tl.load(dZ_ptr + square).to(tl.float32), length, origin, t + CHUNK, span + SPAN,
-                w_ptr, d_o_ptr, dy_ptr, r_ptr, a_ptr, keys, values, scale, H * D, CHUNK, False, OVER_HEAD,
-            )  # fmt: skip
-            away, before, towards, m = centred_decays(_tokens(w_ptr, place_k, real).to(tl.float32))
-            half = tl.exp(m)[None, :]
-            Z, dZ = Z * half, dZ * half
-            crossing = tl.sum(Z * dZ, 0)
-            Z, dZ = operand(Z, OVER_HEAD), operand(dZ, OVER_HEAD)
-            r = _tokens(r_ptr, place_k, real) * away
-            k = _tokens(k_ptr, place_k, real) * towards
-            a = _tokens(a_ptr, place_k, real) * before
-            b = _tokens(b_ptr, place_k, real) * towards
+    for first_value in range(0, D, VALUES):
+        values = first_value + tl.arange(0, VALUES)
+        if VALUES < D:
+            tl.debug_barrier()
+        for t in range(span, span + SPAN, CHUNK):
+            real = (i < length - t)[:, None]
+            place = origin + (t + i[:, None]) * (H * D) + values[None, :]
+            v = operand(_tokens(v_ptr, place, real), OVER_HEAD)
+            u = operand(_tokens(u_ptr, place, real), OVER_HEAD)
+            dy = operand(_tokens(dy_ptr, place, real), OVER_HEAD)
+            d_o = operand(_tokens(d_o_ptr, place, real) * scale, OVER_HEAD)
+            o_v = tl.where(inclusive, dot(d_o, tl.trans(v), OVER_HEAD), 0.0)
+            o_u = tl.where(inclusive, dot(d_o, tl.trans(u), OVER_HEAD), 0.0)
+            y_v = tl.where(strict, dot(dy, tl.trans(v), OVER_HEAD), 0.0)
+            y_u = tl.where(strict, dot(dy, tl.trans(u), OVER_HEAD), 0.0)
+            v_o = tl.where(inclusive_T, dot(v, tl.trans(d_o), OVER_HEAD), 0.0)
+            u_o = tl.where(inclusive_T, dot(u, tl.trans(d_o), OVER_HEAD), 0.0)
+            v_y = tl.where(strict_T, dot(v, tl.trans(dy), OVER_HEAD), 0.0)
+            u_y = tl.where(strict_T, dot(u, tl.trans(dy), OVER_HEAD), 0.0)
+            dv = tl.zeros([CHUNK, VALUES], tl.float32)
+            k_r = tl.zeros([CHUNK, CHUNK], tl.float32)
+            k_a = tl.zeros([CHUNK, CHUNK], tl.float32)
+            for first_key in range(0, D, KEYS):
+                keys = first_key + tl.arange(0, KEYS)
+                place_k = origin + (t + i[:, None]) * (H * D) + keys[None, :]
+                square = (row * H + h) * (D * D) + values[:, None] * D + keys[None, :]
+                Z = _carried(
+                    tl.load(state_ptr + square).to(tl.float32), length, origin, span, t,
+                    w_ptr, v_ptr, u_ptr, k_ptr, b_ptr, keys, values, 1.0, H * D, CHUNK, True, OVER_HEAD,
+                )  # fmt: skip
+                dZ = _carried(
+                    tl.load(dZ_ptr + square).to(tl.float32), length, origin, t + CHUNK, span + SPAN,
+                    w_ptr, d_o_ptr, dy_ptr, r_ptr, a_ptr, keys, values, scale, H * D, CHUNK, False, OVER_HEAD,
+                )  # fmt: skip
+                away, before, towards, m = centred_decays(_tokens(w_ptr, place_k, real).to(tl.float32))
+                half = tl.exp(m)[None, :]
+                Z, dZ = Z * half, dZ * half
+                crossing = tl.sum(Z * dZ, 0)
+                Z, dZ = operand(Z, OVER_HEAD), operand(dZ, OVER_HEAD)
+                r = _tokens(r_ptr, place_k, real) * away
+                k = _tokens(k_ptr, place_k, real) * towards
+                a = _tokens(a_ptr, place_k, real) * before
+                b = _tokens(b_ptr, place_k, real) * towards
 
-            k_r += dot(k, tl.trans(r), OVER_HEAD)
-            k_a += dot(k, tl.trans(a), OVER_HEAD)
-            dv += dot(k, tl.trans(dZ), OVER_HEAD)
+                dr = dot(operand(_tokens(d_o_ptr, place, real) * scale, OVER_HEAD), Z, OVER_HEAD)
+                dr += dot(o_v, k, OVER_TOKENS) + dot(o_u, b, OVER_TOKENS)
+                crossed_after = r * dr
+                _add(dr_ptr + place_k, dr * away, real, first_value, VALUES < D)
 
-            dr = dot(operand(_tokens(d_o_ptr, place, real) * scale, OVER_HEAD), Z, OVER_HEAD)
-            dr += dot(o_v, k, OVER_TOKENS) + dot(o_u, b, OVER_TOKENS)
-            crossed_after = r * dr
-            tl.store(dr_ptr + place_k, dr * away, mask=real)
+                da = dot(operand(_tokens(dy_ptr, place, real), OVER_HEAD), Z, OVER_HEAD)
+                da += dot(y_v, k, OVER_TOKENS) + dot(y_u, b, OVER_TOKENS)
+                crossed_before = a * da
+                _add(da_ptr + place_k, da * before, real, first_value, VALUES < D)
 
-            da = dot(operand(_tokens(dy_ptr, place, real), OVER_HEAD), Z, OVER_HEAD)
-            da += dot(y_v, k, OVER_TOKENS) + dot(y_u, b, OVER_TOKENS)
-            crossed_before = a * da
-            tl.store(da_ptr + place_k, da * before, mask=real)
+                dk = dot(operand(_tokens(v_ptr, place, real), OVER_HEAD), dZ, OVER_HEAD)
+                crossing += tl.sum(k * dk, 0)
+                dk += dot(v_o, r, OVER_TOKENS) + dot(v_y, a, OVER_TOKENS)
+                crossed_after -= k * dk
+                _add(dk_ptr + place_k, dk * towards, real, first_value, VALUES < D)
 
-            dk = dot(operand(_tokens(v_ptr, place, real), OVER_HEAD), dZ, OVER_HEAD)
-            crossing += tl.sum(k * dk, 0)
-            dk += dot(v_o, r, OVER_TOKENS) + dot(v_y, a, OVER_TOKENS)
-            crossed_after -= k * dk
-            tl.store(dk_ptr + place_k, dk * towards, mask=real)
+                db = dot(operand(_tokens(u_ptr, place, real), OVER_HEAD), dZ, OVER_HEAD)
+                crossing += tl.sum(b * db, 0)
+                db += dot(u_o, r, OVER_TOKENS) + dot(u_y, a, OVER_TOKENS)
+                crossed_after -= b * db
+                _add(db_ptr + place_k, db * towards, real, first_value, VALUES < D)
 
-            db = dot(operand(_tokens(u_ptr, place, real), OVER_HEAD), dZ, OVER_HEAD)
-            crossing += tl.sum(b * db, 0)
-            db += dot(u_o, r, OVER_TOKENS) + dot(u_y, a, OVER_TOKENS)
-            crossed_after -= b * db
-            tl.store(db_ptr + place_k, db * towards, mask=real)
+                crossed = crossed_after + crossed_before
+                from_here = tl.sum(crossed, 0)[None, :] - tl.cumsum(crossed, 0) + crossed_after
+                _add(dw_ptr + place_k, from_here + crossing[None, :], real, first_value, VALUES < D)
 
-            crossed = crossed_after + crossed_before
-            from_here = tl.sum(crossed, 0)[None, :] - tl.cumsum(crossed, 0) + crossed_after
-            tl.store(dw_ptr + place_k, from_here + crossing[None, :], mask=real)
-        d_o = operand(_tokens(d_o_ptr, place, real) * scale, OVER_HEAD)
-        dv += dot(tl.where(inclusive_T, k_r, 0.0), d_o, OVER_TOKENS)
-        dv += dot(tl.where(strict_T, k_a, 0.0), _tokens(dy_ptr, place, real), OVER_TOKENS)
-        tl.debug_barrier()
-        tl.store(dv_ptr + place, dv, mask=real)
+                k_r += dot(k, tl.trans(r), OVER_HEAD)
+                k_a += dot(k, tl.trans(a), OVER_HEAD)
+                dv += dot(k, tl.trans(dZ), OVER_HEAD)
+            d_o = operand(_tokens(d_o_ptr, place, real) * scale, OVER_HEAD)
+            dv += dot(tl.where(inclusive_T, k_r, 0.0), d_o, OVER_TOKENS)
+            dv += dot(tl.where(strict_T, k_a, 0.0), _tokens(dy_ptr, place, real), OVER_TOKENS)
+            tl.debug_barrier()
+            tl.store(dv_ptr + place, dv, mask=real)
