@@ -1,7 +1,9 @@
 """How every benchmark says what it measured: Markdown tables on stdout, and the same rows as JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +33,20 @@ def write_json(path: Path | None, results: Mapping[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def race(contestants: Mapping[str, Callable[[], object]], rounds: int = 7) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        for name, run in contestants.items():
+            begin = time.perf_counter()
+            run()
+            if number:
+                times[name].append(time.perf_counter() - begin)
+    return times
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """The median over rounds of how many times longer `slow` took."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))

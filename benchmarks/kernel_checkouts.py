@@ -5,7 +5,7 @@
 
 For the recurrence each checkout has a process of its own that stays: inputs of B=1, H heads of 64, fp32, forward and
 backward. A process keeps the memory of freed tensors where its checkout's `student train` does. Whole mixers, with
-`--fuse`, are timed by each checkout's own `benchmarks/kernels.py`. Ratios are medians of those within a round.
+`--fuse`, in bf16 where the processor multiplies it natively, else in fp32. Ratios are medians of those within a round.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from arwkv_kernels.precision import machine
+from arwkv_kernels.precision import machine, multiplies_bf16
 from arwkv_store.commands.command_line import main
 from checkouts import environment_of
 from figures import print_table, write_json
@@ -52,6 +52,15 @@ for line in sys.stdin:
         for x in inputs:
             x.grad = None
     print(backward - forward, end - backward, flush=True)
+"""
+
+# Earlier checkouts time mixers under autocast to bf16 alone.
+IN_FP32 = """
+import functools, runpy, sys
+sys.path[0] = "benchmarks"
+import torch
+torch.autocast = functools.partial(torch.autocast, enabled=False)
+runpy.run_path("benchmarks/kernels.py", run_name="__main__")
 """
 
 
@@ -99,7 +108,7 @@ def measure(config: CheckoutsConfig) -> dict[str, Any]:
                 )
     print_table(f"compiled wkv7, H={config.heads} D=64 fp32, ns per token and head", rows)
     mixers = _mixers(config)
-    print_table("time mixer with --fuse, B=4 T=512 C=512, bf16, forward + backward", mixers)
+    print_table("time mixer with --fuse, B=4 T=512 C=512, forward + backward", mixers)
     results = {"machine": machine(), "rows": rows, "mixers": mixers}
     write_json(config.json_out, results)
     return results
@@ -127,10 +136,12 @@ def _mixers_of(checkout: Path) -> dict[str, float]:
     """Milliseconds of each preset's compiled mixer."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
-        words = ["benchmarks/kernels.py", "--only", "time mixer, B=4", "--json-out", str(file)]
+        flags = ["--only", "time mixer, B=4", "--json-out", str(file)]
+        script = ["benchmarks/kernels.py"] if multiplies_bf16() else ["-c", IN_FP32]
         subprocess.run(
-            [sys.executable, *words], env=_environment(checkout), cwd=checkout, stdout=subprocess.DEVNULL, check=True
-        )
+            [sys.executable, *script, *flags],
+            env=_environment(checkout), cwd=checkout, stdout=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
         (rows,) = (rows for title, rows in json.loads(file.read_text()).items() if title.startswith("time mixer"))
     return {row["preset"]: row["compiled ms"] for row in rows}
 

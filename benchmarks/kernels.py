@@ -26,12 +26,11 @@ from torch import Tensor
 from arwkv_kernels import linear_sparse_kl, wkv7, wkv7_step
 from arwkv_kernels.blocked_attention import blocked_attention
 from arwkv_kernels.memory import keep_freed_memory
-from figures import Rows, print_table, write_json
+from arwkv_kernels.precision import multiplies_bf16
+from figures import Rows, print_table, race, ratio, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from process_memory import allocated_peak_bytes
-
-ROUNDS = 7
 
 
 def layer_inputs(
@@ -59,22 +58,6 @@ def unbind_loop(*inputs: Tensor) -> Tensor:
         state = w.exp()[..., None] * state + b[..., None] * removed[..., None, :] + k[..., None] * v[..., None, :]
         outputs.append(torch.einsum("bhk,bhkv->bhv", r, state))
     return torch.stack(outputs, 1)
-
-
-def race(contestants: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round, after one round that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds + 1):
-        for name, run in contestants.items():
-            begin = time.perf_counter()
-            run()
-            if number:
-                times[name].append(time.perf_counter() - begin)
-    return times
-
-
-def ratio(slow: list[float], fast: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 def recurrence() -> Rows:
@@ -128,8 +111,8 @@ def step_in_place() -> Rows:
     return rows
 
 
-def element_wise(device: str = "cpu", B: int = 4, T: int = 512, C: int = 512) -> Rows:
-    """A whole time mixer under bf16 autocast, its element-wise parts eager and compiled, forward and backward."""
+def element_wise(device: str = "cpu", B: int = 4, T: int = 512, C: int = 512, *, bf16: bool) -> Rows:
+    """A whole time mixer, its element-wise parts eager and compiled, forward and backward."""
     from arwkv_student.model.time_mix import TimeMix, TimeMixContext
     from arwkv_student.model.time_mix_options import BaseShape, preset_options
 
@@ -146,7 +129,7 @@ def element_wise(device: str = "cpu", B: int = 4, T: int = 512, C: int = 512) ->
 
         def train(fuse: bool, mixer: Any = mixer, x: Tensor = x, v: Tensor = v_first, context: Any = context) -> None:
             mixer.fuse = fuse
-            with torch.autocast(device, torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
                 y, _, _ = mixer(x, v, context)
             y.float().sum().backward()
             if device == "cuda":
@@ -159,6 +142,7 @@ def element_wise(device: str = "cpu", B: int = 4, T: int = 512, C: int = 512) ->
         rows.append(
             {
                 "preset": preset,
+                "products": "bf16" if bf16 else "fp32",
                 "eager ms": 1e3 * statistics.median(times["eager"]),
                 "compiled ms": 1e3 * statistics.median(times["compiled"]),
                 "speed-up": ratio(times["eager"], times["compiled"]),
@@ -326,7 +310,7 @@ CPU_TABLES: dict[str, Callable[[], Rows]] = {
     "compiled wkv7, H=4 D=64, forward + backward": growth,
     "wkv7_step, D=64": step,
     "wkv7_step of some of 64 states, D=64": step_in_place,
-    "time mixer, B=4 T=512 C=512, bf16, forward + backward": element_wise,
+    "time mixer, B=4 T=512 C=512, forward + backward": lambda: element_wise(bf16=multiplies_bf16()),
     "time mixer, C=256, rows of 257 to 512 tokens": changing_lengths,
     "attention, bf16": attention,
     "linear_sparse_kl, T=1024 V=32,000 C=256 k=64, forward + backward": sparse_kl,

@@ -269,5 +269,7 @@ def gpu_tables(card: dict[str, Any], *, check_numerics: bool) -> dict[str, Calla
         "wkv7_step, D=64": lambda: step(bandwidth),
         f"linear_sparse_kl, bf16, N={N} V={V} C={C} k={K}, forward + backward": lambda: head(flops),
         f"topk_logsumexp, fp32, T=1024 V={V} k={K}": lambda: capture(bandwidth),
-        "time mixer, B=8 T=2048 C=2048, bf16, forward + backward": lambda: element_wise("cuda", 8, 2048, 2048),
+        "time mixer, B=8 T=2048 C=2048, bf16, forward + backward": lambda: element_wise(
+            "cuda", 8, 2048, 2048, bf16=True
+        ),
     }

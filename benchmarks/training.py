@@ -15,7 +15,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from arwkv_student.model.modeling import ArwkvForCausalLM
 from arwkv_student.training.align import align_losses, align_outputs
 from arwkv_student.training.parameters import choose_trained
 from checkouts import environment_of
-from figures import Rows, print_table, write_json
+from figures import Rows, print_table, race, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from process_memory import allocated_peak_bytes
@@ -83,18 +82,6 @@ def made_base(folder: Path, shape: Mapping[str, int], layers: int, vocab_size: i
         )
         Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return open_base(str(folder))
-
-
-def race(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, in turns, after one of each that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for round_number in range(rounds + 1):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            if round_number:
-                times[name].append(time.perf_counter() - began)
-    return times
 
 
 class Stage1:
