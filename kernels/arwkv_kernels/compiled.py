@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from arwkv_kernels.arguments import WkvInputs, wants_gradient
-from arwkv_kernels.compiled_loops import CHUNK, ROWS_AT_ONCE, backward_loop, forward_loop, step_loop
+from arwkv_kernels.loops import chunks, tokens
 
 # More parts than threads, so that sequences of different lengths are distributed evenly.
 PARTS_PER_THREAD = 4
@@ -32,21 +32,19 @@ LOWEST_LOG_DECAY_OF_CHUNKS = -2.0
 # With fewer state entries, a step ends before another thread has started.
 ENTRIES_PER_THREAD = 1 << 18
 
-__all__ = ["ROWS_AT_ONCE", "wkv7_compiled", "wkv7_step_compiled", "wkv7_step_compiled_in_place"]
-
 
 def wkv7_compiled(
     inputs: WkvInputs, state_NHKV: Tensor, offsets: list[int] | None, scale: float, lowest_w: float
 ) -> tuple[Tensor, Tensor]:
     """Inputs [B, T, H, D] of any float dtype, state fp32 or fp64; correct for every log decay.
 
-    `lowest_w`: the lowest of them. D must be a multiple of ROWS_AT_ONCE. Returns (o in the state's dtype, final state).
+    `lowest_w`: the lowest of them. D must be even. Returns (o in the state's dtype, final state).
     """
     batch, length = inputs.r.shape[:2]
     bounds = [n * length for n in range(batch + 1)] if offsets is None else offsets
     chunk = 0
     if wants_gradient(*inputs, state_NHKV):
-        chunk = CHUNK if lowest_w >= LOWEST_LOG_DECAY_OF_CHUNKS else 1
+        chunk = tokens.CHUNK if lowest_w >= LOWEST_LOG_DECAY_OF_CHUNKS else 1
     o, final = _Compiled.apply(*inputs, state_NHKV, bounds, scale, chunk)  # type: ignore[no-untyped-call]  # torch
     return o, final
 
@@ -62,7 +60,7 @@ def wkv7_step_compiled(inputs: WkvInputs, state_BHKV: Tensor, scale: float) -> t
     o, final = (torch.empty(x.shape, dtype=x.dtype) for x in (raised.v, state_BHKV))
     kept = (_states(final[:0]), _array(o[:0]), 0)
     arrays = [*map(_array, raised), _states(state_BHKV), _states(final), o.numpy(), *kept, *_single_tokens(batch)]
-    loop = forward_loop(size)
+    loop = tokens.forward_loop(size)
     step_pairs(lambda first, last: loop(*arrays, first, last), batch * heads, size)
     return o, final
 
@@ -74,7 +72,7 @@ def wkv7_step_compiled_in_place(inputs: WkvInputs, state_SHKV: Tensor, slots_B: 
     raised = raised._replace(w=raised.w.exp(), r=raised.r if scale == 1.0 else raised.r * scale)
     o = torch.empty(raised.v.shape, dtype=raised.v.dtype)
     arrays = [*map(_array, raised), *flat_states(state_SHKV), _array(slots_B.to(torch.int64)), o.numpy()]
-    loop = step_loop(size)
+    loop = tokens.step_loop(size)
     step_pairs(lambda first, last: loop(*arrays, first, last), batch * heads, size)
     return o
 
@@ -130,9 +128,9 @@ class _Compiled(torch.autograd.Function):
         final = torch.empty_like(state, memory_format=torch.contiguous_format)
         checkpoints = torch.empty(layout.checkpoints, heads, size, size, dtype=state.dtype)
         us = torch.empty_like(o if chunk else o[:0])
-        tokens, kept = _tokens(inputs, state.dtype, scale), (_states(checkpoints), _array(us, tokens=True))
-        arrays = [*tokens, _states(state), _states(final), _array(o, tokens=True), *kept]
-        loop = forward_loop(size)
+        arrays = [*_tokens(inputs, state.dtype, scale), _states(state), _states(final), _array(o, tokens=True)]
+        arrays += [_states(checkpoints), _array(us, tokens=True)]
+        loop = tokens.forward_loop(size)
         _spread(
             lambda first, last: loop(*arrays, chunk, layout.offsets, layout.first_checkpoint, first, last),
             pairs=state.shape[0] * heads,
@@ -151,14 +149,12 @@ class _Compiled(torch.autograd.Function):
         dtype = checkpoints.dtype
         gradients = WkvInputs(*(torch.empty(x.shape, dtype=dtype) for x in inputs))
         d_initial = torch.empty(d_final.shape, dtype=dtype)
-        tokens = (*_tokens(inputs, dtype, ctx.scale), _array(us, tokens=True), _array(d_o, tokens=True))
-        arrays = [*tokens, _states(d_final), _states(checkpoints)]
+        arrays = [*_tokens(inputs, dtype, ctx.scale), _array(us, tokens=True), _array(d_o, tokens=True)]
+        arrays += [_states(d_final), _states(checkpoints)]
         results = [*(_array(x, tokens=True) for x in gradients), _states(d_initial)]
-        loop = backward_loop(size)
+        loop = (chunks if ctx.chunk > 1 else tokens).backward_loop(size)
         _spread(
-            lambda first, last: loop(
-                *arrays, *results, ctx.chunk, ctx.layout.offsets, ctx.layout.first_checkpoint, first, last
-            ),
+            lambda first, last: loop(*arrays, *results, ctx.layout.offsets, ctx.layout.first_checkpoint, first, last),
             pairs=d_final.shape[0] * heads,
         )
         if ctx.scale != 1.0:

@@ -222,12 +222,12 @@ def test_a_step_refuses_the_decays_that_a_sequence_does(w: float, backend: str, 
 
 def test_nothing_is_kept_where_no_backward_can_follow(make_case: MakeCase, monkeypatch: pytest.MonkeyPatch) -> None:
     case, kept = make_case(20).to(torch.float32), []
-    loop_of = compiled.forward_loop
+    loop_of = compiled.tokens.forward_loop
 
     def spy(size: int) -> Callable[..., None]:
         return lambda *arrays: (kept.append(arrays[9].size), loop_of(size)(*arrays))[1]
 
-    monkeypatch.setattr(compiled, "forward_loop", spy)
+    monkeypatch.setattr(compiled.tokens, "forward_loop", spy)
     case.run("cpu")
     assert max(kept) > 0
     kept.clear()

@@ -96,7 +96,7 @@ def _loop(head_dim: int, repeats: int, norm_eps: float) -> Callable[..., None]:
     """
     from numba import carray
 
-    from arwkv_kernels.compiled_loops import stack_space
+    from arwkv_kernels.loops.intrinsics import stack_space
 
     D, half, square = head_dim, head_dim // 2, head_dim * head_dim
     one, tiny, D32, eps = np.float32(1.0), np.float32(1e-12), np.float32(D), np.float32(norm_eps)

@@ -1,0 +1,1 @@
+"""The recurrence and its gradient as loops that numba compiles."""
