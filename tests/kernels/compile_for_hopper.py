@@ -20,7 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from arwkv_kernels.triton import sparse_kl, topk_logsumexp, wkv7_step
-from arwkv_kernels.triton.configs import PARALLEL, PARALLEL_FP32, WKV7
+from arwkv_kernels.triton.configs import PARALLEL, PARALLEL_FEW, PARALLEL_FP32, WKV7, ParallelConfig
+from arwkv_kernels.triton.parallel.autograd import FP32, HALF, Precision
 from arwkv_kernels.triton.parallel.solve import wkv7_solve_kernel
 from arwkv_kernels.triton.parallel.tokens import wkv7_output_kernel, wkv7_span_gradients_kernel
 from arwkv_kernels.triton.parallel.walks import wkv7_reverse_walk_kernel, wkv7_walk_kernel
@@ -111,37 +112,31 @@ def report_wkv7(head_size: int) -> None:
 
 
 def report_parallel(head_size: int) -> None:
-    """The decay in fp32 and in half; walks with and without the output; outputs that are kept or not."""
-    config = PARALLEL[head_size]
-    shape = {"H": 64, "D": head_size, "SPAN": config.span}
-    heads, solving = {"OVER_HEAD": "bf16"}, {"SOLVING": "tf32"}
-    products = heads | {"OVER_TOKENS": "tf32"}
-    chunks = shape | {"CHUNK": config.chunk}
-    walk = chunks | products | solving | {"VALUES": config.values}
-    slices = shape | products | {"CHUNK": config.gradient_chunk}
-    for decay in (FP32_DECAY, {}):
-        report(wkv7_solve_kernel, chunks | heads | solving, config.solve_warps, decay)
-        variants = [(True, False)] if config.split else [(True, True), (False, True), (True, False)]
-        for keep, output in variants:
-            report(wkv7_walk_kernel, walk | {"KEEP": keep, "OUTPUT": output}, config.walk_warps, decay, stages=1)
-        report(wkv7_reverse_walk_kernel, walk, config.walk_warps, decay, stages=1)
-        report(wkv7_output_kernel, slices | {"KEYS": config.output_keys}, config.output_warps, decay, stages=1)
-        columns = {"KEYS": config.keys, "VALUES": config.gradient_values}
-        report(wkv7_span_gradients_kernel, slices | columns, config.gradient_warps, decay, stages=1)
+    """The form for many sequences, and that for few where it is another one; the decay in fp32 and in half."""
+    for config in dict.fromkeys((PARALLEL[head_size], PARALLEL_FEW[head_size])):
+        for decay in (FP32_DECAY, {}):
+            report_spans(head_size, config, HALF, decay)
 
 
 def report_fp32(head_size: int) -> None:
-    """What runs where v is fp32: the chunk-parallel form with fp32 products, of inputs that are all fp32."""
-    config = PARALLEL_FP32[head_size]
-    types = FP32_INPUTS | dict.fromkeys(["u_ptr", "state_ptr", "dy_ptr", "dZ_ptr"], "*fp32")
-    shape = {"H": 64, "D": head_size, "SPAN": config.span, "OVER_HEAD": "ieee"}
-    chunks = shape | {"CHUNK": config.chunk, "SOLVING": "ieee"}
-    walk = chunks | {"OVER_TOKENS": "ieee", "VALUES": config.values}
-    tokens = shape | {"OVER_TOKENS": "ieee", "CHUNK": config.gradient_chunk}
+    """What runs where v is fp32, of inputs that are all fp32."""
+    kept = dict.fromkeys(["u_ptr", "state_ptr", "dy_ptr", "dZ_ptr"], "*fp32")
+    report_spans(head_size, PARALLEL_FP32[head_size], FP32, FP32_INPUTS | kept)
+
+
+def report_spans(head_size: int, config: ParallelConfig, precision: Precision, types: dict[str, str]) -> None:
+    """Where walks write the output, those that keep it for a backward pass and those that do not."""
+    shape = {"H": 64, "D": head_size, "SPAN": config.span, "OVER_HEAD": precision.head}
+    chunks = shape | {"SOLVING": precision.solving, "CHUNK": config.chunk}
+    walk = chunks | {"OVER_TOKENS": precision.tokens, "VALUES": config.values}
+    tokens = shape | {"OVER_TOKENS": precision.tokens, "CHUNK": config.gradient_chunk}
     report(wkv7_solve_kernel, chunks, config.solve_warps, types)
-    report(wkv7_walk_kernel, walk | {"KEEP": True, "OUTPUT": False}, config.walk_warps, types, stages=1)
+    for keep in (True,) if config.split else (True, False):
+        variant = {"KEEP": keep, "OUTPUT": not config.split}
+        report(wkv7_walk_kernel, walk | variant, config.walk_warps, types, stages=1)
     report(wkv7_reverse_walk_kernel, walk, config.walk_warps, types, stages=1)
-    report(wkv7_output_kernel, tokens | {"KEYS": config.output_keys}, config.output_warps, types, stages=1)
+    if config.split:
+        report(wkv7_output_kernel, tokens | {"KEYS": config.output_keys}, config.output_warps, types, stages=1)
     columns = {"KEYS": config.keys, "VALUES": config.gradient_values}
     report(wkv7_span_gradients_kernel, tokens | columns, config.gradient_warps, types, stages=1)
 

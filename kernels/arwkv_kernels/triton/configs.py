@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ParallelConfig:
     walk_warps: int
     gradient_warps: int
     split: bool = False
-    """Whether the walk always leaves the output to a kernel of its own, not only where sequences are few."""
+    """Whether the walk leaves the output to a kernel of its own."""
     solve_warps: int = 4
     output_warps: int = 4
     exact_warps: int = 8
@@ -69,6 +69,10 @@ PARALLEL = {
         walk_warps=8, gradient_warps=8, output_warps=8, split=True,
     ),
 }  # fmt: skip
+# Where programs of the walks are fewer than multiprocessors, what counts is how many steps a sequence takes.
+PARALLEL_FEW = {
+    size: replace(PARALLEL[size], split=True, chunk=64, walk_warps=8, solve_warps=8) for size in (32, 64)
+} | {128: PARALLEL[128]}
 # Of inputs whose v is fp32, with fp32 products. Parts are smaller: nothing is rounded to half the registers.
 PARALLEL_FP32 = {
     32: ParallelConfig(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from arwkv_kernels.arguments import WkvInputs
-from arwkv_kernels.triton.configs import PARALLEL, PARALLEL_FP32
+from arwkv_kernels.triton.configs import PARALLEL, PARALLEL_FEW, PARALLEL_FP32, ParallelConfig
 from arwkv_kernels.triton.launch import INTERPRETED, device_of, in_fp32
 from arwkv_kernels.triton.parallel.solve import wkv7_solve_kernel
 from arwkv_kernels.triton.parallel.tokens import wkv7_output_kernel, wkv7_span_gradients_kernel
@@ -45,15 +45,17 @@ class WkvInSpans(torch.autograd.Function):
         state, cu_seqlens, scale, keep = arguments[6].contiguous(), *arguments[7:]
         launch = _Launch(inputs, cu_seqlens)
         o, final = torch.empty_like(inputs.v), torch.empty_like(state)
-        u = torch.empty(inputs.v.shape if keep or launch.split else 0, dtype=launch.precision.stored, device=o.device)
-        states = launch.empty_states() if keep or launch.split else u
+        u = torch.empty(
+            inputs.v.shape if keep or launch.config.split else 0, dtype=launch.precision.stored, device=o.device
+        )
+        states = launch.empty_states() if keep or launch.config.split else u
         with device_of(o):
             solve, unsafe = launch.solve(inputs)
             wkv7_walk_kernel[(launch.pairs, launch.columns)](
                 *inputs, solve, state, final, o, u, states, unsafe, cu_seqlens, launch.tokens, scale,
-                **launch.walk, KEEP=keep or launch.split, OUTPUT=not launch.split,
+                **launch.walk, KEEP=keep or launch.config.split, OUTPUT=not launch.config.split,
             )  # fmt: skip
-            if launch.split:
+            if launch.config.split:
                 wkv7_output_kernel[(launch.rows, launch.heads)](
                     inputs.r, inputs.w, inputs.k, inputs.v, inputs.b, o, u, states, unsafe, cu_seqlens,
                     launch.sequence_of_row, launch.tokens, scale,
@@ -114,11 +116,11 @@ class _Launch:
     def __init__(self, inputs: WkvInputs, cu_seqlens: Tensor) -> None:
         batch, length, self.heads, self.size = inputs.r.shape
         sequences = cu_seqlens.numel() - 1
-        self.config = (PARALLEL_FP32 if in_fp32(inputs.v) else PARALLEL)[self.size]
+        self.pairs = sequences * self.heads
+        self.config = _config(inputs.v, self.pairs)
         self.precision = FP32 if in_fp32(inputs.v) or INTERPRETED else HALF
         self.cu_seqlens = cu_seqlens
         self.tokens = batch * length
-        self.pairs = sequences * self.heads
         self.columns = self.size // self.config.values
         self.rows = self.tokens // self.config.span + sequences
         # A step of a walk, and the tokens of a span at one time: the kernels' constants and how they are scheduled.
@@ -130,7 +132,6 @@ class _Launch:
         }  # fmt: skip
         self.tokens_at_once = products | {"CHUNK": self.config.gradient_chunk}
         self.exact_shape = {"H": self.heads, "D": self.size, "CHUNK": self.config.span}
-        self.split = self.config.split or self.pairs * self.columns < multiprocessors(inputs.r.device)
         numbers = torch.arange(self.rows, device=cu_seqlens.device)
         first_rows = cu_seqlens[:-1] // self.config.span + numbers[:sequences]
         self.sequence_of_row = torch.searchsorted(first_rows, numbers, right=True).sub_(1).clamp_(min=0)
@@ -151,6 +152,15 @@ class _Launch:
             **self.shape, CHUNK=chunk, SOLVING=self.precision.solving, num_warps=self.config.solve_warps,
         )  # fmt: skip
         return solve, unsafe
+
+
+def _config(v: Tensor, pairs: int) -> ParallelConfig:
+    """How a call with these values, of so many sequences and heads, is cut and scheduled."""
+    size = v.shape[-1]
+    if in_fp32(v):
+        return PARALLEL_FP32[size]
+    programs = pairs * size // PARALLEL[size].values
+    return (PARALLEL_FEW if programs < multiprocessors(v.device) else PARALLEL)[size]
 
 
 def multiprocessors(device: torch.device) -> int:
