@@ -122,13 +122,14 @@ class _Compiled(torch.autograd.Function):
     # where no backward pass follows).
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         inputs, state, offsets, scale, chunk = WkvInputs(*arguments[:6]), *arguments[6:]
+        decays = inputs._replace(w=inputs.w.detach().to(state.dtype).exp())
         layout = _Layout.of(offsets, chunk)
         heads, size = inputs.r.shape[2:]
         o = torch.empty(inputs.r.shape, dtype=state.dtype)
         final = torch.empty_like(state, memory_format=torch.contiguous_format)
         checkpoints = torch.empty(layout.checkpoints, heads, size, size, dtype=state.dtype)
         us = torch.empty_like(o if chunk else o[:0])
-        arrays = [*_tokens(inputs, state.dtype, scale), _states(state), _states(final), _array(o, tokens=True)]
+        arrays = [*_tokens(decays, state.dtype, scale), _states(state), _states(final), _array(o, tokens=True)]
         arrays += [_states(checkpoints), _array(us, tokens=True)]
         loop = tokens.forward_loop(size)
         _spread(
@@ -136,8 +137,8 @@ class _Compiled(torch.autograd.Function):
             pairs=state.shape[0] * heads,
         )
         if chunk:
-            ctx.save_for_backward(*inputs, us, checkpoints)
-            ctx.layout, ctx.scale, ctx.chunk = layout, scale, chunk
+            ctx.save_for_backward(*decays, us, checkpoints)
+            ctx.layout, ctx.scale, ctx.chunk, ctx.dtypes = layout, scale, chunk, [x.dtype for x in inputs]
         return o, final
 
     @staticmethod
@@ -159,7 +160,7 @@ class _Compiled(torch.autograd.Function):
         )
         if ctx.scale != 1.0:
             gradients.r.mul_(ctx.scale)
-        return *(g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)), d_initial, None, None, None
+        return *(g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)), d_initial, None, None, None
 
 
 # Any: fp32 or fp64, as the state.
@@ -176,9 +177,9 @@ def _states(x_NHKV: Tensor) -> NDArray[Any]:
 
 
 def _tokens(inputs: WkvInputs, dtype: torch.dtype, scale: float) -> list[NDArray[Any]]:
-    """r, exp(w), k, v, a, b as arrays, r scaled."""
+    """r, exp(w), k, v, a, b as arrays, r scaled; `inputs.w` is exp(w) already."""
     raised = WkvInputs(*(x.detach().to(dtype) for x in inputs))
-    raised = raised._replace(w=raised.w.exp(), r=raised.r if scale == 1.0 else raised.r * scale)
+    raised = raised._replace(r=raised.r if scale == 1.0 else raised.r * scale)
     return [_array(x, tokens=True) for x in raised]
 
 
