@@ -15,7 +15,7 @@ from arwkv_kernels.arguments import wants_gradient
 
 BACKENDS = ("auto", "reference", "torch", "cpu", "triton")
 TRITON_HEAD_SIZES = (32, 64, 128)
-# Two states of this size lie on a thread's stack: 1 MiB in fp64.
+# Three states of this size, and chunks of tokens, lie on a thread's stack: 2 MiB in fp64.
 LARGEST_COMPILED_HEAD = 256
 
 

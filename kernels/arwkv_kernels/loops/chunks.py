@@ -76,7 +76,7 @@ def backward_loop(head_size: int) -> Loop:
         ups, results = carray(p_ups, (both, D)), carray(p_results, (both, D))
         products, up_products = carray(p_products, (both, both)), carray(p_up_products, (both, both))
         d_queries, d_keys = carray(p_d_queries, (both, D)), carray(p_d_keys, (both, D))
-        # The decays up to before each token, and 1 over those up to it.
+        # P[t]: the decays of the tokens before t; inverse[t]: 1 over those up to t itself.
         P, inverse = carray(stack_space(places, r), (CHUNK + 1, D)), carray(stack_space(places, r), (CHUNK + 1, D))
         y, later = carray(stack_space(D, r), (D,)), carray(stack_space(D, r), (D,))
         for n in range(first // heads, (last - 1) // heads + 1):
