@@ -7,10 +7,10 @@ with `--fp32` those for fp32 inputs. Runs with whichever Triton comes first on t
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -165,10 +165,13 @@ def report_head() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] in ("--parallel", "--fp32"):
-        for size in sys.argv[2:]:
-            (report_parallel if sys.argv[1] == "--parallel" else report_fp32)(int(size))
-    else:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("head_sizes", nargs="+", type=int, choices=WKV7, metavar="HEAD_SIZE")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--parallel", action="store_const", dest="report", const=report_parallel)
+    which.add_argument("--fp32", action="store_const", dest="report", const=report_fp32)
+    arguments = parser.parse_args()
+    if arguments.report is None:
         report_head()
-        for size in sys.argv[1:]:
-            report_wkv7(int(size))
+    for size in arguments.head_sizes:
+        (arguments.report or report_wkv7)(size)

@@ -64,10 +64,14 @@ SHAPES: list[tuple[int, int, list[int] | None]] = [
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cut", [None, "few_sequences", "fp32_configurations"])
 @pytest.mark.parametrize(("T", "D", "offsets"), SHAPES)
 def test_outputs_and_gradients_match_fp64(
-    T: int, D: int, offsets: list[int] | None, make_case: MakeCase, assert_close: AssertClose
-) -> None:
+    T: int, D: int, offsets: list[int] | None, cut: str | None,
+    make_case: MakeCase, assert_close: AssertClose, request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    if cut:
+        request.getfixturevalue(cut)
     case = make_case(T, D, H=1, offsets=offsets).to(torch.float32)
     assert_close(case.results("triton", 0.7), case.to(torch.float64).results("reference", 0.7), FP32)
 
@@ -88,30 +92,10 @@ def test_few_sequences_give_the_same_output_without_a_gradient(make_case: MakeCa
     assert final.equal(expected_final)
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("few_sequences")
-@pytest.mark.parametrize(("T", "D", "offsets"), SHAPES)
-def test_few_sequences_match_fp64(
-    T: int, D: int, offsets: list[int] | None, make_case: MakeCase, assert_close: AssertClose
-) -> None:
-    case = make_case(T, D, H=1, offsets=offsets).to(torch.float32)
-    assert_close(case.results("triton", 0.7), case.to(torch.float64).results("reference", 0.7), FP32)
-
-
 @pytest.mark.usefixtures("fp32_configurations")
 @pytest.mark.parametrize(("T", "D"), [(33, 32), (17, 128)])
 def test_fp32_configurations_match_fp64(T: int, D: int, make_case: MakeCase, assert_close: AssertClose) -> None:
     case = make_case(T, D, B=1, H=1).to(torch.float32)
-    assert_close(case.results("triton", 0.7), case.to(torch.float64).results("reference", 0.7), FP32)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("fp32_configurations")
-@pytest.mark.parametrize(("T", "D", "offsets"), SHAPES)
-def test_fp32_configurations_match_fp64_at_every_shape(
-    T: int, D: int, offsets: list[int] | None, make_case: MakeCase, assert_close: AssertClose
-) -> None:
-    case = make_case(T, D, H=1, offsets=offsets).to(torch.float32)
     assert_close(case.results("triton", 0.7), case.to(torch.float64).results("reference", 0.7), FP32)
 
 

@@ -13,7 +13,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 def in_fp32(v: Tensor) -> bool:
-    """Whether the recurrence multiplies in fp32, because its values are fp32. The interpreter always does."""
+    """Whether fp32 values take configurations of their own; not under the interpreter, which multiplies all in fp32."""
     return v.dtype == torch.float32 and not INTERPRETED
 
 

@@ -45,15 +45,15 @@ class WkvInSpans(torch.autograd.Function):
         state, cu_seqlens, scale, keep = arguments[6].contiguous(), *arguments[7:]
         launch = _Launch(inputs, cu_seqlens)
         o, final = torch.empty_like(inputs.v), torch.empty_like(state)
-        u = torch.empty(
-            inputs.v.shape if keep or launch.config.split else 0, dtype=launch.precision.stored, device=o.device
-        )
-        states = launch.empty_states() if keep or launch.config.split else u
+        # A kernel of its own for the output needs what a backward pass needs.
+        kept = keep or launch.config.split
+        u = torch.empty(inputs.v.shape if kept else 0, dtype=launch.precision.stored, device=o.device)
+        states = launch.empty_states() if kept else u
         with device_of(o):
             solve, unsafe = launch.solve(inputs)
             wkv7_walk_kernel[(launch.pairs, launch.columns)](
                 *inputs, solve, state, final, o, u, states, unsafe, cu_seqlens, launch.tokens, scale,
-                **launch.walk, KEEP=keep or launch.config.split, OUTPUT=not launch.config.split,
+                **launch.walk, KEEP=kept, OUTPUT=not launch.config.split,
             )  # fmt: skip
             if launch.config.split:
                 wkv7_output_kernel[(launch.rows, launch.heads)](
